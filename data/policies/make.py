@@ -1,0 +1,137 @@
+"""Make the embedded policy again: python data/policies/make.py --out data/policies/embedded
+
+A Llama of about 0.8 M parameters with a character tokenizer, trained from scratch on noisy Countdown
+demonstrations, so that it starts reinforcement learning with high entropy and partial skill. Only
+training problems are demonstrated. The same machine, library versions and thread count give the same file.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from erltool.tasks import countdown, integer_expressions
+
+RIGHT_SHARE = 0.3  # attempts that are drawn among the right ones; the others are any expression
+GO_ON = 0.6  # chance of another attempt after a miss
+MAX_ATTEMPTS = 4
+SYMBOLS = ["<pad>", "<eos>", *"0123456789+-*/()=,: "]
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character; an unknown character becomes padding, which no prompt contains."""
+    tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(SYMBOLS)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
+
+
+def make_model(hidden: int, layers: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(SYMBOLS),
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+class Demonstrations:
+    """Noisy search traces: attempts with their true values until one hits, or patience ends."""
+
+    def __init__(self, seed: int):
+        self.rng = random.Random(seed)
+        self.problems = countdown().train
+        numbers = itertools.combinations_with_replacement(range(1, 10), 3)
+        self.expressions = {n: list(integer_expressions(n).items()) for n in numbers}
+
+    def example(self) -> tuple[str, str]:
+        problem = self.rng.choice(self.problems)
+        choices = self.expressions[tuple(sorted(problem.numbers))]
+        right = [c for c in choices if c[1] == problem.target]
+        trace = []
+        for _ in range(MAX_ATTEMPTS):
+            pool = right if self.rng.random() < RIGHT_SHARE else choices
+            text, value = self.rng.choice(pool)
+            trace.append(f"{text}={value}")
+            if value == problem.target or self.rng.random() > GO_ON:
+                break
+        return problem.prompt, ",".join(trace)
+
+    def batches(self, tokenizer, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Endless token ids and labels (B, L), right-padded; labels are -100 on prompt and padding.
+
+        Four batches are drawn at a time and cut by length, which leaves little padding.
+        """
+        pad = torch.nn.utils.rnn.pad_sequence
+        while True:
+            rows = sorted((self.encoded(tokenizer) for _ in range(4 * size)), key=lambda r: len(r[0]))
+            for at in self.rng.sample(range(0, 4 * size, size), 4):
+                ids, labels = zip(*rows[at : at + size], strict=True)
+                yield pad(ids, True, 0), pad(labels, True, -100)
+
+    def encoded(self, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
+        prompt, response = self.example()
+        p = tokenizer(prompt)["input_ids"]
+        r = tokenizer(response)["input_ids"] + [tokenizer.eos_token_id]
+        return torch.tensor(p + r), torch.tensor([-100] * len(p) + r)
+
+
+def train(steps: int, batch: int, lr: float, seed: int, hidden: int, layers: int):
+    torch.manual_seed(seed)
+    tokenizer, model, data = make_tokenizer(), make_model(hidden, layers), Demonstrations(seed)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup = steps // 20
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warmup, max(0.02, (steps - s) / (steps - warmup)))
+    )
+    start = time.time()
+    batches = zip(range(1, steps + 1), data.batches(tokenizer, batch), strict=False)
+    for step, (ids, labels) in batches:
+        loss = model(ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 100 == 0:
+            print(f"step {step}: loss {loss.item():.4f} nats/token, {time.time() - start:.0f} s", flush=True)
+    return model, tokenizer
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4)
+    args = parser.parse_args()
+    options = {k: v for k, v in vars(args).items() if k != "out"}
+    model, tokenizer = train(**options)
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    made_by = {"command": "data/policies/make.py", **options, "torch": torch.__version__}
+    (args.out / "made_by.json").write_text(json.dumps(made_by, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

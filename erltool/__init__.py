@@ -1,0 +1,49 @@
+"""Watch, token by token, why reinforcement learning makes a language model stop exploring; measure and control it.
+
+Names are loaded on first use: `import erltool` itself needs neither torch nor transformers.
+"""
+
+import importlib
+
+_HOMES = {
+    "advantages": ("group_advantages",),
+    "config": ("TrainConfig",),
+    "controls": (
+        "NoControl",
+        "ClipHigher",
+        "EntropyBonus",
+        "ReferenceKL",
+        "ClipCov",
+        "KLCov",
+        "RandomClip",
+        "parse_control",
+        "preset",
+    ),
+    "covariance": ("token_covariance", "mean_covariance"),
+    "errors": ("ErltoolError",),
+    "fit": ("fit_law",),
+    "logprobs": ("token_log_probs",),
+    "losses": ("policy_loss",),
+    "plots": ("plot_fit", "plot_run"),
+    "policy": ("load_policy",),
+    "rollouts": ("sample_groups", "response_log_probs"),
+    "runs": ("read_run", "METRICS"),
+    "tasks": ("load_task",),
+    "training": ("train",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+__version__ = "0.1.0"
+
+
+def __getattr__(name):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'erltool' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"erltool.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,281 @@
+"""The command line: erltool demo | train | fit | lab | doctor.
+
+A command's flags and modules are loaded only when that command is asked for. What a user can mend is one
+line on stderr and exit status 2; a run that was interrupted exits with 130.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+from pathlib import Path
+
+from erltool.errors import ErltoolError
+
+COMMANDS = {
+    "demo": "train with and without entropy control, fit the law, draw; about 4 minutes on 2 cores",
+    "train": "train a policy; the flags are the fields of TrainConfig",
+    "fit": "fit R = -a exp(H) + b to recorded runs",
+    "lab": "open JupyterLab on the lessons",
+    "doctor": "check versions, device, memory, threads and JupyterLab",
+}
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] not in COMMANDS:
+        return _no_command(words)
+    command, run = words[0], globals()[f"_{words[0]}"]
+    parser = argparse.ArgumentParser(prog=f"erltool {command}", description=COMMANDS[command], allow_abbrev=False)
+    try:
+        return run(parser, words[1:])
+    except ErltoolError as e:
+        return _fail(e)
+    except OSError as e:
+        return _fail(f"{e.filename or command}: {e.strerror or e}")
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _no_command(words: list[str]) -> int:
+    lines = [f"  {name:8}{text}" for name, text in COMMANDS.items()]
+    text = (
+        "usage: erltool COMMAND [flags]\n\n" + "\n".join(lines) + "\n\nerltool COMMAND --help lists a command's flags."
+    )
+    if words and words[0] == "--version":
+        from erltool import __version__
+
+        print(__version__)
+    elif words and words[0] in ("-h", "--help"):
+        print(text)
+    elif words:
+        return _fail(f"no command {words[0]!r}; use one of {', '.join(COMMANDS)}")
+    else:
+        print(text, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _fail(message, status: int = 2) -> int:
+    line = " ".join(str(message).split())
+    print(f"erltool: {line}", file=sys.stderr)
+    return status
+
+
+# --- train ---------------------------------------------------------------------------------------
+
+
+def _train(parser, words) -> int:
+    from erltool.config import TrainConfig
+    from erltool.runs import read_run
+
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    _add_config_flags(parser)
+    args = vars(parser.parse_args(words))
+    out, resume = args.pop("out"), args.pop("resume")
+    before = read_run(out).config if resume else {}
+    config = TrainConfig.from_dict(before | args)
+    return _follow(config, out, resume, "train")
+
+
+def _add_config_flags(parser) -> None:
+    """One flag a field of TrainConfig; only the flags that were given come back."""
+    from erltool.config import TrainConfig
+
+    for field in dataclasses.fields(TrainConfig):
+        flag, about = "--" + field.name.replace("_", "-"), field.metadata["help"].replace("%", "%%")
+        if field.name == "control":
+            from erltool.controls import CONTROLS, parse_control
+
+            known = ", ".join(CONTROLS)
+            parser.add_argument(
+                flag, type=_argument(parse_control), default=argparse.SUPPRESS, help=f"{about}; one of {known}"
+            )
+        elif field.type is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=about)
+        else:
+            parser.add_argument(
+                flag,
+                type=field.type,
+                default=argparse.SUPPRESS,
+                metavar=field.type.__name__.upper(),
+                help=f"{about} ({field.default})",
+            )
+
+
+def _argument(parse):
+    """A parser for argparse, which shows the message of this exception only."""
+
+    def parsed(text):
+        try:
+            return parse(text)
+        except ErltoolError as e:
+            raise argparse.ArgumentTypeError(str(e)) from e
+
+    return parsed
+
+
+def _follow(config, out: Path, resume: bool, name: str) -> int:
+    """Trains with a progress bar. Ctrl-C ends after the iteration with a checkpoint; a second one at once."""
+    from erltool.training import train
+
+    steps = train(config, out, resume)
+    with contextlib.closing(steps), _interruptible() as interrupted, _bar(config.steps, name) as bar:
+        for step in steps:
+            m = step.metrics
+            accuracy = f" acc {m['eval_accuracy']:.2f}" if "eval_accuracy" in m else ""
+            bar.update(m["step"] - bar.n)
+            bar.set_postfix_str(f"H {m['policy_entropy']:.3f} R {m['reward']:.2f}{accuracy}")
+            if interrupted and m["step"] % config.updates_per_iteration == 0 and m["step"] < config.steps:
+                break
+        else:
+            return 0
+    return _fail(f"stopped after step {m['step']}; go on with: erltool train --resume --out {out}", 130)
+
+
+def _bar(total: int, name: str):
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=name, unit="step", ncols=79, dynamic_ncols=False, smoothing=0.1)
+
+
+@contextlib.contextmanager
+def _interruptible():
+    """A list that gets an entry at the first Ctrl-C; the second one raises KeyboardInterrupt as usual."""
+    interrupted: list[int] = []
+
+    def note(number, frame):
+        interrupted.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nerltool: finishing the iteration; Ctrl-C again stops at once", file=sys.stderr)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: interrupts do not come here
+        yield interrupted
+        return
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- demo and fit --------------------------------------------------------------------------------
+
+
+def _demo(parser, words) -> int:
+    parser.add_argument("--out", type=Path, default=Path("erltool-demo"), help="folder to write (erltool-demo)")
+    parser.add_argument("--iterations", type=int, default=DEMO_ITERATIONS, help=f"of each run ({DEMO_ITERATIONS})")
+    parser.add_argument("--seed", type=int, default=0, help="of both runs (0)")
+    args = parser.parse_args(words)
+    from erltool import demo
+    from erltool.runs import read_run
+
+    configs = demo.demo_configs(args.iterations, args.seed)
+    for name, config in configs.items():
+        folder = args.out / name
+        there = (folder / "config.json").is_file()
+        if status := _follow(config, folder, there, f"{demo.LABELS[name]:10}"):
+            return status
+    runs = {name: read_run(args.out / name) for name in configs}
+    print("\n" + demo.summary_table(runs).to_string() + "\n")
+    for name, run in runs.items():
+        law = demo.law_of(run)
+        if isinstance(law, str):
+            print(f"{demo.LABELS[name]}: {law}")
+    print(f"written: {demo.write_report(runs, args.out)}, {args.out / 'figure.png'} and the runs beside them")
+    return 0
+
+
+DEMO_ITERATIONS = 80
+
+
+def _fit(parser, words) -> int:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("--json", action="store_true", help="print the fits as JSON")
+    parser.add_argument("--png", type=Path, help="draw the fits to this file")
+    args = parser.parse_args(words)
+    from erltool.fit import fit_law
+    from erltool.runs import read_run, writing
+
+    fits = {}
+    for path in args.runs:
+        run = read_run(path)
+        points = run.evaluated()
+        if run.skipped_lines:
+            print(f"erltool: {path}: skipped {run.skipped_lines} unreadable lines of metrics", file=sys.stderr)
+        try:
+            fits[str(path)] = fit_law(points["policy_entropy"], points["eval_accuracy"])
+        except (ErltoolError, KeyError) as e:
+            raise ErltoolError(f"run {path}: {e}; it was evaluated on {len(points)} steps") from e
+    if args.json:
+        import json
+
+        rows = {
+            path: {"a": f.a, "b": f.b, "ceiling": f.ceiling, "r_squared": f.r_squared, "rmse": f.rmse}
+            | {"points": len(f.entropy), "interval_95": f.interval(0.95)}
+            for path, f in fits.items()
+        }
+        print(json.dumps(rows, indent=1))
+    else:
+        print("\n\n".join(f"{path}\n{f.summary()}" for path, f in fits.items()))
+    if args.png:
+        from erltool.plots import new_axes, plot_fit
+
+        ax = new_axes(width=6, height=4)[0]
+        for index, (path, f) in enumerate(fits.items()):
+            plot_fit(f, ax=ax, label=Path(path).name, index=index)
+        ax.legend(fontsize=8)
+        with writing(args.png):
+            ax.figure.savefig(args.png)
+    return 0
+
+
+# --- lab and doctor ------------------------------------------------------------------------------
+
+
+def _lab(parser, words) -> int:
+    parser.add_argument("--dir", type=Path, help="folder for a copy of the lessons, when installed from a wheel")
+    parser.add_argument("--no-browser", action="store_true", help="only print the address")
+    args = parser.parse_args(words)
+    folder = lessons_folder(args.dir)
+    command = [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]
+    print(f"erltool: lessons in {folder}")
+    sys.stdout.flush()
+    os.execv(sys.executable, command + (["--no-browser"] if args.no_browser else []))
+
+
+def lessons_folder(wanted: Path | None = None) -> Path:
+    """The lessons in a clone; from a wheel, a copy in `wanted` or ./erltool-lessons that keeps what is there."""
+    import shutil
+
+    from erltool.resources import in_clone, shipped
+
+    source = shipped("notebooks")
+    if in_clone() and wanted is None:
+        return source
+    folder = (wanted or Path("erltool-lessons")).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for lesson in sorted(source.glob("*.ipynb")):
+        if not (folder / lesson.name).exists():  # the reader's changes stay
+            shutil.copy(lesson, folder)
+    return folder
+
+
+def _doctor(parser, words) -> int:
+    parser.parse_args(words)
+    from erltool.doctor import findings
+
+    worst = 0
+    for level, text in findings():
+        print(f"{('ok', 'note', 'FAIL')[level]:5}{text}")
+        worst = max(worst, level)
+    return 1 if worst == 2 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

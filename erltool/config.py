@@ -1,0 +1,130 @@
+"""TrainConfig: everything that decides a run, in one frozen value. The command line's flags are its fields."""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+
+from erltool.advantages import ESTIMATORS
+from erltool.controls import ClipCov, NoControl, control_from_dict, control_to_dict
+from erltool.errors import ErltoolError
+
+
+def _about(default, text: str):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Raises ErltoolError on a wrong type, an impossible value or an impossible combination.
+
+    A step is one optimiser update; an iteration is one round of sampling followed by
+    `updates_per_iteration` steps, each on its own share of the responses.
+    """
+
+    task: str = _about("countdown", "task with prompts and verifier")
+    policy: str = _about("embedded", "embedded, or a folder in Hugging Face format")
+    control: NoControl = _about(NoControl(), "entropy control, e.g. kl-cov:embedded or kl-cov:fraction=0.1,coef=2")
+    advantages: str = _about("grpo", f"advantage estimator: {', '.join(ESTIMATORS)}")
+    steps: int = _about(200, "optimiser updates in all")
+    seed: int = _about(0, "decides every random draw")
+    prompts_per_iteration: int = _about(64, "prompts sampled in an iteration")
+    group_size: int = _about(8, "responses to each prompt")
+    updates_per_iteration: int = _about(4, "optimiser updates on an iteration's responses")
+    micro_batch: int = _about(0, "responses in one backward pass, 0 for all of an update; changes memory, not results")
+    learning_rate: float = _about(2e-3, "Adam's learning rate; 3e-4 suits full fine-tuning of the embedded policy")
+    lora_rank: int = _about(16, "rank of LoRA on all linear layers; 0 trains all weights")
+    lora_alpha: float = _about(32.0, "LoRA's scale is alpha / rank")
+    max_grad_norm: float = _about(1.0, "gradient is clipped to this norm")
+    temperature: float = _about(1.0, "of sampling, and of every log-probability and entropy")
+    max_response_tokens: int = _about(48, "longest response in tokens, EOS included")
+    clip_eps_low: float = _about(0.2, "surrogate's clip below ratio 1")
+    clip_eps_high: float = _about(0.2, "surrogate's clip above ratio 1")
+    dynamic_sampling: bool = _about(False, "replace groups with equal rewards by sampling more prompts")
+    eval_every: int = _about(5, "iterations between held-out evaluations, 0 for none")
+    eval_prompts: int = _about(256, "held-out prompts in an evaluation")
+    eval_samples: int = _about(2, "responses to each of them")
+    checkpoint_every: int = _about(10, "iterations between checkpoints")
+    record_every: int = _about(10, "iterations between recordings of tokens, 0 for none")
+    record_prompts: int = _about(4, "prompts of a step whose tokens are recorded")
+    device: str = _about("auto", "cpu, cuda, or auto")
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _checked(f.name, getattr(self, f.name), hints[f.name]))
+        for name in ("steps", "prompts_per_iteration", "updates_per_iteration", "checkpoint_every"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("max_response_tokens", "eval_prompts", "eval_samples", "record_prompts"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("seed", "micro_batch", "lora_rank", "eval_every", "record_every"):
+            self._require(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("learning_rate", "lora_alpha", "max_grad_norm", "temperature", "clip_eps_high"):
+            self._require(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
+        self._require(0 < self.clip_eps_low <= 1, "clip_eps_low", "in (0, 1]: a ratio is never below 0")
+        self._require(self.group_size >= 2, "group_size", "at least 2: a group of one has no baseline")
+        self._require(self.advantages in ESTIMATORS, "advantages", f"one of {', '.join(ESTIMATORS)}")
+        self._require(self.device in ("auto", "cpu") or self.device.startswith("cuda"), "device", "auto, cpu or cuda")
+        self._check_combinations()
+
+    def _check_combinations(self):
+        self._require(
+            self.steps % self.updates_per_iteration == 0,
+            "steps",
+            f"a multiple of updates_per_iteration={self.updates_per_iteration}: a run ends with a whole iteration",
+        )
+        self._require(
+            self.prompts_per_iteration % self.updates_per_iteration == 0,
+            "prompts_per_iteration",
+            f"a multiple of updates_per_iteration={self.updates_per_iteration}: an update takes whole groups",
+        )
+        if self.updates_per_iteration < self.control.min_updates:
+            raise ErltoolError(
+                f"updates_per_iteration={self.updates_per_iteration}: control {self.control.name} cannot act, because "
+                "on the first update after sampling pi = pi_old and what it acts on is 0; use at least "
+                f"{self.control.min_updates}"
+            )
+        unscaled = self.advantages in ("dr_grpo", "rloo")
+        if isinstance(self.control, ClipCov) and self.control.bounds == "absolute" and unscaled:
+            raise ErltoolError(
+                f"advantages={self.advantages}: the band ({self.control.low:g}, {self.control.high:g}) of clip-cov "
+                "presumes advantages divided by their standard deviation; use advantages=grpo, or bounds=quantile"
+            )
+
+    def _require(self, holds: bool, name: str, what: str):
+        if not holds:
+            raise ErltoolError(f"{name}={getattr(self, name)!r}: must be {what}")
+
+    @property
+    def prompts_per_update(self) -> int:
+        return self.prompts_per_iteration // self.updates_per_iteration
+
+    def to_dict(self) -> dict:
+        """Fields ready for JSON, the control as a dictionary with its name."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return fields | {"control": control_to_dict(self.control)}
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "TrainConfig":
+        """The inverse of `to_dict`. Raises ErltoolError for an unknown field."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"fields are {', '.join(known)}"
+                raise ErltoolError(f"TrainConfig has no field {name!r}: {hint}")
+        fields = dict(fields)
+        if isinstance(fields.get("control"), dict):
+            fields["control"] = control_from_dict(fields["control"])
+        return cls(**fields)
+
+
+def _checked(name: str, value, kind: type):
+    """The value as the field's type (an int is a float, nothing else is turned). Raises ErltoolError."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(kind, types.UnionType) or isinstance(value, kind) and not (kind is int and type(value) is bool):
+        return value
+    raise ErltoolError(f"{name}={value!r}: must be {kind.__name__}, not {type(value).__name__}")

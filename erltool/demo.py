@@ -1,0 +1,137 @@
+"""What `erltool demo` does: train twice, fit the law to both runs, and show what came out."""
+
+import base64
+import html
+import json
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from erltool.config import TrainConfig
+from erltool.controls import NoControl, preset
+from erltool.errors import ErltoolError
+from erltool.fit import LawFit, fit_law
+from erltool.plots import new_axes, plot_fit, plot_run
+from erltool.runs import Run, write_whole, writing
+
+LABELS = {"none": "no control", "kl-cov": "KL-Cov"}
+EDGE = 5  # iterations averaged at the start and at the end, for what a single batch measures noisily
+
+
+def demo_configs(iterations: int, seed: int) -> dict[str, TrainConfig]:
+    """The demo's two runs by name: GRPO without control, and with KL-Cov as tuned for the embedded policy."""
+    common = {"steps": 4 * iterations, "seed": seed, "updates_per_iteration": 4}
+    return {
+        "none": TrainConfig(control=NoControl(), **common),
+        "kl-cov": TrainConfig(control=preset("kl-cov", "embedded"), **common),
+    }
+
+
+def law_of(run: Run) -> LawFit | str:
+    """The law fitted to a run's evaluated steps, or the reason why it could not be."""
+    points = run.evaluated()
+    try:
+        return fit_law(points["policy_entropy"], points["eval_accuracy"])
+    except ErltoolError as e:
+        return str(e)
+
+
+def summary_table(runs: dict[str, Run]) -> pd.DataFrame:
+    """What was measured, one row a quantity and one column a run; all numbers as text."""
+    return pd.DataFrame({LABELS.get(name, name): _column(run) for name, run in runs.items()})
+
+
+def _column(run: Run) -> dict[str, str]:
+    edge = EDGE * run.config["updates_per_iteration"]
+    first, last = run.metrics.head(edge), run.metrics.tail(edge)
+    evaluated = run.evaluated()["eval_accuracy"]
+    law = law_of(run)
+    ceiling = "not fitted"
+    if isinstance(law, LawFit):
+        low, high = law.interval()["ceiling"]
+        ceiling = f"{law.ceiling:.2f} [{low:.2f}, {high:.2f}]"
+    return {
+        "entropy at start (nats/token)": f"{first['policy_entropy'].mean():.3f}",
+        "entropy at end": f"{last['policy_entropy'].mean():.3f}",
+        "held-out accuracy at start": f"{evaluated.iloc[0]:.3f}",
+        "held-out accuracy at end": f"{evaluated.iloc[-1]:.3f}",
+        "mean covariance at start": f"{first['mean_covariance'].mean():.4f}",
+        "mean covariance at end": f"{last['mean_covariance'].mean():.4f}",
+        "response length at start (tokens)": f"{first['response_length'].mean():.1f}",
+        "response length at end": f"{last['response_length'].mean():.1f}",
+        "ceiling b - a [95 %]": ceiling,
+        "R² of the law": f"{law.r_squared:.2f}" if isinstance(law, LawFit) else "-",
+    }
+
+
+def demo_figure(runs: dict[str, Run]) -> Figure:
+    """Entropy and held-out accuracy by step, and accuracy against entropy with the fitted law."""
+    axes = new_axes(3)
+    for index, (name, run) in enumerate(runs.items()):
+        label = LABELS.get(name, name)
+        plot_run(run, "policy_entropy", ax=axes[0], label=label, index=index)
+        plot_run(run, "eval_accuracy", ax=axes[1], label=label, index=index)
+        law = law_of(run)
+        if isinstance(law, LawFit):
+            plot_fit(law, ax=axes[2], label=f"{label}, R² {law.r_squared:.2f}", index=index)
+    axes[2].set_ylabel("held-out accuracy R")
+    for ax in axes:
+        ax.legend(fontsize=8)
+    return axes[0].figure
+
+
+def caption(runs: dict[str, Run]) -> str:
+    """One sentence that says what the figure shows, of what, with its numbers."""
+    run = next(iter(runs.values()))
+    table = summary_table(runs)
+    parts = [
+        f"{name}: entropy {c['entropy at start (nats/token)']} to {c['entropy at end']} nats/token, held-out accuracy "
+        f"{c['held-out accuracy at start']} to {c['held-out accuracy at end']}"
+        for name, c in table.items()
+    ]
+    return (
+        f"{run.config['policy'].capitalize()} policy on {run.config['task']}, {len(run.metrics)} optimiser steps, "
+        f"seed {run.config['seed']}. " + "; ".join(parts) + "."
+    )
+
+
+def write_report(runs: dict[str, Run], out: Path) -> Path:
+    """Writes figure.png and a self-contained report.html beside the runs; returns the report's path."""
+    png = out / "figure.png"
+    with writing(out):
+        demo_figure(runs).savefig(png)
+        write_whole(out / "report.html", _html(runs, png.read_bytes()).encode())
+    return out / "report.html"
+
+
+def _html(runs: dict[str, Run], png: bytes) -> str:
+    text = caption(runs)
+    fits = []
+    for name, run in runs.items():
+        law = law_of(run)
+        body = law.summary() if isinstance(law, LawFit) else law
+        setting = json.dumps({"config": run.config, "made_by": run.made_by}, indent=1)
+        fits.append(
+            f"<h2>{html.escape(LABELS.get(name, name))}</h2><pre>{html.escape(body)}</pre>"
+            f"<details><summary>configuration and versions</summary><pre>{html.escape(setting)}</pre></details>"
+        )
+    table = summary_table(runs).to_html(border=0, escape=True)
+    picture = base64.b64encode(png).decode()
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>erltool demo</title>
+<style>
+:root {{ color-scheme: light dark }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
+img {{ max-width: 100%; background: #fff }} pre {{ overflow-x: auto }}
+td, th {{ padding: .15rem 1rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums }}
+</style></head><body>
+<h1>Entropy with and without control</h1>
+<p>Group-relative policy optimisation (GRPO) on one small policy, once as it is and once with KL-Cov
+(Cui et al. 2025, arXiv 2505.22617). The law is R = -a exp(H) + b; its ceiling b - a is the accuracy at entropy 0.</p>
+<img alt="{html.escape(text, quote=True)}" src="data:image/png;base64,{picture}">
+<p>{html.escape(text)}</p>
+{table}
+{"".join(fits)}
+</body></html>
+"""

@@ -1,0 +1,5 @@
+"""The one error a user can mend: what is wrong, where, and the remedy, in one line."""
+
+
+class ErltoolError(ValueError):
+    """Raised for bad input and bad surroundings; the command line prints it and exits with 2."""

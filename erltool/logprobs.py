@@ -1,0 +1,112 @@
+"""Log-probability and exact entropy of chosen tokens, in memory that does not grow with the vocabulary.
+
+The work is done in chunks of tokens, in fp32, at the sampling temperature. With a weight matrix the logits
+of a chunk live only while the chunk is worked on, and are computed again in the backward pass.
+"""
+
+import torch
+from torch import Tensor
+
+from erltool.errors import ErltoolError
+
+CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in fp32
+LOG_ZERO = -1e4  # exp of it is 0 in fp32, and 0 times it is 0, which 0 times -inf is not
+
+
+def token_log_probs(
+    logits_or_hidden: Tensor,
+    tokens: Tensor,
+    weight: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token and entropy of its distribution, both in nats.
+
+        p = softmax(z / temperature),  log_prob = log p[token],  entropy = -sum p log p
+
+    `logits_or_hidden` is z of shape (..., V), or, with `weight` (V, D), the hidden states (..., D) for which
+    z = hidden @ weight.T; `tokens` has shape (...). Returns two fp32 tensors of that shape. Gradients reach
+    hidden states, weight and logits through both. Empty input gives empty output.
+
+    Raises ErltoolError where shapes disagree or the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ErltoolError(f"temperature {temperature}: must be above 0")
+    if logits_or_hidden.shape[:-1] != tokens.shape:
+        raise ErltoolError(
+            f"tokens of shape {tuple(tokens.shape)} do not index {tuple(logits_or_hidden.shape)}: "
+            "the leading dimensions must agree"
+        )
+    rows = logits_or_hidden.reshape(-1, logits_or_hidden.shape[-1])
+    log_probs, entropy = _TokenLogProbs.apply(rows, weight, tokens.reshape(-1), float(temperature), int(chunk_elements))
+    return log_probs.view(tokens.shape), entropy.view(tokens.shape)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    """One pass for both numbers. The gradient of a token's two outputs with respect to its logits z is
+
+    d log_prob / dz_j = 1[j = token] - p_j,     d entropy / dz_j = -p_j (log p_j + entropy).
+    """
+
+    @staticmethod
+    def forward(ctx, rows, weight, tokens, temperature, chunk_elements):
+        vocabulary = (rows if weight is None else weight.T).shape[-1]
+        chunk = max(1, chunk_elements // vocabulary)
+        log_probs = torch.empty(len(rows), device=rows.device)
+        entropy, log_norm = torch.empty_like(log_probs), torch.empty_like(log_probs)
+        for at in range(0, len(rows), chunk):
+            part = slice(at, at + chunk)
+            z = _logits(rows[part], weight, temperature)
+            chosen = z.gather(-1, tokens[part, None]).squeeze(-1)
+            log_norm[part] = torch.logsumexp(z, -1)
+            log_probs[part] = chosen - log_norm[part]
+            z -= log_norm[part, None]  # now log p
+            # A forbidden token has z = -inf and p = 0, and p log p is 0 there, not NaN.
+            entropy[part] = -z.exp().mul_(z.clamp_(min=LOG_ZERO)).sum(-1)
+        ctx.save_for_backward(rows, weight, tokens, log_norm, entropy)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.set_materialize_grads(False)
+        return log_probs, entropy
+
+    @staticmethod
+    def backward(ctx, grad_log_probs, grad_entropy):
+        rows, weight, tokens, log_norm, entropy = ctx.saved_tensors
+        grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        # Summed over chunks, so in fp32 whatever the weight's type.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for at in range(0, len(rows), ctx.chunk):
+            part = slice(at, at + ctx.chunk)
+            z = _logits(rows[part], weight, ctx.temperature).sub_(log_norm[part, None])
+            p = z.exp()
+            scale = torch.zeros_like(log_norm[part])
+            if grad_entropy is not None:
+                scale -= grad_entropy[part] * entropy[part]
+            if grad_log_probs is not None:
+                scale -= grad_log_probs[part]
+            if grad_entropy is None:
+                grad = p.mul_(scale[:, None])
+            else:  # p * (scale - grad_entropy * log p)
+                z.clamp_(min=LOG_ZERO)
+                grad = p.mul_(z.mul_(-grad_entropy[part, None]).add_(scale[:, None]))
+            if grad_log_probs is not None:
+                grad.scatter_add_(-1, tokens[part, None], grad_log_probs[part, None])
+            grad = grad.div_(ctx.temperature).to(rows.dtype)
+            if weight is None:
+                grad_rows[part] = grad
+                continue
+            if grad_rows is not None:
+                torch.mm(grad, weight.to(rows.dtype), out=grad_rows[part])
+            if grad_weight is not None:
+                grad_weight += grad.T @ rows[part]
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_rows, grad_weight, None, None, None
+
+
+def _logits(rows: Tensor, weight: Tensor | None, temperature: float) -> Tensor:
+    """A new fp32 tensor of logits over temperature, safe to write into."""
+    z = rows if weight is None else rows @ weight.T.to(rows.dtype)
+    if z.dtype == torch.float32 and weight is not None:
+        return z if temperature == 1 else z.div_(temperature)
+    return z.float() / temperature

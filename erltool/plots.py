@@ -1,0 +1,74 @@
+"""One function a figure: takes data, draws on the Axes it is given or on new ones, returns the Axes.
+
+No pyplot: figures are made directly, so nothing global is touched and widget callbacks in another thread
+cannot draw into them. `ax.figure` shows itself at the end of a notebook cell and saves with `savefig`.
+"""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from erltool.errors import ErltoolError
+from erltool.fit import LawFit
+from erltool.runs import METRICS, Run
+
+# Okabe and Ito's colours that have at least 3:1 contrast on white, each with a marker of its own.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+MARKERS = ("o", "s", "^", "D", "v")
+LABELS = {
+    "policy_entropy": "policy entropy",
+    "eval_accuracy": "held-out accuracy",
+    "mean_covariance": "mean covariance",
+}
+
+
+def new_axes(columns: int = 1, width: float = 4.2, height: float = 3.2) -> np.ndarray:
+    """A row of new Axes, shape (columns,), on one Figure with an opaque white background."""
+    figure = Figure(figsize=(width * columns, height), dpi=88, layout="constrained", facecolor="white")
+    return figure.subplots(1, columns, squeeze=False)[0]
+
+
+def plot_run(
+    run: Run, metric: str = "policy_entropy", *, ax: Axes | None = None, label: str | None = None, index: int = 0
+) -> Axes:
+    """A metric of a run by optimiser step, with its unit. Returns the Axes, new ones without `ax`.
+
+    `index` chooses colour and marker, for several runs on the same Axes. Metrics that were measured on some
+    steps only are drawn with markers. Raises ErltoolError for a metric that the run does not have.
+    """
+    if metric not in run.metrics or metric not in METRICS:
+        known = ", ".join(m for m in METRICS if m in run.metrics)
+        raise ErltoolError(f"run {run.path}: no metric {metric!r}; it has {known or 'no steps yet'}")
+    ax = new_axes()[0] if ax is None else ax
+    rows = run.metrics.dropna(subset=[metric])
+    sparse = len(rows) < len(run.metrics)
+    ax.plot(
+        rows["step"],
+        rows[metric],
+        color=COLOURS[index % len(COLOURS)],
+        marker=MARKERS[index % len(MARKERS)] if sparse else None,
+        markersize=4,
+        linewidth=1.4,
+        label=run.name if label is None else label,
+    )
+    ax.set_xlabel("optimiser step")
+    ax.set_ylabel(f"{LABELS.get(metric, metric.replace('_', ' '))} ({METRICS[metric][0]})")
+    ax.grid(alpha=0.25)
+    return ax
+
+
+def plot_fit(result: LawFit, *, ax: Axes | None = None, label: str = "points", index: int = 0) -> Axes:
+    """Points (H, R), the fitted law down to H = 0, and its ceiling with the 95 % interval. Returns the Axes."""
+    ax = new_axes()[0] if ax is None else ax
+    colour = COLOURS[index % len(COLOURS)]
+    ax.plot(result.entropy, result.performance, MARKERS[index % len(MARKERS)], color=colour, markersize=4, label=label)
+    h = np.linspace(0, result.entropy.max(), 200)
+    ax.plot(h, result.predict(h), color=colour, linewidth=1.4)
+    low, high = result.interval()["ceiling"]
+    ax.errorbar(
+        [0], [result.ceiling], [[result.ceiling - low], [high - result.ceiling]], color=colour, capsize=4, linewidth=1.4
+    )
+    ax.set_xlabel("policy entropy H (nats/token)")
+    ax.set_ylabel("performance R")
+    ax.grid(alpha=0.25)
+    return ax

@@ -1,0 +1,273 @@
+"""Sampling groups of responses, and scoring them again with gradients.
+
+Both share the work on a prompt within its group: one prefill for all its responses when sampling, and one
+row that holds the prompt once and its responses after it when scoring.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from erltool.errors import ErltoolError
+from erltool.logprobs import token_log_probs
+from erltool.policy import Policy
+
+PACKED_ROW = 512  # tokens in a row of several responses: beyond, attention to masked tokens costs more than it saves
+COMPACT_AT = 0.75  # sampling drops finished responses once fewer than this share are still going
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response to a prompt."""
+
+    prompt: str
+    response: str
+    token_ids: list[int]
+    """Tokens of the response, its EOS included."""
+    log_probs: list[float]
+    """Of those tokens under the sampling policy, nats."""
+    stop_reason: str
+    """"eos", or "length" where it was cut."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """B responses in columns; those of a group stand together."""
+
+    prompts: list[str]
+    """(B,) prompt of each response."""
+    responses: list[str]
+    """(B,) text without EOS. Hostile: never evaluate it, never show it as markup."""
+    prompt_ids: list[list[int]]
+    """(B,) tokens of the prompts."""
+    token_ids: Tensor
+    """(B, T) tokens of the responses, EOS included, padded on the right."""
+    response_mask: Tensor
+    """(B, T) bool, True on response tokens."""
+    log_probs: Tensor
+    """(B, T) under the sampling policy, nats; 0 outside the mask."""
+    finished: Tensor
+    """(B,) bool: the response ended with EOS, and was not cut by the length."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, at: int) -> Rollout:
+        n = int(self.response_mask[at].sum())
+        return Rollout(
+            self.prompts[at],
+            self.responses[at],
+            self.token_ids[at, :n].tolist(),
+            self.log_probs[at, :n].tolist(),
+            "eos" if self.finished[at] else "length",
+        )
+
+    def take(self, rows: Sequence[int]) -> "Rollouts":
+        """Some of the responses, without the padding that only the others needed."""
+        width = int(self.response_mask[rows].sum(-1).max())
+        return Rollouts(*(_take(getattr(self, f.name), rows, width) for f in fields(self)))
+
+
+def _take(column, rows, width):
+    if isinstance(column, list):
+        return [column[r] for r in rows]
+    return column[rows][:, :width] if column.ndim == 2 else column[rows]
+
+
+def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
+    """Several Rollouts as one."""
+    width = max(p.token_ids.shape[1] for p in parts)
+    columns = []
+    for f in fields(Rollouts):
+        values = [getattr(p, f.name) for p in parts]
+        if isinstance(values[0], list):
+            columns.append([v for value in values for v in value])
+        elif values[0].ndim == 2:
+            columns.append(torch.cat([torch.nn.functional.pad(v, (0, width - v.shape[1])) for v in values]))
+        else:
+            columns.append(torch.cat(values))
+    return Rollouts(*columns)
+
+
+@torch.no_grad()
+def sample_groups(
+    policy: Policy,
+    prompts: Sequence[str],
+    group_size: int,
+    *,
+    max_response_tokens: int,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Rollouts:
+    """`group_size` responses to each prompt, in the order of the prompts: len(prompts) * group_size of them.
+
+    Sampled from softmax(z / temperature) of the whole vocabulary, at most `max_response_tokens` tokens with
+    EOS. `log_probs` are exactly those of the drawn tokens. `generator` must live on the policy's device.
+    Raises ErltoolError for no prompts, or a model whose logits are not finite.
+    """
+    if not prompts:
+        raise ErltoolError("sample_groups: no prompts; give at least one")
+    policy.model.eval()
+    try:
+        return _sample(policy, prompts, group_size, max_response_tokens, temperature, generator)
+    finally:
+        policy.model.train()
+
+
+def _sample(policy, prompts, group_size, max_tokens, temperature, generator):
+    prompt_ids = policy.tokenizer(list(prompts))["input_ids"]
+    hidden, mask, cache = _prefill(policy, prompt_ids)
+    cache.batch_repeat_interleave(group_size)
+    hidden, mask = hidden.repeat_interleave(group_size, 0), mask.repeat_interleave(group_size, 0)
+    rows = torch.arange(len(hidden), device=hidden.device)  # which response each row of the work is
+    ids = torch.full((len(rows), max_tokens), policy.tokenizer.pad_token_id, device=hidden.device)
+    log_probs = torch.zeros(ids.shape, device=hidden.device)
+    lengths = torch.full_like(rows, max_tokens)
+    finished = torch.zeros_like(rows, dtype=torch.bool)
+    going = ~finished
+    for t in range(max_tokens):
+        logits = (hidden @ policy.head.T.to(hidden.dtype)).float() / temperature
+        log_p = torch.log_softmax(logits, -1)
+        token = torch.multinomial(_probabilities(log_p), 1, generator=generator)
+        ids[rows[going], t] = token[going, 0]
+        log_probs[rows[going], t] = log_p.gather(-1, token)[going, 0]
+        ends = going & (token[:, 0] == policy.tokenizer.eos_token_id)
+        lengths[rows[ends]], finished[rows[ends]] = t + 1, True
+        going = going & ~ends
+        still = int(going.sum())  # the only synchronisation of a step
+        if not still or t + 1 == max_tokens:
+            break
+        if still < COMPACT_AT * len(rows):
+            rows, mask, token = rows[going], mask[going], token[going]
+            cache.batch_select_indices(going.nonzero()[:, 0])
+            going = going[going]
+        positions = mask.sum(-1, keepdim=True)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        out = policy.hidden(
+            token, attention_mask=mask[:, None, None], position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        hidden = out.last_hidden_state[:, -1]
+    width = int(lengths.max())
+    response_mask = torch.arange(width, device=ids.device) < lengths[:, None]
+    texts = policy.tokenizer.batch_decode(
+        [row[:n] for row, n in zip(ids.tolist(), (lengths - finished.long()).tolist(), strict=True)]
+    )
+    return Rollouts(
+        [p for p in prompts for _ in range(group_size)],
+        texts,
+        [p for p in prompt_ids for _ in range(group_size)],
+        ids[:, :width],
+        response_mask,
+        log_probs[:, :width],
+        finished,
+    )
+
+
+def _prefill(policy: Policy, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor, DynamicCache]:
+    """Last hidden state (P, D), mask (P, L) and cache of left-padded prompts."""
+    width = max(map(len, prompt_ids))
+    pad = policy.tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompt_ids], device=policy.device)
+    lengths = torch.tensor([len(p) for p in prompt_ids], device=policy.device)
+    positions = torch.arange(width, device=policy.device) - (width - lengths)[:, None]
+    mask = positions >= 0
+    causal = torch.ones(width, width, dtype=torch.bool, device=policy.device).tril()
+    # A padded query sees itself only: a row of attention with nothing to see would be NaN.
+    allowed = (causal & mask[:, None, :]) | torch.eye(width, dtype=torch.bool, device=policy.device)
+    cache = DynamicCache(config=policy.causal_lm.config)
+    out = policy.hidden(
+        ids, attention_mask=allowed[:, None], position_ids=positions.clamp(min=0), past_key_values=cache, use_cache=True
+    )
+    return out.last_hidden_state[:, -1], mask, cache
+
+
+def _probabilities(log_p: Tensor) -> Tensor:
+    p = log_p.exp()
+    if not torch.isfinite(p).all():
+        raise ErltoolError(
+            "sampling: the policy's logits are not finite; its weights are broken, go back to a checkpoint"
+        )
+    return p
+
+
+def response_log_probs(policy: Policy, rollouts: Rollouts, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability and exact entropy of every response token, each (B, T) fp32, nats; 0 outside the mask.
+
+    One forward pass of the policy as it is now, with gradients where they are enabled.
+    """
+    packed = pack(rollouts)
+    hidden = policy.hidden(
+        packed.input_ids, attention_mask=packed.attention_mask, position_ids=packed.position_ids, use_cache=False
+    ).last_hidden_state
+    mask = rollouts.response_mask
+    predicting = hidden.flatten(0, 1)[packed.predicting]  # (N, D), response tokens only
+    log_probs, entropy = token_log_probs(predicting, rollouts.token_ids[mask], policy.head, temperature=temperature)
+    blank = torch.zeros(mask.shape, device=mask.device)
+    return blank.masked_scatter(mask, log_probs), blank.masked_scatter(mask, entropy)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Prompts and responses laid out in rows for one forward pass."""
+
+    input_ids: Tensor
+    """(R, L)"""
+    position_ids: Tensor | None
+    """(R, L), None where they just count"""
+    attention_mask: Tensor | None
+    """(R, 1, L, L) bool, None where plain causal attention serves"""
+    predicting: Tensor
+    """(N,) index into R * L of the position that predicts each response token, in row-major order of (B, T)"""
+
+
+def pack(rollouts: Rollouts) -> Packed:
+    """Each prompt once, followed by its responses, which see the prompt and themselves but not each other.
+
+    Responses share a row while they share a prompt and the row holds at most PACKED_ROW tokens. The last
+    token of a response predicts nothing and is left out.
+    """
+    lengths = rollouts.response_mask.sum(-1).tolist()
+    ids = rollouts.token_ids.tolist()
+    rows: list[list[int]] = []  # responses of each row
+    used = 0
+    for b, prompt in enumerate(rollouts.prompt_ids):
+        shares = rows and rollouts.prompt_ids[rows[-1][0]] == prompt
+        if shares and used + lengths[b] - 1 <= PACKED_ROW:
+            rows[-1].append(b)
+        else:
+            rows.append([b])
+            used = len(prompt)
+        used += lengths[b] - 1
+    tokens, positions, owners, predicting = [], [], [], []
+    for members in rows:
+        prompt = rollouts.prompt_ids[members[0]]
+        row, position, owner = list(prompt), list(range(len(prompt))), [0] * len(prompt)
+        for i, b in enumerate(members):
+            start, n = len(row), lengths[b] - 1
+            predicting.append([len(prompt) - 1, *range(start, start + n)])
+            row += ids[b][:n]
+            position += range(len(prompt), len(prompt) + n)
+            owner += [i + 1] * n
+        tokens.append(row)
+        positions.append(position)
+        owners.append(owner)
+    width = max(map(len, tokens))
+    device = rollouts.token_ids.device
+    at = [r for r, members in enumerate(rows) for _ in members]
+    flat = np.concatenate([np.array(p) + r * width for r, p in zip(at, predicting, strict=True)])
+    predicting = torch.from_numpy(flat).to(device)
+    input_ids = _padded(tokens, width, 0).to(device)
+    if len(rows) == len(rollouts):  # padding stands on the right, where causal attention never looks
+        return Packed(input_ids, None, None, predicting)
+    owner = _padded(owners, width, -1).to(device)
+    causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    seen = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
+    return Packed(input_ids, _padded(positions, width, 0).to(device), (causal & seen)[:, None], predicting)
+
+
+def _padded(rows: list[list[int]], width: int, value: int) -> Tensor:
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])

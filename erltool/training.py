@@ -1,0 +1,435 @@
+"""GRPO on a group-sampled batch with a verifier's rewards, one entropy control, and nothing else.
+
+Shao et al. 2024 (arXiv 2402.03300) with the controls of Cui et al. 2025 (arXiv 2505.22617). Left out: a value
+network, reward models, a KL to the reference unless `ReferenceKL` asks for it, more than one device.
+
+An iteration samples `prompts_per_iteration` groups and makes `updates_per_iteration` optimiser updates, each on
+its own share of the groups. Every update looks at all its tokens first (log-probs, entropy, covariance, what
+the control selects), then makes the gradient in micro-batches of any size with the same result. All random
+draws come from generators seeded by (seed, purpose, iteration), so a run continues from a checkpoint exactly.
+"""
+
+import io
+import math
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from erltool.advantages import group_advantages
+from erltool.config import TrainConfig
+from erltool.controls import Tokens, kl_estimate
+from erltool.covariance import masked_mean, token_covariance
+from erltool.errors import ErltoolError
+from erltool.evaluate import accuracy
+from erltool.losses import policy_loss, select_tokens
+from erltool.policy import Policy, load_policy
+from erltool.rollouts import Rollouts, concatenate, response_log_probs, sample_groups
+from erltool.runs import TOKEN_COLUMNS, RunWriter
+from erltool.tasks import Problem, Task, load_task
+
+PROMPTS, SAMPLING, CONTROL, EVALUATION = range(4)  # purposes of random draws
+SAMPLER_IS_EXACT = 1e-4  # nats; above, old log-probs are computed again by training's own forward
+RESAMPLING_ROUNDS = 4  # of dynamic sampling
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser update: what was measured, and the tokens it was measured on."""
+
+    metrics: dict[str, float]
+    """Keys as in runs.METRICS."""
+    rollouts: Rollouts
+    """The update's B responses."""
+    rewards: Tensor
+    """(B,)"""
+    tokens: Tokens
+    """Log-probs, entropy and advantages before the update, (B, T)."""
+    covariance: Tensor
+    """(B, T), nats"""
+    selected: Tensor
+    """(B, T) bool: tokens that the control acted on."""
+    token_texts: list[str]
+    """Text of each token of the vocabulary that occurs, by position in `rollouts.token_ids[response_mask]`."""
+    group_size: int
+
+    def table(self, prompts: int | None = None) -> pd.DataFrame:
+        """The update's tokens, those of the first `prompts` prompts or all; columns as in runs.TOKEN_COLUMNS."""
+        mask = self.rollouts.response_mask
+        keep = torch.zeros_like(mask)
+        keep[: len(mask) if prompts is None else prompts * self.group_size] = True
+        where = mask & keep
+        response, position = (x.numpy() for x in where.nonzero().cpu().T)
+        of_token = {
+            "token_id": self.rollouts.token_ids, "log_prob": self.tokens.log_probs,
+            "old_log_prob": self.tokens.old_log_probs, "entropy": self.tokens.token_entropy,
+            "advantage": self.tokens.advantages, "covariance": self.covariance, "selected": self.selected,
+        }  # fmt: skip
+        columns = {name: x[where].cpu().numpy() for name, x in of_token.items()} | {
+            "step": self.metrics["step"],
+            "prompt_index": response // self.group_size,
+            "response_index": response % self.group_size,
+            "position": position,
+            "prompt": [self.rollouts.prompts[b] for b in response],
+            "reward": self.rewards.cpu().numpy()[response],
+            "text": self.token_texts[: len(response)],
+        }
+        return pd.DataFrame(columns)[list(TOKEN_COLUMNS)]
+
+
+def train(config: TrainConfig, out: str | Path | None = None, resume: bool = False) -> Iterator[Step]:
+    """Trains, and yields a `Step` after every optimiser update.
+
+    With `out` the run is written to that folder as it goes (runs.py); a folder that holds a run is refused
+    unless `resume`, which continues it from its last checkpoint, bit for bit on the same machine. Closing the
+    generator after an iteration's last step leaves a checkpoint there. The checks are made at once, the work
+    as steps are asked for. Raises ErltoolError for what a user can mend, NaN in rewards or gradients among it;
+    the weights, and what was written, are then as before the step.
+    """
+    if resume and out is None:
+        raise ErltoolError("resume: needs the run's folder; give out=")
+    task = load_task(config.task)
+    policy = load_policy(
+        config.policy,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        device=config.device,
+        seed=config.seed,
+    )
+    if "ref_log_probs" in config.control.needs and not policy.has_adapter:
+        raise ErltoolError(f"control {config.control.name}: full fine-tuning keeps no reference; use lora_rank above 0")
+    trainer = _Trainer(config, task, policy)
+    if out is not None:
+        trainer.open(Path(out), resume)
+    return trainer.steps()
+
+
+class _Trainer:
+    """State of a run between steps: policy, optimiser, how far it came, and the data position."""
+
+    def __init__(self, config: TrainConfig, task: Task, policy: Policy):
+        self.config, self.task, self.policy = config, task, policy
+        self.parameters = list(policy.trainable().values())
+        self.optimizer = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=0.0, fused=True)
+        self.fingerprint = policy.fingerprint()
+        self.step = self.iteration = self.position = 0
+        self.writer: RunWriter | None = None
+        self.saved_step = 0
+
+    # --- the algorithm ------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[Step]:
+        config, between_iterations = self.config, True
+        try:
+            while self.step < config.steps:
+                measured = self.evaluate_if_due()
+                between_iterations = False
+                started = time.perf_counter()
+                rollouts, rewards, zero_spread = self.sample()
+                advantages = group_advantages(rewards, config.group_size, config.advantages)
+                sampling_seconds = time.perf_counter() - started
+                for update in range(config.updates_per_iteration):
+                    started = time.perf_counter()
+                    at = torch.arange(len(rollouts)).chunk(config.updates_per_iteration)[update]
+                    if update == 0:
+                        part, lp, entropy, rollouts, mismatch = self.check_sampler(rollouts, at)
+                    else:
+                        part = rollouts.take(at)
+                        lp, entropy = self.score(part)
+                    step = self.update(part, rewards[at], advantages[at], lp, entropy, first=update == 0)
+                    self.step += 1
+                    seconds = time.perf_counter() - started + sampling_seconds / config.updates_per_iteration
+                    step.metrics.update(step=self.step, iteration=self.iteration, zero_spread_fraction=zero_spread)
+                    step.metrics["tokens_per_second"] = step.metrics["response_tokens"] / seconds
+                    if update == 0:
+                        step.metrics.update(measured, sampler_mismatch=mismatch)
+                    if update == config.updates_per_iteration - 1:
+                        self.iteration += 1
+                        between_iterations = True
+                        if self.step == config.steps:
+                            step.metrics.update(self.evaluate_if_due(last=True))
+                    self.record(step)
+                    if between_iterations and self.checkpoint_is_due():
+                        self.checkpoint()
+                    yield step
+        finally:
+            # Closed between iterations (a break, Ctrl-C in the command line): nothing need be lost.
+            if between_iterations and self.writer is not None and self.step > self.saved_step:
+                self.checkpoint()
+
+    def sample(self) -> tuple[Rollouts, Tensor, float]:
+        """An iteration's responses, their rewards (B,), and the share of sampled groups without spread."""
+        config = self.config
+        generator = self.generator(SAMPLING)
+        kept: list[tuple[Rollouts, Tensor]] = []
+        spread: list[bool] = []
+        for _ in range(RESAMPLING_ROUNDS if config.dynamic_sampling else 1):
+            problems = self.next_problems(config.prompts_per_iteration)
+            rollouts = sample_groups(
+                self.policy,
+                [p.prompt for p in problems],
+                config.group_size,
+                max_response_tokens=config.max_response_tokens,
+                temperature=config.temperature,
+                generator=generator,
+            )
+            rewards = self.rewards(problems, rollouts)
+            kept.append((rollouts, rewards))
+            groups = rewards.view(-1, config.group_size)
+            spread += (groups.amax(-1) > groups.amin(-1)).tolist()
+            if sum(spread) >= config.prompts_per_iteration:
+                break
+        zero_spread = 1 - sum(spread) / len(spread)
+        if len(kept) == 1:
+            return *kept[0], zero_spread
+        # Groups with spread first; where they are too few, others fill the update up.
+        chosen = sorted(range(len(spread)), key=lambda g: not spread[g])[: config.prompts_per_iteration]
+        rows = (torch.tensor(chosen)[:, None] * config.group_size + torch.arange(config.group_size)).flatten()
+        rollouts, rewards = concatenate([r for r, _ in kept]), torch.cat([r for _, r in kept])
+        return rollouts.take(rows), rewards[rows], zero_spread
+
+    def rewards(self, problems: list[Problem], rollouts: Rollouts) -> Tensor:
+        size = self.config.group_size
+        values = [float(self.task.reward(problems[i // size], r)) for i, r in enumerate(rollouts.responses)]
+        for i, value in enumerate(values):
+            if not math.isfinite(value):
+                raise ErltoolError(
+                    f"step {self.step + 1}: reward of a response to {rollouts.prompts[i]!r} is {value}; "
+                    f"the verifier of task {self.task.name} must return finite numbers"
+                )
+        return torch.tensor(values, device=self.policy.device)
+
+    def check_sampler(self, rollouts: Rollouts, at: Tensor):
+        """Scores the first update, and with it the sampler: where the two differ, old log-probs are made again.
+
+        KL-Cov pushes at full strength whatever the size of a difference, so rounding must not be one.
+        """
+        part = rollouts.take(at)
+        lp, entropy = self.score(part)
+        mismatch = (lp.detach() - part.log_probs).abs().max().item()
+        if mismatch > SAMPLER_IS_EXACT:
+            exact = torch.zeros_like(rollouts.log_probs)
+            with torch.no_grad():
+                for rows in torch.arange(len(rollouts)).split(len(at)):
+                    again = rollouts.take(rows)
+                    exact[rows, : again.token_ids.shape[1]] = self.score(again)[0]
+            rollouts = replace(rollouts, log_probs=exact)
+        return part, lp, entropy, rollouts, mismatch
+
+    def score(self, part: Rollouts) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropy of an update, (B, T): with gradient if it is one micro-batch, else without."""
+        pieces = self.micro_batches(part)
+        if len(pieces) == 1:
+            return response_log_probs(self.policy, part, self.config.temperature)
+        lp, entropy = torch.zeros_like(part.log_probs), torch.zeros_like(part.log_probs)
+        with torch.no_grad():
+            for rows in pieces:
+                piece = part.take(rows)
+                width = piece.token_ids.shape[1]
+                lp[rows, :width], entropy[rows, :width] = response_log_probs(
+                    self.policy, piece, self.config.temperature
+                )
+        return lp, entropy
+
+    def micro_batches(self, part: Rollouts) -> list[Tensor]:
+        return list(torch.arange(len(part)).split(self.config.micro_batch or len(part)))
+
+    def update(
+        self, part: Rollouts, rewards: Tensor, advantages: Tensor, lp: Tensor, entropy: Tensor, first: bool
+    ) -> Step:
+        """One optimiser update on all responses of `part`, scored as `lp` and `entropy`."""
+        config, mask = self.config, part.response_mask
+        # The policy has not moved since sampling: old and new are one, and the ratio is exactly 1.
+        old = lp.detach() if first else part.log_probs
+        reference = self.reference_log_probs(part)
+        tokens = Tokens(lp.detach(), old, advantages[:, None].expand(mask.shape), mask, entropy.detach(), reference)
+        clip = config.clip_eps_low, config.clip_eps_high
+        selected = select_tokens(tokens, config.control, *clip, self.generator(CONTROL, self.step))
+        covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
+        count = mask.sum()
+        clipped = torch.zeros_like(mask)
+        pieces = self.micro_batches(part)
+        for rows in pieces:
+            piece = part.take(rows)
+            width = piece.token_ids.shape[1]
+            if len(pieces) > 1:
+                lp, entropy = response_log_probs(self.policy, piece, config.temperature)
+            loss = policy_loss(
+                lp,
+                lp.detach() if first else old[rows, :width],
+                advantages[rows],
+                piece.response_mask,
+                control=config.control,
+                clip_eps_low=config.clip_eps_low,
+                clip_eps_high=config.clip_eps_high,
+                token_entropy=entropy,
+                ref_log_probs=None if reference is None else reference[rows, :width],
+                selected=selected[rows, :width],
+                normalizer=count,
+            )
+            loss.loss.backward()
+            clipped[rows, :width] = loss.clipped
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
+        metrics = self.metrics(part, rewards, tokens, covariance, selected, clipped, grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        texts = part_texts(self.policy, part)
+        return Step(metrics, part, rewards, tokens, covariance, selected, texts, config.group_size)
+
+    def reference_log_probs(self, part: Rollouts) -> Tensor | None:
+        if "ref_log_probs" not in self.config.control.needs:
+            return None
+        with torch.no_grad(), self.policy.reference():
+            return self.score(part)[0]
+
+    def metrics(self, part, rewards, tokens, covariance, selected, clipped, grad_norm) -> dict[str, float]:
+        """What is measured at a step; the device is waited for once."""
+        mask = part.response_mask
+        kl = tokens.old_log_probs - tokens.log_probs
+        count = mask.sum()
+        values = {
+            "reward": rewards.mean(),
+            "policy_entropy": masked_mean(tokens.token_entropy, mask),
+            "sampled_nll": -masked_mean(tokens.log_probs, mask),
+            "mean_covariance": masked_mean(covariance, mask),
+            "response_length": count / len(part),
+            "response_tokens": count,
+            "truncated_fraction": 1 - part.finished.float().mean(),
+            "selected_fraction": selected.sum() / count,
+            "selected_tokens": selected.sum(),
+            "clip_fraction": clipped.sum() / count,
+            "kl_k1": masked_mean(kl_estimate(kl, "k1"), mask),
+            "kl_k3": masked_mean(kl_estimate(kl, "k3"), mask),
+            "grad_norm": grad_norm,
+        }
+        numbers = torch.stack([v.double() for v in values.values()]).tolist()
+        values = dict(zip(values, numbers, strict=True))
+        for name, value in values.items():
+            if not math.isfinite(value):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise ErltoolError(
+                    f"step {self.step + 1}: {name} is {value}; the update was not made; "
+                    "resume from the last checkpoint, or start again with a lower learning_rate"
+                )
+        whole = ("response_tokens", "selected_tokens")
+        return {"step": 0, "iteration": 0} | {k: int(v) if k in whole else v for k, v in values.items()}
+
+    def evaluate_if_due(self, last: bool = False) -> dict[str, float]:
+        config = self.config
+        if not config.eval_every or (self.iteration % config.eval_every and not last):
+            return {}
+        return {
+            "eval_accuracy": accuracy(
+                self.policy,
+                self.task,
+                eval_problems(self.task, config.eval_prompts),
+                config.eval_samples,
+                max_response_tokens=config.max_response_tokens,
+                temperature=config.temperature,
+            )
+        }
+
+    # --- random draws, all of them ------------------------------------------------------------------
+
+    def generator(self, purpose: int, at: int | None = None) -> torch.Generator:
+        """Generator of a purpose at an iteration (or step): nothing to save, nothing shared."""
+        words = np.random.SeedSequence([self.config.seed, purpose, self.iteration if at is None else at])
+        return torch.Generator(self.policy.device).manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+
+    def next_problems(self, count: int) -> list[Problem]:
+        """The next training problems, each once an epoch, in an order of the seed's and the epoch's own."""
+        problems, size = [], len(self.task.train)
+        while len(problems) < count:
+            epoch, at = divmod(self.position, size)
+            order = np.random.default_rng([self.config.seed, PROMPTS, epoch]).permutation(size)
+            taken = order[at : at + count - len(problems)]
+            problems += [self.task.train[i] for i in taken]
+            self.position += len(taken)
+        return problems
+
+    # --- the run's folder ---------------------------------------------------------------------------
+
+    def open(self, out: Path, resume: bool) -> None:
+        document = {"config": self.config.to_dict(), "made_by": made_by(self.policy)}
+        self.writer = RunWriter(out, document, resume)
+        blob = self.writer.load_checkpoint() if resume else None
+        if blob is None:
+            return
+        state = torch.load(io.BytesIO(blob), weights_only=True, map_location=self.policy.device)
+        if state["fingerprint"] != self.fingerprint:
+            raise ErltoolError(
+                f"run {out}: policy {self.config.policy!r} has other weights than when the run began; "
+                "put the old ones back, or start another run"
+            )
+        with torch.no_grad():
+            for name, p in self.policy.trainable().items():
+                p.copy_(state["trainable"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.iteration, self.position = (state[k] for k in ("step", "iteration", "position"))
+        self.saved_step = self.step
+
+    def record(self, step: Step) -> None:
+        if self.writer is None:
+            return
+        every, (round_, update) = self.config.record_every, divmod(self.step - 1, self.config.updates_per_iteration)
+        if every and update == 0 and round_ % every == 0:
+            self.writer.tokens.append(step.table(self.config.record_prompts))
+        self.writer.write_step(step.metrics)
+
+    def checkpoint_is_due(self) -> bool:
+        due = self.iteration % self.config.checkpoint_every == 0 or self.step == self.config.steps
+        return self.writer is not None and due
+
+    def checkpoint(self) -> None:
+        state = {
+            "trainable": self.policy.trainable(),
+            "optimizer": self.optimizer.state_dict(),
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "iteration": self.iteration,
+            "position": self.position,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.writer.checkpoint(self.step, buffer.getvalue(), self.policy.save)
+        self.saved_step = self.step
+
+
+def eval_problems(task: Task, count: int) -> list[Problem]:
+    """The same held-out problems for every run, spread evenly over the task's own order."""
+    at = np.linspace(0, len(task.held_out) - 1, min(count, len(task.held_out))).round().astype(int)
+    return [task.held_out[i] for i in at]
+
+
+def part_texts(policy: Policy, part: Rollouts) -> list[str]:
+    """Text of every response token, in row-major order of the mask."""
+    ids = part.token_ids[part.response_mask].tolist()
+    texts = {i: policy.tokenizer.decode([i]) for i in set(ids)}
+    return [texts[i] for i in ids]
+
+
+def made_by(policy: Policy) -> dict:
+    """Versions and machine that a run is made by, for config.json."""
+    import peft
+    import transformers
+
+    import erltool
+    from erltool.resources import commit
+
+    return {
+        "erltool": erltool.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "device": torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "policy_fingerprint": policy.fingerprint(),
+    }

@@ -1,0 +1,272 @@
+"""Seconds per GRPO iteration: erltool's trainer against TRL's GRPOTrainer.
+
+One iteration is 64 prompts x 8 responses of at most 12 tokens (EOS included), then 4 optimiser updates of 128
+responses each, on the embedded policy, with LoRA on all linear layers (rank 16) and with all weights training.
+Both have the same model folder, prompts in the same order, verifier, loss (clipped surrogate over the update's
+tokens, no KL), learning rate, AdamW (fused), fp32 and threads.
+
+TRL runs as fast as it can be set here: no gradient checkpointing (its default is on), no reference model, no
+logging, no saving, nothing reported. A dynamic cache and plain `generate` were faster than cache_implementation
+"static" and than continuous batching; vLLM, Liger and hub kernels need a GPU. TRL scores all responses again
+before the first update, because several updates follow one generation; it offers no switch for that.
+
+The two alternate iteration by iteration in one process: ours runs inside TRL's `on_step_end`, with TRL's clock
+stopped. After 2 warm-up iterations the median of each is reported.
+
+Beside the ratio: tokens sampled per second by `sample_groups` alone, and the share of the machine's own fp32
+matrix rate (2048^3 torch.mm in this process, best of several spread over the run) that the updates reach. FLOPs
+counted are those of the decoder's linear layers, P parameters without the adapter's, over T tokens: 4 P T with
+LoRA (forward, gradient of inputs) and 6 P T without (also gradient of weights). T counts a prompt once per
+packed row, plus all tokens of a response but the last, which predicts nothing. Attention, head, norms, adapter
+and optimiser are not counted, nor is padding, so the share is a lower bound.
+
+    python tests/benchmarks/training_vs_trl.py [iterations]
+"""
+
+import itertools
+import logging
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+
+import torch
+import transformers
+from datasets import Dataset
+from peft import LoraConfig
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from erltool import TrainConfig, load_policy, load_task, sample_groups
+from erltool.training import _Trainer
+
+PROMPTS, GROUP, UPDATES, MAX_TOKENS = 64, 8, 4, 12
+RANK, ALPHA, SEED = 16, 32.0, 0
+RATES = {"LoRA": 2e-3, "full": 3e-4}  # learning rates
+WARM_UP = 2
+TASK = load_task("countdown")
+
+
+class Ours:
+    """erltool's trainer, an iteration at a time."""
+
+    def __init__(self, mode: str):
+        rank = RANK if mode == "LoRA" else 0
+        self.policy = load_policy("embedded", lora_rank=rank, lora_alpha=ALPHA, device="cpu", seed=SEED)
+        config = TrainConfig(
+            steps=10**9,
+            seed=SEED,
+            prompts_per_iteration=PROMPTS,
+            group_size=GROUP,
+            updates_per_iteration=UPDATES,
+            learning_rate=RATES[mode],
+            lora_rank=rank,
+            lora_alpha=ALPHA,
+            max_response_tokens=MAX_TOKENS,
+            eval_every=0,
+            device="cpu",
+        )
+        self.trainer = _Trainer(config, TASK, self.policy)
+        self.steps = self.trainer.steps()
+        linear = [m for m in self.policy.causal_lm.get_decoder().modules() if isinstance(m, torch.nn.Linear)]
+        adapter = sum(p.numel() for p in self.policy.trainable().values()) if rank else 0
+        self.parameters = sum(m.weight.numel() for m in linear) - adapter
+        self.flops_per_token = (4 if rank else 6) * self.parameters
+        self.seconds, self.update_seconds, self.update_rates = [], [], []
+        self.lengths, self.rewards, self.sampling_rates = [], [], []
+        self.sampling_seconds = 0.0
+        sample = self.trainer.sample
+
+        def timed_sample():
+            started = time.perf_counter()
+            result = sample()
+            self.sampling_seconds = time.perf_counter() - started
+            return result
+
+        self.trainer.sample = timed_sample
+
+    def problems(self, count: int):
+        """The training problems in the order in which the trainer takes them."""
+        found = self.trainer.next_problems(count)
+        self.trainer.position = 0
+        return found
+
+    def iteration(self) -> None:
+        started = time.perf_counter()
+        steps = list(itertools.islice(self.steps, UPDATES))
+        self.seconds.append(time.perf_counter() - started)
+        self.update_seconds.append(self.seconds[-1] - self.sampling_seconds)
+        responses = sum(s.metrics["response_tokens"] for s in steps)
+        prompts = sum(len(s.rollouts.prompt_ids[b]) for s in steps for b in range(0, len(s.rollouts), GROUP))
+        tokens = prompts + responses - PROMPTS * GROUP
+        self.update_rates.append(self.flops_per_token * tokens / self.update_seconds[-1])
+        self.lengths.append(responses / (PROMPTS * GROUP))
+        self.rewards.append(statistics.mean(s.metrics["reward"] for s in steps))
+
+    def sample(self) -> None:
+        """Times sampling alone, on problems of its own."""
+        generator = torch.Generator().manual_seed(SEED)
+        prompts = [p.prompt for p in TASK.held_out[:PROMPTS]]
+        started = time.perf_counter()
+        rollouts = sample_groups(self.policy, prompts, GROUP, max_response_tokens=MAX_TOKENS, generator=generator)
+        self.sampling_rates.append(int(rollouts.response_mask.sum()) / (time.perf_counter() - started))
+
+
+class Alternation(TrainerCallback):
+    """Times TRL's iterations, and runs one of ours after each of them."""
+
+    def __init__(self, ours: Ours, matmul_rates: list[float]):
+        self.ours, self.matmul_rates = ours, matmul_rates
+        self.seconds = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % UPDATES:
+            return
+        self.seconds.append(time.perf_counter() - self.started)
+        self.ours.iteration()
+        self.ours.sample()
+        self.matmul_rates.append(matmul_rate())
+        self.started = time.perf_counter()
+
+
+def matmul_rate(size: int = 2048) -> float:
+    """FLOPs per second of one fp32 matrix product."""
+    a, b = torch.ones(size, size), torch.ones(size, size)
+    started = time.perf_counter()
+    torch.mm(a, b)
+    return 2 * size**3 / (time.perf_counter() - started)
+
+
+class Verifier:
+    """erltool's verifier as a reward function of TRL's, which also notes lengths and rewards."""
+
+    __name__ = "verifier"
+
+    def __init__(self, problems):
+        self.problems = {p.prompt: p for p in problems}
+        self.lengths, self.rewards = [], []
+
+    def __call__(self, prompts, completions, completion_ids, **kwargs):
+        rewards = [TASK.reward(self.problems[p], c) for p, c in zip(prompts, completions, strict=True)]
+        self.lengths.append(statistics.mean(map(len, completion_ids)))
+        self.rewards.append(statistics.mean(rewards))
+        return rewards
+
+
+def trl_trainer(mode: str, iterations: int, problems, verifier, folder: str, **changes) -> GRPOTrainer:
+    policy = load_policy("embedded", lora_rank=0, device="cpu")
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    settings = {
+        "output_dir": folder,
+        "max_steps": UPDATES * iterations,
+        "per_device_train_batch_size": PROMPTS * GROUP // UPDATES,
+        "gradient_accumulation_steps": 1,
+        "steps_per_generation": UPDATES,
+        "num_generations": GROUP,
+        "num_iterations": 1,
+        "max_completion_length": MAX_TOKENS,
+        "temperature": 1.0,
+        "beta": 0.0,
+        "loss_type": "dapo",  # one normaliser for all tokens of the update, as ours
+        "learning_rate": RATES[mode],
+        "lr_scheduler_type": "constant",
+        "optim": "adamw_torch_fused",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "dataloader_pin_memory": False,
+        "shuffle_dataset": False,
+        "seed": SEED,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    trainer = GRPOTrainer(
+        model=policy.model,
+        reward_funcs=verifier,
+        args=GRPOConfig(**settings | changes),
+        train_dataset=Dataset.from_dict({"prompt": [p.prompt for p in problems]}),
+        processing_class=policy.tokenizer,
+        peft_config=lora if mode == "LoRA" else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def compare(mode: str, iterations: int) -> None:
+    total = WARM_UP + iterations
+    ours, rates = Ours(mode), []
+    problems = ours.problems(PROMPTS * total)
+    verifier = Verifier(problems)
+    clock = Alternation(ours, rates)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl_trainer(mode, total, problems, verifier, folder)
+        before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+        ours_before = {name: p.detach().clone() for name, p in ours.policy.trainable().items()}
+        trainer.add_callback(clock)
+        trainer.train()
+    after = dict(trainer.model.named_parameters())
+    row = "{:<6}{:<10}{:>9}{:>9}{:>8}{:>8}{:>9}{:>9}{:>10}".format
+    for name, seconds, seen, moved in (
+        ("TRL", clock.seconds, verifier, distance(before, after)),
+        ("erltool", ours.seconds, ours, distance(ours_before, ours.policy.trainable())),
+    ):
+        measured = seconds[WARM_UP:]
+        first, last = statistics.mean(seen.rewards[:3]), statistics.mean(seen.rewards[-3:])
+        length = statistics.mean(seen.lengths[WARM_UP:])
+        print(
+            row(
+                mode,
+                name,
+                f"{statistics.median(measured):.3f}",
+                f"{min(measured):.3f}",
+                f"{length:.2f}",
+                f"{moved:.2f}",
+                f"{first:.3f}",
+                f"{last:.3f}",
+                "" if name == "TRL" else f"{ratio(clock.seconds, ours.seconds):.2f}x",
+            )
+        )
+    median = statistics.median
+    rate = max(rates)
+    print(f"       sampling alone      {median(ours.sampling_rates[WARM_UP:]):8.0f} response tokens/s")
+    print(
+        f"       updates             {median(ours.update_seconds[WARM_UP:]):8.3f} s of an iteration, "
+        f"{median(ours.update_rates[WARM_UP:]) / 1e9:.1f} GFLOP/s"
+    )
+    print(
+        f"       share of torch.mm   {median(ours.update_rates[WARM_UP:]) / median(rates):8.1%} of its median "
+        f"{median(rates) / 1e9:.0f} GFLOP/s (best {rate / 1e9:.0f})"
+    )
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    return statistics.median(theirs[WARM_UP:]) / statistics.median(ours[WARM_UP:])
+
+
+def distance(before: dict, after: dict) -> float:
+    """Norm of the change of what trains: above 0, or nothing was trained."""
+    return float(sum((after[n].detach() - p).square().sum() for n, p in before.items()).sqrt())
+
+
+def main() -> None:
+    iterations = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    print(f"{iterations} iterations each, {torch.get_num_threads()} threads, seconds per iteration")
+    print(f"{'':16}{'median':>9}{'best':>9}{'length':>8}{'moved':>8}{'reward':>9}{'at end':>9}{'TRL/ours':>10}")
+    for mode in RATES:
+        compare(mode, iterations)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What may import what: the mathematics knows no model, what looks at runs knows no transformers."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import erltool
+
+PACKAGE = Path(erltool.__file__).parent
+
+# From the ground up. A module imports only modules of lower rows, or earlier ones of its own.
+FLOORS = (
+    ("errors", "resources"),
+    ("logprobs", "advantages", "covariance", "controls", "losses"),
+    ("config", "tasks"),
+    ("runs", "fit", "plots"),
+    ("policy", "rollouts", "evaluate", "training"),
+    ("demo", "doctor"),
+    ("cli",),
+)
+ORDER = [name for floor in FLOORS for name in floor]
+MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+
+
+def imported(module: str) -> set[str]:
+    """Dotted names of everything a module imports, inside its functions too."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def test_every_module_has_its_place():
+    assert sorted(ORDER) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    inside = {name.split(".")[1] for name in imported(module) if name.startswith("erltool.")} & set(ORDER)
+    above = {name for name in inside if ORDER.index(name) >= ORDER.index(module)}
+    assert not above
+
+
+@pytest.mark.parametrize("module", FLOORS[1])
+def test_the_mathematics_needs_torch_only(module):
+    allowed = {"torch", "erltool"} | sys.stdlib_module_names
+    assert {name.split(".")[0] for name in imported(module)} <= allowed
+
+
+@pytest.mark.parametrize("module", FLOORS[3])
+def test_looking_at_runs_needs_neither_torch_nor_transformers(module):
+    assert not {name.split(".")[0] for name in imported(module)} & {"torch", "transformers", "peft"}
+    code = f"import sys, erltool.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_nothing_uses_pyplot_or_evaluates_text():
+    for module in MODULES:
+        assert not any("pyplot" in name for name in imported(module))
+        calls = [n.func.id for n in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text()))
+                 if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]  # fmt: skip
+        assert not {"eval", "exec"} & set(calls)
+
+
+def test_import_is_lazy_and_every_name_is_there():
+    code = "import sys, erltool; print(sorted({'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    for name in erltool.__all__:
+        assert getattr(erltool, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = erltool.nothing

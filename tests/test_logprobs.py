@@ -1,0 +1,73 @@
+import math
+
+import pytest
+import torch
+
+from erltool import ErltoolError, token_log_probs
+
+
+def plain(logits, tokens, temperature=1.0):
+    log_p = torch.log_softmax(logits.float() / temperature, -1)
+    return log_p.gather(-1, tokens[..., None])[..., 0], -(log_p.exp() * log_p).sum(-1)
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 37, 100, 10**6])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_chunked_equals_plain_in_value_and_gradient(generator, chunk_elements, temperature):
+    hidden = torch.randn(3, 5, 8, generator=generator, requires_grad=True)
+    weight = torch.randn(19, 8, generator=generator, requires_grad=True)
+    tokens = torch.randint(19, (3, 5), generator=generator)
+    out = torch.randn(2, 3, 5, generator=generator)
+
+    def gradients(log_probs, entropy):
+        return torch.autograd.grad((out[0] * log_probs + out[1] * entropy).sum(), (hidden, weight))
+
+    expected = plain(hidden @ weight.T, tokens, temperature)
+    found = token_log_probs(hidden, tokens, weight, temperature=temperature, chunk_elements=chunk_elements)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(*found), gradients(*expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_gradient_through_one_output_alone_and_from_logits(generator, which):
+    logits = torch.randn(4, 6, generator=generator, requires_grad=True)
+    tokens = torch.randint(6, (4,), generator=generator)
+    (found,) = torch.autograd.grad(token_log_probs(logits, tokens, chunk_elements=12)[which].sum(), logits)
+    (expected,) = torch.autograd.grad(plain(logits, tokens)[which].sum(), logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_entropy_of_the_uniform_is_log_v_and_the_input_is_left_alone():
+    logits = torch.zeros(2, 3, 7)
+    log_probs, entropy = token_log_probs(logits, torch.zeros(2, 3, dtype=torch.long))
+    torch.testing.assert_close(entropy, torch.full((2, 3), math.log(7)))
+    torch.testing.assert_close(log_probs, torch.full((2, 3), -math.log(7)))
+    assert (logits == 0).all()
+
+
+def test_a_forbidden_token_has_no_part_in_the_entropy():
+    logits = torch.tensor([[0.0, 0.0, -math.inf]], requires_grad=True)
+    log_probs, entropy = token_log_probs(logits, torch.tensor([1]))
+    assert entropy.item() == pytest.approx(math.log(2))
+    (log_probs + entropy).sum().backward()
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_bf16_hidden_states_give_fp32_numbers_and_bf16_gradients(generator):
+    hidden = torch.randn(4, 8, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(9, 8, generator=generator).bfloat16()
+    log_probs, entropy = token_log_probs(hidden, torch.arange(4), weight)
+    log_probs.sum().backward()
+    assert log_probs.dtype == entropy.dtype == torch.float32 and hidden.grad.dtype == torch.bfloat16
+
+
+def test_empty_input_gives_empty_output():
+    log_probs, entropy = token_log_probs(torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))
+    assert log_probs.shape == entropy.shape == (0,)
+
+
+def test_bad_input_names_the_remedy():
+    with pytest.raises(ErltoolError, match="leading dimensions"):
+        token_log_probs(torch.zeros(2, 3, 5), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ErltoolError, match="above 0"):
+        token_log_probs(torch.zeros(2, 5), torch.zeros(2, dtype=torch.long), temperature=0)

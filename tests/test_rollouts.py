@@ -1,0 +1,128 @@
+import pytest
+import torch
+
+from erltool import ErltoolError, load_policy, response_log_probs, sample_groups
+from erltool.rollouts import PACKED_ROW, concatenate, pack
+
+PROMPTS = ["1 2 3=6:", "4 5 6=15:", "7 8 9=24:"]
+
+
+@pytest.fixture(scope="module", params=["tiny", "embedded"])
+def policy(request, tiny_policy):
+    return load_policy("embedded" if request.param == "embedded" else str(tiny_policy), lora_rank=4)
+
+
+def sample(policy, group_size=4, seed=0, prompts=PROMPTS, **options):
+    options = {"max_response_tokens": 24} | options
+    return sample_groups(policy, prompts, group_size, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def test_mask_ends_at_eos_and_the_text_has_none(policy):
+    rollouts = sample(policy, 16)
+    eos = policy.tokenizer.eos_token_id
+    assert len(rollouts) == 48 and rollouts.prompts == [p for p in PROMPTS for _ in range(16)]
+    for b in range(len(rollouts)):
+        one = rollouts[b]
+        assert (one.token_ids[-1] == eos) == (one.stop_reason == "eos")
+        assert eos not in one.token_ids[:-1]
+        assert one.stop_reason == "eos" or len(one.token_ids) == 24
+        assert one.response == policy.tokenizer.decode([t for t in one.token_ids if t != eos])
+    assert (rollouts.log_probs[~rollouts.response_mask] == 0).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_samplers_log_probs_are_those_of_the_training_forward(policy, temperature):
+    rollouts = sample(policy, temperature=temperature)
+    log_probs, entropy = response_log_probs(policy, rollouts, temperature)
+    torch.testing.assert_close(log_probs.detach(), rollouts.log_probs, atol=2e-5, rtol=0)
+    assert (entropy[rollouts.response_mask] > 0).all() and (entropy[~rollouts.response_mask] == 0).all()
+
+
+def test_packing_a_group_changes_nothing(policy):
+    """One row a response, without any mask, is the plain way; a packed row must give the same."""
+    rollouts = sample(policy)
+    together, _ = response_log_probs(policy, rollouts)
+    for b in range(len(rollouts)):
+        one = rollouts.take([b])
+        ids = torch.tensor([one.prompt_ids[0] + one.token_ids[0].tolist()])
+        logits = policy.causal_lm(ids).logits[0, len(one.prompt_ids[0]) - 1 : -1]
+        plain = torch.log_softmax(logits, -1).gather(-1, one.token_ids[0, :, None])[:, 0]
+        torch.testing.assert_close(together[b, : len(plain)], plain, atol=2e-5, rtol=0)
+
+
+def test_rows_share_a_prompt_up_to_their_length(policy):
+    rollouts = sample(policy, 8)
+    packed = pack(rollouts)
+    assert packed.input_ids.shape[0] == len(PROMPTS) and len(packed.predicting) == rollouts.response_mask.sum()
+    alone = pack(rollouts.take([0, 8, 16]))
+    assert alone.attention_mask is None and alone.position_ids is None
+    many = pack(sample(policy, 200, max_response_tokens=12))
+    assert many.input_ids.shape[1] <= PACKED_ROW and many.input_ids.shape[0] > len(PROMPTS)
+
+
+def test_prompts_of_any_length_stand_side_by_side(policy):
+    lengths = ["1 1 1=1:", "1 2 3=6:1+2+3=6,", "9 9 9=99:"]
+    rollouts = sample(policy, prompts=lengths)
+    log_probs, _ = response_log_probs(policy, rollouts)
+    torch.testing.assert_close(log_probs.detach(), rollouts.log_probs, atol=2e-5, rtol=0)
+
+
+def test_same_seed_same_tokens_and_the_global_state_is_untouched(policy):
+    state = torch.random.get_rng_state()
+    a, b, c = sample(policy, seed=1), sample(policy, seed=1), sample(policy, seed=2)
+    assert torch.equal(a.token_ids, b.token_ids) and torch.equal(a.log_probs, b.log_probs)
+    assert a.responses != c.responses
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_sampling_follows_the_policys_distribution(tiny_policy):
+    policy = load_policy(str(tiny_policy), lora_rank=0)
+    rollouts = sample(policy, 4000, prompts=PROMPTS[:1], max_response_tokens=1)
+    ids = torch.tensor([policy.tokenizer(PROMPTS[0])["input_ids"]])
+    p = torch.softmax(policy.causal_lm(ids).logits[0, -1].detach(), -1)
+    found = torch.bincount(rollouts.token_ids[:, 0], minlength=len(p)) / 4000
+    assert ((found - p).abs() < 5 * (p * (1 - p) / 4000).sqrt() + 1e-3).all()
+
+
+def test_take_and_concatenate_are_inverse(policy):
+    rollouts = sample(policy)
+    again = concatenate([rollouts.take(range(5)), rollouts.take(range(5, 12))])
+    assert torch.equal(again.token_ids * again.response_mask, rollouts.token_ids * rollouts.response_mask)
+    assert again.responses == rollouts.responses and torch.equal(again.log_probs, rollouts.log_probs)
+
+
+def test_lora_gradients_are_there_after_a_rollout_and_the_base_gets_none(policy):
+    log_probs, _ = response_log_probs(policy, sample(policy))
+    log_probs.sum().backward()
+    grads = {n: p.grad for n, p in policy.model.named_parameters() if p.grad is not None}
+    assert grads and all("lora_" in n for n in grads)
+    assert all(g.abs().sum() > 0 for n, g in grads.items() if "lora_B" in n)
+    policy.model.zero_grad()
+
+
+def test_the_reference_is_the_base(policy):
+    rollouts = sample(policy)
+    with torch.no_grad():
+        before, _ = response_log_probs(policy, rollouts)
+        for name, p in policy.trainable().items():
+            if "lora_B" in name:
+                p.add_(0.05)
+        moved, _ = response_log_probs(policy, rollouts)
+        with policy.reference():
+            reference, _ = response_log_probs(policy, rollouts)
+        for name, p in policy.trainable().items():
+            if "lora_B" in name:
+                p.zero_()
+    assert torch.equal(reference, before) and not torch.allclose(moved, before)
+
+
+def test_bad_input_is_named(policy, tiny_policy):
+    with pytest.raises(ErltoolError, match="no prompts"):
+        sample(policy, prompts=[])
+    with pytest.raises(ErltoolError, match="no config.json"):
+        load_policy("/nowhere")
+    with pytest.raises(ErltoolError, match="no CUDA|cuda"):
+        load_policy(str(tiny_policy), device="cuda:99") if not torch.cuda.is_available() else pytest.skip("has CUDA")
+    with pytest.raises(ErltoolError, match="lora_rank above 0"):
+        with load_policy(str(tiny_policy), lora_rank=0).reference():
+            pass

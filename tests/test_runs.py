@@ -1,0 +1,108 @@
+import json
+
+import pytest
+
+import erltool
+from erltool import ErltoolError, fit_law, plot_fit, plot_run, read_run
+from erltool.runs import METRICS, TOKEN_COLUMNS
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_policy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    config = erltool.TrainConfig(
+        policy=str(tiny_policy), steps=8, prompts_per_iteration=4, group_size=4, updates_per_iteration=2,
+        max_response_tokens=8, lora_rank=4, eval_every=1, eval_prompts=8, eval_samples=1, record_every=2,
+        record_prompts=1,
+    )  # fmt: skip
+    list(erltool.train(config, out))
+    return out
+
+
+def test_a_run_reads_back_as_it_was(folder):
+    run = read_run(folder)
+    assert set(run.metrics) == set(METRICS) and run.skipped_lines == 0
+    assert run.metrics["step"].tolist() == list(range(1, 9)) and run.metrics["iteration"].tolist() == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
+    assert erltool.TrainConfig.from_dict(run.config).to_dict() == run.config
+    assert {"torch", "transformers", "peft", "device", "threads", "commit"} <= set(run.made_by)
+    assert run.evaluated()["step"].tolist() == [1, 3, 5, 7, 8]
+
+
+def test_every_metric_has_a_unit_and_a_meaning_and_the_writer_keeps_to_them(folder):
+    for name, (unit, meaning) in METRICS.items():
+        assert unit and meaning and name == name.lower()
+    written = set()
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        written |= set(json.loads(line))
+    assert written == set(METRICS) - {"tokens_per_second"}
+    contract = (
+        "step, iteration, reward, policy_entropy, sampled_nll, mean_covariance, response_length, zero_spread_fraction, "
+        "selected_fraction, clip_fraction, kl_k1, kl_k3, grad_norm, tokens_per_second, eval_accuracy"
+    )
+    assert set(contract.split(", ")) <= set(METRICS)
+
+
+def test_tokens_are_of_the_sampled_prompts_and_steps(folder):
+    tokens = read_run(folder).tokens
+    assert tuple(tokens.columns) == TOKEN_COLUMNS
+    assert sorted(tokens["step"].unique()) == [1, 5] and tokens["prompt_index"].unique().tolist() == [0]
+    assert (tokens["entropy"] > 0).all() and (tokens["log_prob"] <= 0).all()
+    assert tokens.groupby(["step", "response_index"])["position"].apply(lambda p: list(p) == list(range(len(p)))).all()
+
+
+def test_a_truncated_or_garbled_file_is_read_as_far_as_it_goes(folder, tmp_path):
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    whole = (folder / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").write_bytes(whole[:-40])
+    assert (len(read_run(tmp_path).metrics), read_run(tmp_path).skipped_lines) == (7, 1)
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n[1]\nnull\n" + whole)
+    assert (len(read_run(tmp_path).metrics), read_run(tmp_path).skipped_lines) == (8, 3)
+    (tmp_path / "metrics.jsonl").unlink()
+    assert read_run(tmp_path).metrics.empty and read_run(tmp_path).evaluated().empty
+
+
+def test_missing_and_foreign_folders_are_named(folder, tmp_path):
+    with pytest.raises(ErltoolError, match="no such folder"):
+        read_run(tmp_path / "nothing")
+    with pytest.raises(ErltoolError, match="not an erltool run"):
+        read_run(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": "other"}')
+    with pytest.raises(ErltoolError, match="not a run's config"):
+        read_run(tmp_path)
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    with pytest.raises(ErltoolError, match="tokens.parquet: not there"):
+        _ = read_run(tmp_path).tokens
+    (tmp_path / "tokens.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(ErltoolError, match="not readable as Parquet"):
+        _ = read_run(tmp_path).tokens
+
+
+def test_plots_draw_the_data_on_the_given_axes(folder):
+    run = read_run(folder)
+    ax = plot_run(run, "policy_entropy", label="mine")
+    line = ax.get_lines()[0]
+    assert line.get_xdata().tolist() == run.metrics["step"].tolist()
+    assert line.get_ydata().tolist() == run.metrics["policy_entropy"].tolist()
+    assert ax.get_ylabel() == "policy entropy (nats/token)" and ax.get_xlabel() == "optimiser step"
+    assert plot_run(run, "eval_accuracy", ax=ax, index=1) is ax
+    assert len(ax.get_lines()) == 2 and len(ax.get_lines()[1].get_xdata()) == 5
+    with pytest.raises(ErltoolError, match="no metric 'loss'"):
+        plot_run(run, "loss")
+
+
+def test_plot_fit_draws_points_law_and_ceiling():
+    result = fit_law([0.5, 0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.25, 0.32, 0.36])
+    ax = plot_fit(result)
+    points, law = ax.get_lines()[:2]
+    assert points.get_xdata().tolist() == result.entropy.tolist()
+    assert law.get_ydata()[0] == pytest.approx(result.ceiling) and law.get_xdata()[-1] == 0.5
+    assert "nats/token" in ax.get_xlabel() and ax.figure.get_facecolor() == (1, 1, 1, 1)
