@@ -191,7 +191,7 @@ def _demo(parser, words) -> int:
     return 0
 
 
-DEMO_ITERATIONS = 80
+DEMO_ITERATIONS = 150
 
 
 def _fit(parser, words) -> int:
@@ -216,7 +216,13 @@ def _fit(parser, words) -> int:
         import json
 
         rows = {
-            path: {"a": f.a, "b": f.b, "ceiling": f.ceiling, "r_squared": f.r_squared, "rmse": f.rmse}
+            path: {
+                "a": f.a,
+                "b": f.b,
+                "ceiling": f.ceiling,
+                "r_squared": None if f.r_squared != f.r_squared else f.r_squared,
+                "rmse": f.rmse,
+            }
             | {"points": len(f.entropy), "interval_95": f.interval(0.95)}
             for path, f in fits.items()
         }

@@ -34,12 +34,14 @@ class TrainConfig:
     group_size: int = _about(8, "responses to each prompt")
     updates_per_iteration: int = _about(4, "optimiser updates on an iteration's responses")
     micro_batch: int = _about(0, "responses in one backward pass, 0 for all of an update; changes memory, not results")
-    learning_rate: float = _about(2e-3, "Adam's learning rate; 3e-4 suits full fine-tuning of the embedded policy")
+    learning_rate: float = _about(1e-3, "Adam's learning rate; 3e-4 suits full fine-tuning of the embedded policy")
     lora_rank: int = _about(16, "rank of LoRA on all linear layers; 0 trains all weights")
     lora_alpha: float = _about(32.0, "LoRA's scale is alpha / rank")
     max_grad_norm: float = _about(1.0, "gradient is clipped to this norm")
     temperature: float = _about(1.0, "of sampling, and of every log-probability and entropy")
-    max_response_tokens: int = _about(48, "longest response in tokens, EOS included")
+    max_response_tokens: int = _about(
+        12, "longest response in tokens, EOS included; 48 leaves the embedded policy room to search"
+    )
     clip_eps_low: float = _about(0.2, "surrogate's clip below ratio 1")
     clip_eps_high: float = _about(0.2, "surrogate's clip above ratio 1")
     dynamic_sampling: bool = _about(False, "replace groups with equal rewards by sampling more prompts")

@@ -217,8 +217,8 @@ class RandomClip(NoControl):
 
 CONTROLS = {c.name: c for c in (NoControl, ClipHigher, EntropyBonus, ReferenceKL, ClipCov, KLCov, RandomClip)}
 
-# The clip of the paper's Clip-Cov scripts is 1, verl's and SkyRL's 0.2. `embedded` was tuned on the embedded
-# policy with seeds 100-102 (data/README.md); the others are those projects' defaults.
+# The clip of the paper's Clip-Cov scripts is 1, verl's and SkyRL's 0.2. `embedded` was chosen on the embedded
+# policy with seed 100 (data/README.md); the others are those projects' defaults.
 PRESETS = {
     "paper-7b": (ClipCov(2e-4, 1.0, 5.0, clip_eps=1.0), KLCov(2e-3, 1.0)),
     "paper-32b": (ClipCov(2e-4, 1.0, 5.0, clip_eps=1.0), KLCov(2e-4, 1.0)),

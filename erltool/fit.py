@@ -25,7 +25,7 @@ class LawFit:
     b: float
     """Performance that would remain if exp(H) were 0, which it cannot be: see `ceiling`."""
     r_squared: float
-    """Share of the variance of performance that the law explains."""
+    """Share of the variance of performance that the law explains; NaN where performance does not vary."""
     rmse: float
     """Root mean square of the residuals, with n in the denominator."""
     entropy: np.ndarray
@@ -118,7 +118,7 @@ def fit_law(entropy, performance, *, block_length: int | None = None, seed: int 
     slope, intercept = _line(x, r)
     residuals = r - (intercept + slope * x)
     total = np.sum((r - r.mean()) ** 2)
-    r_squared = 1 - np.sum(residuals**2) / total if total > 0 else 1.0
+    r_squared = 1 - np.sum(residuals**2) / total if total > 0 else np.nan
     return LawFit(
         float(-slope),
         float(intercept),

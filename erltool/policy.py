@@ -5,6 +5,8 @@ all weights train and there is no reference unless a second copy is kept.
 """
 
 import contextlib
+import ctypes
+import functools
 import hashlib
 import logging
 import warnings
@@ -17,6 +19,7 @@ import transformers
 # bitsandbytes, which peft imports, warns at once about an optional kernel that the CPU can do without.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from erltool.errors import ErltoolError
@@ -65,6 +68,32 @@ class Policy:
         with self.model.disable_adapter():
             yield
 
+    @contextlib.contextmanager
+    def sampling(self):
+        """Inside, the model is in eval mode and its adapter is folded into fp32 weights: sampling costs no LoRA.
+
+        The base's own weights are put back afterwards, not computed back, so nothing drifts. Quantised layers
+        are left as they are: an adapter with one of them stays unfolded.
+        """
+        self.model.eval()
+        layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        own = [m.get_base_layer().weight for m in layers]
+        foldable = all(type(m.get_base_layer()) is torch.nn.Linear and w.dtype == torch.float32
+                       for m, w in zip(layers, own, strict=True))  # fmt: skip
+        try:
+            with self.model.disable_adapter() if layers and foldable else contextlib.nullcontext():
+                kept = [w.data for w in own]
+                if foldable:
+                    for layer, weight in zip(layers, own, strict=True):
+                        weight.data = weight.data + layer.get_delta_weight("default")
+                try:
+                    yield
+                finally:
+                    for weight, data in zip(own, kept, strict=True):
+                        weight.data = data
+        finally:
+            self.model.train()
+
     def fingerprint(self) -> str:
         """Hash of the frozen weights (all weights without an adapter, as loaded): a run resumes on the same."""
         digest = hashlib.sha256()
@@ -76,7 +105,7 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Writes what trained: an adapter that `PeftModel.from_pretrained` loads, or the whole model."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        self.model.save_pretrained(folder, **({"save_embedding_layers": False} if self.has_adapter else {}))
 
 
 def load_policy(
@@ -113,7 +142,23 @@ def load_policy(
                 model = get_peft_model(model, lora)
         model.peft_config["default"].base_model_name_or_path = source
     model.to(resolve_device(device)).train()
+    _keep_freed_memory()
     return Policy(model, tokenizer, source)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Lets glibc keep up to 1 GiB of freed memory instead of handing every tensor's pages back and forth.
+
+    Measured on the embedded policy: a fifth of the time of sampling. Elsewhere than on glibc it does nothing.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(m_mmap_threshold, 32 * 2**20)  # the largest that glibc takes
+    mallopt(m_trim_threshold, 2**30)
 
 
 def resolve_device(device: str) -> torch.device:

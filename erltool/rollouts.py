@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
 
 from erltool.errors import ErltoolError
 from erltool.logprobs import token_log_probs
@@ -111,11 +111,8 @@ def sample_groups(
     """
     if not prompts:
         raise ErltoolError("sample_groups: no prompts; give at least one")
-    policy.model.eval()
-    try:
+    with policy.sampling():
         return _sample(policy, prompts, group_size, max_response_tokens, temperature, generator)
-    finally:
-        policy.model.train()
 
 
 def _sample(policy, prompts, group_size, max_tokens, temperature, generator):
@@ -167,7 +164,35 @@ def _sample(policy, prompts, group_size, max_tokens, temperature, generator):
     )
 
 
-def _prefill(policy: Policy, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor, DynamicCache]:
+class _RoomyLayer(DynamicLayer):
+    """Keys and values of a layer with room behind them: a token is written in place, not by copying all.
+
+    Copying was a third of the time of sampling from the embedded policy.
+    """
+
+    ROOM = 8  # tokens
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.buffers = (self.keys, self.values)
+        states = zip((self.keys, self.values), self.buffers, (key_states, value_states), strict=True)
+        self.buffers, (self.keys, self.values) = zip(*(self._append(*s) for s in states), strict=True)
+        return self.keys, self.values
+
+    def _append(self, old, buffer, new):
+        """The buffer, a larger one where it was full or responses were dropped, and the filled part of it."""
+        before = old.shape[-2] if old.ndim == 4 else 0
+        filled = before + new.shape[-2]
+        if buffer.ndim != 4 or len(buffer) != len(new) or buffer.shape[-2] < filled:
+            buffer = new.new_empty(*new.shape[:2], filled + self.ROOM, new.shape[-1])
+            if before:
+                buffer[:, :, :before] = old
+        buffer[:, :, before:filled] = new
+        return buffer, buffer[:, :, :filled]
+
+
+def _prefill(policy: Policy, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor, Cache]:
     """Last hidden state (P, D), mask (P, L) and cache of left-padded prompts."""
     width = max(map(len, prompt_ids))
     pad = policy.tokenizer.pad_token_id
@@ -178,7 +203,7 @@ def _prefill(policy: Policy, prompt_ids: list[list[int]]) -> tuple[Tensor, Tenso
     causal = torch.ones(width, width, dtype=torch.bool, device=policy.device).tril()
     # A padded query sees itself only: a row of attention with nothing to see would be NaN.
     allowed = (causal & mask[:, None, :]) | torch.eye(width, dtype=torch.bool, device=policy.device)
-    cache = DynamicCache(config=policy.causal_lm.config)
+    cache = Cache(layers=[_RoomyLayer() for _ in range(policy.causal_lm.config.num_hidden_layers)])
     out = policy.hidden(
         ids, attention_mask=allowed[:, None], position_ids=positions.clamp(min=0), past_key_values=cache, use_cache=True
     )

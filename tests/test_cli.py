@@ -36,10 +36,10 @@ def test_train_then_fit(train, tmp_path, capsys):
     capsys.readouterr()
     status = cli.main(["fit", str(tmp_path / "run"), "--json", f"--png={tmp_path / 'fit.png'}"])
     out = capsys.readouterr()
-    if status == 0:
-        fit = json.loads(out.out)[str(tmp_path / "run")]
-        assert fit["ceiling"] == pytest.approx(fit["b"] - fit["a"]) and fit["points"] == 5
-        assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
+    assert status == 0
+    fit = json.loads(out.out)[str(tmp_path / "run")]
+    assert fit["ceiling"] == pytest.approx(fit["b"] - fit["a"]) and fit["points"] == 5
+    assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_flags_are_the_fields_of_the_configuration(capsys):
@@ -94,8 +94,8 @@ def test_fit_says_what_is_wrong_with_a_run(tmp_path, capsys):
 
 def test_no_command_and_unknown_commands(capsys):
     assert cli.main([]) == 2 and cli.main(["--help"]) == 0
-    for name in cli.COMMANDS:
-        assert name in capsys.readouterr().out or True
+    out = capsys.readouterr().out
+    assert all(name in out for name in cli.COMMANDS)
     assert cli.main(["trian"]) == 2 and "no command 'trian'" in one_line(capsys)
 
 
@@ -122,8 +122,10 @@ def test_demo_trains_fits_draws_and_reports(tmp_path, capsys, monkeypatch, tiny_
     from erltool import demo
 
     monkeypatch.setitem(demo.LABELS, "none", "no <b>control</b>")  # names reach the page as text
-    small = {"policy": str(tiny_policy), "prompts_per_iteration": 4, "group_size": 4, "eval_every": 1, "eval_prompts": 8,
-             "max_response_tokens": 8}  # fmt: skip
+    small = {
+        "policy": str(tiny_policy), "prompts_per_iteration": 4, "group_size": 4, "eval_every": 1,
+        "eval_prompts": 8, "max_response_tokens": 8,
+    }  # fmt: skip
     configs = {n: dataclasses.replace(c, **small) for n, c in demo.demo_configs(5, 0).items()}
     monkeypatch.setattr(demo, "demo_configs", lambda iterations, seed: configs)
     assert cli.main(["demo", f"--out={tmp_path}"]) == 0

@@ -40,22 +40,19 @@ def random_rewards(monkeypatch):
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c.name)
 def test_selection_loss_and_gradient_are_equal_for_any_micro_batch(monkeypatch, tiny_config, control):
     random_rewards(monkeypatch)
+    gradients = []
+    stepped = torch.optim.AdamW.step
+
+    def step_and_note(self):
+        gradients.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+        stepped(self)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step_and_note)
     found = {}
     for size in (1, 2, 4, 0):
-        gradients = []
-        stepped = torch.optim.AdamW.step
-        monkeypatch.setattr(
-            torch.optim.AdamW,
-            "step",
-            lambda self: (
-                gradients.append([p.grad.clone() for g in self.param_groups for p in g["params"]]),
-                stepped(self),
-            ),
-        )
         config = tiny_config(micro_batch=size, control=control, steps=4, eval_every=0, max_grad_norm=1e9)
-        found[size] = list(erltool.train(config)), gradients
-        monkeypatch.undo()
-        random_rewards(monkeypatch)
+        found[size] = list(erltool.train(config)), gradients[:]
+        gradients.clear()
     whole, expected = found[0]
     assert any(s.selected.any() for s in whole) == (control.name in ("kl-cov", "clip-cov", "random-clip"))
     for size in (1, 2, 4):

@@ -1,0 +1,50 @@
+"""Every notebook runs, and what is committed reads on GitHub: outputs as a run made them, nothing else."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from erltool.resources import shipped
+
+NOTEBOOKS = sorted(shipped("notebooks").glob("*.ipynb"))
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_it_runs_from_another_directory(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_what_is_committed_is_what_one_run_made(path):
+    text = path.read_text()
+    notebook = json.loads(text)
+    code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert [c["execution_count"] for c in code] == list(range(1, len(code) + 1))
+    outputs = [o for c in code for o in c["outputs"]]
+    assert all(o["output_type"] != "error" and o.get("name") != "stderr" for o in outputs)
+    assert "widgets" not in notebook["metadata"] and len(text) < 700_000
+    said = json.dumps([o.get("text", o.get("data", {}).get("text/plain")) for o in outputs])
+    assert not re.search(r"(/home/|/root/|/work/|/tmp/|[A-Z]:\\\\)", said + "".join(str(c["source"]) for c in code))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_cells_are_short(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 20
+        else:
+            assert len(re.sub(r"<details>.*?</details>", "", cell.source, flags=re.S).split()) <= 120
+
+
+def test_the_path_of_the_lessons_is_in_the_package_or_the_clone():
+    assert shipped("notebooks").is_dir() and isinstance(shipped("notebooks"), Path)

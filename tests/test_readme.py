@@ -1,0 +1,40 @@
+"""The README's code runs, its tables are the package's, and every path it names is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from erltool.controls import CONTROLS, PRESETS
+from erltool.runs import METRICS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_its_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block.replace("steps=200", "steps=4"), "README.md", "exec"), {})
+
+
+def test_its_metric_table_is_metrics():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", README.split("## Metrics")[1].split("\n## ")[0], re.M))
+    assert rows == {name: unit for name, (unit, _) in METRICS.items()}
+
+
+def test_it_names_every_control_and_preset():
+    for name in [*CONTROLS, *PRESETS]:
+        assert f"`{name}`" in README
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:erltool|data|notebooks|tests)/[\w./-]+)`", README))))
+def test_every_path_it_names_is_there(path):
+    assert (ROOT / path).exists()
+
+
+def test_every_module_is_in_its_file_list():
+    for module in (ROOT / "erltool").glob("[a-z]*.py"):
+        assert f"`erltool/{module.name}`" in README
