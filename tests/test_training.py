@@ -161,6 +161,13 @@ def test_same_seed_same_metrics_another_seed_others(tiny_config, tmp_path):
     pd.testing.assert_frame_equal(*tokens)
 
 
+def test_the_embedded_policy_at_full_size_repeats_itself_bit_for_bit(tmp_path):
+    """Large enough for threads to share the work, whose order must not decide a sum."""
+    for name in "ab":
+        list(erltool.train(TrainConfig(steps=12, control=KLCov(0.1, 2.0)), tmp_path / name))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
 @pytest.mark.parametrize("stop_after", [1, 4, 5, 6])
 def test_closing_anywhere_and_resuming_gives_the_same_run(tiny_config, tmp_path, stop_after):
     config = tiny_config(control=KLCov(0.2))

@@ -36,12 +36,7 @@ import warnings
 
 import torch
 import transformers
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a CPU kernel on import
 from datasets import Dataset
-from peft import LoraConfig
-from transformers.trainer_callback import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
 
 from erltool import TrainConfig, load_policy, load_task, sample_groups
 from erltool.training import _Trainer
@@ -118,7 +113,7 @@ class Ours:
         self.sampling_rates.append(int(rollouts.response_mask.sum()) / (time.perf_counter() - started))
 
 
-class Alternation(TrainerCallback):
+class Alternation(transformers.TrainerCallback):
     """Times TRL's iterations, and runs one of ours after each of them."""
 
     def __init__(self, ours: Ours, matmul_rates: list[float]):
@@ -162,7 +157,11 @@ class Verifier:
         return rewards
 
 
-def trl_trainer(mode: str, iterations: int, problems, verifier, folder: str, **changes) -> GRPOTrainer:
+def trl_trainer(mode: str, iterations: int, problems, verifier, folder: str, **changes):
+    """A GRPOTrainer; `changes` are to its settings."""
+    from peft import LoraConfig  # after erltool, which silences a warning that this import gives
+    from trl import GRPOConfig, GRPOTrainer
+
     policy = load_policy("embedded", lora_rank=0, device="cpu")
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     settings = {
@@ -201,7 +200,7 @@ def trl_trainer(mode: str, iterations: int, problems, verifier, folder: str, **c
         processing_class=policy.tokenizer,
         peft_config=lora if mode == "LoRA" else None,
     )
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 
