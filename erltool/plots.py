@@ -4,6 +4,8 @@ No pyplot: figures are made directly, so nothing global is touched and widget ca
 cannot draw into them. `ax.figure` shows itself at the end of a notebook cell and saves with `savefig`.
 """
 
+import io
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,9 +24,18 @@ LABELS = {
 }
 
 
+class Picture(Figure):
+    """A Figure that a notebook shows as PNG by itself, without pyplot and its global state."""
+
+    def _repr_png_(self) -> bytes:
+        png = io.BytesIO()
+        self.savefig(png, format="png")
+        return png.getvalue()
+
+
 def new_axes(columns: int = 1, width: float = 4.2, height: float = 3.2) -> np.ndarray:
     """A row of new Axes, shape (columns,), on one Figure with an opaque white background."""
-    figure = Figure(figsize=(width * columns, height), dpi=88, layout="constrained", facecolor="white")
+    figure = Picture(figsize=(width * columns, height), dpi=88, layout="constrained", facecolor="white")
     return figure.subplots(1, columns, squeeze=False)[0]
 
 

@@ -105,4 +105,5 @@ def test_plot_fit_draws_points_law_and_ceiling():
     points, law = ax.get_lines()[:2]
     assert points.get_xdata().tolist() == result.entropy.tolist()
     assert law.get_ydata()[0] == pytest.approx(result.ceiling) and law.get_xdata()[-1] == 0.5
+    assert ax.figure._repr_png_().startswith(b"\x89PNG")
     assert "nats/token" in ax.get_xlabel() and ax.figure.get_facecolor() == (1, 1, 1, 1)
