@@ -39,7 +39,11 @@ def token_log_probs(
             "the leading dimensions must agree"
         )
     rows = logits_or_hidden.reshape(-1, logits_or_hidden.shape[-1])
-    log_probs, entropy = _TokenLogProbs.apply(rows, weight, tokens.reshape(-1), float(temperature), int(chunk_elements))
+    frozen = weight is not None and not weight.requires_grad
+    keep = frozen and rows.requires_grad and torch.is_grad_enabled()
+    log_probs, entropy = _TokenLogProbs.apply(
+        rows, weight, tokens.reshape(-1), float(temperature), int(chunk_elements), keep
+    )
     return log_probs.view(tokens.shape), entropy.view(tokens.shape)
 
 
@@ -50,11 +54,12 @@ class _TokenLogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, weight, tokens, temperature, chunk_elements):
+    def forward(ctx, rows, weight, tokens, temperature, chunk_elements, keep):
         vocabulary = (rows if weight is None else weight.T).shape[-1]
         chunk = max(1, chunk_elements // vocabulary)
         log_probs = torch.empty(len(rows), device=rows.device)
         entropy, log_norm = torch.empty_like(log_probs), torch.empty_like(log_probs)
+        kept = torch.empty_like(rows) if keep else None
         for at in range(0, len(rows), chunk):
             part = slice(at, at + chunk)
             z = _logits(rows[part], weight, temperature)
@@ -63,15 +68,20 @@ class _TokenLogProbs(torch.autograd.Function):
             log_probs[part] = chosen - log_norm[part]
             z -= log_norm[part, None]  # now log p
             # A forbidden token has z = -inf and p = 0, and p log p is 0 there, not NaN.
-            entropy[part] = -z.exp().mul_(z.clamp_(min=LOG_ZERO)).sum(-1)
-        ctx.save_for_backward(rows, weight, tokens, log_norm, entropy)
+            p = z.exp()
+            entropy[part] = -z.clamp_(min=LOG_ZERO).mul_(p).sum(-1)
+            if keep:
+                kept[part] = (weight[tokens[part]] - p.to(weight.dtype) @ weight).to(rows.dtype) / temperature
+        ctx.save_for_backward(rows, weight, tokens, log_norm, entropy, kept)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.set_materialize_grads(False)
         return log_probs, entropy
 
     @staticmethod
     def backward(ctx, grad_log_probs, grad_entropy):
-        rows, weight, tokens, log_norm, entropy = ctx.saved_tensors
+        rows, weight, tokens, log_norm, entropy, kept = ctx.saved_tensors
+        if kept is not None and grad_entropy is None:
+            return (kept * grad_log_probs[:, None]).to(rows.dtype), None, None, None, None, None
         grad_rows = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         # Summed over chunks, so in fp32 whatever the weight's type.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
@@ -101,7 +111,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad_weight += grad.T @ rows[part]
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_rows, grad_weight, None, None, None
+        return grad_rows, grad_weight, None, None, None, None
 
 
 def _logits(rows: Tensor, weight: Tensor | None, temperature: float) -> Tensor:

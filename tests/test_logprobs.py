@@ -37,6 +37,18 @@ def test_gradient_through_one_output_alone_and_from_logits(generator, which):
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_gradient_to_hidden_states_under_a_frozen_weight(generator, which, temperature):
+    hidden = torch.randn(5, 8, generator=generator, requires_grad=True)
+    weight, tokens = torch.randn(19, 8, generator=generator), torch.randint(19, (5,), generator=generator)
+    out = torch.randn(5, generator=generator)
+    found = token_log_probs(hidden, tokens, weight, temperature=temperature, chunk_elements=40)[which]
+    expected = plain(hidden @ weight.T, tokens, temperature)[which]
+    (found,), (expected,) = (torch.autograd.grad((out * x).sum(), hidden) for x in (found, expected))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_entropy_of_the_uniform_is_log_v_and_the_input_is_left_alone():
     logits = torch.zeros(2, 3, 7)
     log_probs, entropy = token_log_probs(logits, torch.zeros(2, 3, dtype=torch.long))
