@@ -83,10 +83,10 @@ class Policy:
         try:
             with self.model.disable_adapter() if layers and foldable else contextlib.nullcontext():
                 kept = [w.data for w in own]
-                if foldable:
-                    for layer, weight in zip(layers, own, strict=True):
-                        weight.data = weight.data + layer.get_delta_weight("default")
                 try:
+                    if foldable:
+                        for layer, weight in zip(layers, own, strict=True):
+                            weight.data = weight.data + layer.get_delta_weight("default")
                     yield
                 finally:
                     for weight, data in zip(own, kept, strict=True):

@@ -151,10 +151,11 @@ class _Trainer:
                         step.metrics.update(measured, sampler_mismatch=mismatch)
                     if update == config.updates_per_iteration - 1:
                         self.iteration += 1
-                        between_iterations = True
                         if self.step == config.steps:
                             step.metrics.update(self.evaluate_if_due(last=True))
                     self.record(step)
+                    # Only once it is on disk: a checkpoint must not be ahead of the metrics.
+                    between_iterations = update == config.updates_per_iteration - 1
                     if between_iterations and self.checkpoint_is_due():
                         self.checkpoint()
                     yield step
