@@ -8,8 +8,11 @@ import typing
 from dataclasses import dataclass, field
 
 from erltool.advantages import ESTIMATORS
-from erltool.controls import ClipCov, NoControl, control_from_dict, control_to_dict
+from erltool.controls import ClipCov, KLCov, NoControl, control_from_dict, control_to_dict
 from erltool.errors import ErltoolError
+
+BASES = ("none", "nf4", "int8")
+TEMPLATES = ("none", "chat", "boxed", "question")
 
 
 def _about(default, text: str):
@@ -25,7 +28,11 @@ class TrainConfig:
     """
 
     task: str = _about("countdown", "task with prompts and verifier")
-    policy: str = _about("embedded", "embedded, or a folder in Hugging Face format")
+    policy: str = _about("embedded", "embedded, smollm2-135m, a model's folder, a GGUF file, or a hub id")
+    base: str = _about("none", f"quantisation of the weights that do not train: {', '.join(BASES)}")
+    dtype: str = _about("auto", "of weights and computation: fp32, bf16, or auto, as the weights are stored")
+    template: str = _about("auto", f"form in which the policy is given a prompt: auto, {', '.join(TEMPLATES)}")
+    shots: int = _about(0, "worked examples from the training problems shown before every prompt")
     control: NoControl = _about(NoControl(), "entropy control, e.g. kl-cov:embedded or kl-cov:fraction=0.1,coef=2")
     advantages: str = _about("grpo", f"advantage estimator: {', '.join(ESTIMATORS)}")
     steps: int = _about(200, "optimiser updates in all")
@@ -37,11 +44,18 @@ class TrainConfig:
     learning_rate: float = _about(1e-3, "Adam's learning rate; 3e-4 suits full fine-tuning of the embedded policy")
     lora_rank: int = _about(16, "rank of LoRA on all linear layers; 0 trains all weights")
     lora_alpha: float = _about(32.0, "LoRA's scale is alpha / rank")
+    lora_dropout: float = _about(0.0, "share of an adapter's inputs dropped in training")
+    gradient_checkpointing: bool = _about(False, "keep a layer's input only and compute the rest again: less memory")
+    compile: bool = _about(False, "compile decoder layers for training; needs a C++ compiler, half a minute once")
+    trust_remote_code: bool = _about(False, "let a model run code of its own")
     max_grad_norm: float = _about(1.0, "gradient is clipped to this norm")
     temperature: float = _about(1.0, "of sampling, and of every log-probability and entropy")
+    top_p: float = _about(1.0, "sample from the likeliest tokens that have this share together")
+    sampling_batch: int = _about(0, "responses sampled at a time, 0 for all; changes memory and the random draws")
     max_response_tokens: int = _about(
         12, "longest response in tokens, EOS included; 48 leaves the embedded policy room to search"
     )
+    mask_truncated: bool = _about(False, "no loss on responses that the length cut")
     clip_eps_low: float = _about(0.2, "surrogate's clip below ratio 1")
     clip_eps_high: float = _about(0.2, "surrogate's clip above ratio 1")
     dynamic_sampling: bool = _about(False, "replace groups with equal rewards by sampling more prompts")
@@ -61,10 +75,15 @@ class TrainConfig:
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("max_response_tokens", "eval_prompts", "eval_samples", "record_prompts"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("seed", "micro_batch", "lora_rank", "eval_every", "record_every"):
+        for name in ("seed", "shots", "micro_batch", "sampling_batch", "lora_rank", "eval_every", "record_every"):
             self._require(getattr(self, name) >= 0, name, "at least 0")
         for name in ("learning_rate", "lora_alpha", "max_grad_norm", "temperature", "clip_eps_high"):
             self._require(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
+        self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        self._require(0 <= self.lora_dropout < 1, "lora_dropout", "in [0, 1)")
+        self._require(self.base in BASES, "base", f"one of {', '.join(BASES)}")
+        self._require(self.dtype in ("auto", "fp32", "bf16"), "dtype", "auto, fp32 or bf16")
+        self._require(self.template in ("auto", *TEMPLATES), "template", f"auto, {', '.join(TEMPLATES)}")
         self._require(0 < self.clip_eps_low <= 1, "clip_eps_low", "in (0, 1]: a ratio is never below 0")
         self._require(self.group_size >= 2, "group_size", "at least 2: a group of one has no baseline")
         self._require(self.advantages in ESTIMATORS, "advantages", f"one of {', '.join(ESTIMATORS)}")
@@ -87,6 +106,17 @@ class TrainConfig:
                 f"updates_per_iteration={self.updates_per_iteration}: control {self.control.name} cannot act, because "
                 "on the first update after sampling pi = pi_old and what it acts on is 0; use at least "
                 f"{self.control.min_updates}"
+            )
+        if self.base != "none" and not self.lora_rank:
+            raise ErltoolError(f"base={self.base}: quantised weights cannot train; use lora_rank above 0, or base=none")
+        if self.lora_dropout and isinstance(self.control, KLCov):
+            raise ErltoolError(
+                f"lora_dropout={self.lora_dropout:g}: control kl-cov pushes at full strength on any difference between "
+                "log pi and log pi_old, and dropout makes one at random; use lora_dropout=0"
+            )
+        if self.lora_dropout and self.micro_batch:
+            raise ErltoolError(
+                f"lora_dropout={self.lora_dropout:g}: what is dropped would depend on micro_batch; use micro_batch=0"
             )
         unscaled = self.advantages in ("dr_grpo", "rloo")
         if isinstance(self.control, ClipCov) and self.control.bounds == "absolute" and unscaled:

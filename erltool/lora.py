@@ -1,0 +1,106 @@
+"""A LoRA layer as one autograd function, on a dense or a 4-bit base.
+
+    y = x W^T + s (x A^T) B^T
+
+PEFT computes the two products, scales and adds them as separate tensors of the output's size, in the adapter's
+own fp32. Here products are accumulated in place, in the type of x, and a 4-bit W is dequantised when it is
+needed, forward and backward, and never kept: nothing of a layer lives on but x and x A^T. A and B stay fp32
+parameters with fp32 gradients, and PEFT still owns them: what is saved is PEFT's.
+
+A trap that this avoids: on a CPU with AVX512-BF16, bitsandbytes 0.50 repacks the 4-bit weights the first time a
+layer is used in eval mode, and from then on no gradient reaches the adapter, also in train mode.
+"""
+
+import contextlib
+import types
+from collections.abc import Iterator
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+ADAPTER = "default"  # the name that PEFT gives the only adapter there is
+
+
+def fuse(model: torch.nn.Module) -> None:
+    """Makes every LoRA layer of a PEFT model compute as above, where its base allows it (dense or 4-bit, no
+    dropout); others stay PEFT's. Keeps bitsandbytes from repacking 4-bit weights, whoever calls them."""
+    for layer in lora_layers(model):
+        base = layer.get_base_layer()
+        if isinstance(base, Linear4bit):
+            base.support_avx512bf16_for_cpu = False
+        fusable = type(base) in (torch.nn.Linear, Linear4bit)
+        if fusable and isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity):
+            layer.dense_weight = None
+            layer.forward = types.MethodType(_forward, layer)
+
+
+def lora_layers(model: torch.nn.Module) -> list[LoraLayer]:
+    return [m for m in model.modules() if isinstance(m, LoraLayer)]
+
+
+@contextlib.contextmanager
+def dense_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, fused layers keep what they compute with, dequantised and cast: faster over many small steps."""
+    layers = [m for m in lora_layers(model) if "dense_weight" in vars(m)]
+    try:
+        for layer in layers:
+            layer.dense_weight = _base_weight(layer)
+            a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+            kind = layer.dense_weight.dtype
+            layer.dense_adapter = a.detach().T.to(kind), (b.detach().T * layer.scaling[ADAPTER]).to(kind)
+        yield
+    finally:
+        for layer in layers:
+            layer.dense_weight = None
+
+
+def _base_weight(layer: LoraLayer) -> Tensor:
+    """The base's weight (out, in), dequantised where it is 4-bit."""
+    if layer.dense_weight is not None:
+        return layer.dense_weight
+    weight = layer.get_base_layer().weight
+    return dequantize_4bit(weight.data, weight.quant_state) if hasattr(weight, "quant_state") else weight
+
+
+def _forward(self: LoraLayer, x: Tensor) -> Tensor:
+    bias = self.get_base_layer().bias
+    if self.disable_adapters or self.merged:
+        weight = _base_weight(self)
+        return torch.nn.functional.linear(x.to(weight.dtype), weight, bias)
+    if self.dense_weight is not None:
+        a, b = self.dense_adapter
+        y = torch.nn.functional.linear(x, self.dense_weight, bias)
+        y.view(-1, y.shape[-1]).addmm_(x.view(-1, x.shape[-1]) @ a, b)
+        return y
+    y = _LoraLinear.apply(x, self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight, self)
+    return y if bias is None else y + bias
+
+
+class _LoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, a, b, layer):
+        rows = x.reshape(-1, x.shape[-1])
+        low = rows @ a.T.to(x.dtype)
+        y = rows @ _base_weight(layer).T.to(x.dtype)
+        y.addmm_(low, b.T.to(x.dtype), alpha=layer.scaling[ADAPTER])
+        ctx.save_for_backward(rows, low, a, b)
+        ctx.layer = layer
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        rows, low, a, b = ctx.saved_tensors
+        scale = ctx.layer.scaling[ADAPTER]
+        shape, grad = grad.shape, grad.reshape(-1, grad.shape[-1])
+        grad_low = (grad @ b.to(grad.dtype)).mul_(scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ _base_weight(ctx.layer).to(grad.dtype)
+            grad_x.addmm_(grad_low, a.to(grad.dtype))
+            grad_x = grad_x.view(*shape[:-1], -1)
+        grad_a = (grad_low.T @ rows).to(a.dtype)
+        grad_b = (grad.T @ low).to(b.dtype).mul_(scale)
+        return grad_x, grad_a, grad_b, None
