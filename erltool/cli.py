@@ -1,4 +1,4 @@
-"""The command line: erltool demo | train | fit | lab | doctor.
+"""The command line: erltool demo | train | eval | plan | prompt | fit | lab | doctor.
 
 A command's flags and modules are loaded only when that command is asked for. What a user can mend is one
 line on stderr and exit status 2; a run that was interrupted exits with 130.
@@ -17,6 +17,9 @@ from erltool.errors import ErltoolError
 COMMANDS = {
     "demo": "train with and without entropy control, fit the law, draw; about 4 minutes on 2 cores",
     "train": "train a policy; the flags are the fields of TrainConfig",
+    "eval": "accuracy of a run or a policy on benchmarks or a task",
+    "plan": "memory that training needs, and what to lower",
+    "prompt": "show a task's prompts as a policy is given them",
     "fit": "fit R = -a exp(H) + b to recorded runs",
     "lab": "open JupyterLab on the lessons",
     "doctor": "check versions, device, memory, threads and JupyterLab",
@@ -137,10 +140,10 @@ def _follow(config, out: Path, resume: bool, name: str) -> int:
     return _fail(f"stopped after step {m['step']}; go on with: erltool train --resume --out {out}", 130)
 
 
-def _bar(total: int, name: str):
+def _bar(total: int, name: str, unit: str = "step"):
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=name, unit="step", ncols=79, dynamic_ncols=False, smoothing=0.1)
+    return tqdm(total=total, desc=name, unit=unit, ncols=79, dynamic_ncols=False, smoothing=0.1)
 
 
 @contextlib.contextmanager
@@ -162,6 +165,97 @@ def _interruptible():
         yield interrupted
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# --- eval, plan, prompt --------------------------------------------------------------------------
+
+
+def _eval(parser, words) -> int:
+    parser.add_argument("what", metavar="RUN_OR_POLICY", help="folder of a run, or a policy as in train")
+    parser.add_argument("--benchmark", default="", help="comma-separated; all for the paper's seven")
+    parser.add_argument("--task", help="its held-out problems instead; a run's own task by default")
+    parser.add_argument("--samples", type=int, help="responses to each problem; the protocol's by default")
+    parser.add_argument("--temperature", type=float, help="of sampling, 0 for greedy; the protocol's by default")
+    parser.add_argument("--max-response-tokens", type=int, help="the run's, or 3072")
+    parser.add_argument("--template", help="the run's, or boxed where the policy has a chat template")
+    parser.add_argument("--limit", type=int, default=0, help="problems of each, 0 for all")
+    parser.add_argument("--batch", type=int, default=256, help="responses sampled at a time (256)")
+    parser.add_argument("--base", default="none", help="quantisation of a policy: none, nf4 or int8")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    args = parser.parse_args(words)
+    from erltool.evaluate import BENCHMARKS, evaluation_report, evaluation_task
+    from erltool.training import policy_for_evaluation
+
+    if args.benchmark and args.task:
+        raise ErltoolError("eval: give --benchmark or --task, not both")
+    names = list(BENCHMARKS) if args.benchmark == "all" else [n for n in args.benchmark.split(",") if n]
+    policy, config = policy_for_evaluation(args.what, args.base, args.template, args.device)
+    if not names:
+        names = [args.task or (config.task if config else "")]
+    if names == [""]:
+        raise ErltoolError("eval: a policy has no task of its own; give --benchmark or --task")
+    from erltool.evaluate import evaluate
+
+    results = []
+    for name in names:
+        task, temperature, samples = evaluation_task(name)
+        problems = task.held_out[: args.limit] if args.limit else task.held_out
+        samples = args.samples or samples
+        tokens = args.max_response_tokens or (config.max_response_tokens if config else 3072)
+        temperature = temperature if args.temperature is None else args.temperature
+        with _bar(len(problems) * samples, name, "response") as bar:
+            results.append(
+                evaluate(
+                    policy,
+                    task,
+                    problems,
+                    samples,
+                    max_response_tokens=tokens,
+                    temperature=temperature,
+                    batch=args.batch,
+                    progress=bar.update,
+                )
+            )
+    print(evaluation_report(results, as_json=args.json))
+    return 0
+
+
+def _plan(parser, words) -> int:
+    parser.add_argument("--prompt-tokens", type=int, default=256, help="length of the longest prompts (256)")
+    _add_config_flags(parser)
+    args = vars(parser.parse_args(words))
+    from erltool.config import TrainConfig
+    from erltool.plan import CARDS, advice, plan_memory
+
+    prompt_tokens = args.pop("prompt_tokens")
+    device = "cpu" if args.get("device") == "cpu" else "cuda"
+    config = TrainConfig.from_dict(args | {"device": "cpu"})
+    print(plan_memory(config, prompt_tokens, device))
+    print()
+    for card in CARDS:
+        changes = advice(config, card * 1e9, prompt_tokens, device)
+        print(f"{card:3} GB  {'fits' if changes == [] else 'too small' if changes is None else ', '.join(changes)}")
+    return 0
+
+
+def _prompt(parser, words) -> int:
+    parser.add_argument("--count", type=int, default=1, help="prompts to show (1)")
+    _add_config_flags(parser)
+    args = vars(parser.parse_args(words))
+    from erltool.config import TrainConfig
+    from erltool.policy import Template, load_tokenizer
+    from erltool.tasks import load_task
+
+    count = args.pop("count")
+    config = TrainConfig.from_dict(args)
+    task, tokenizer = load_task(config.task), load_tokenizer(config.policy, config.trust_remote_code)
+    template = Template.choose(config.template, tokenizer, config.policy, task.examples(config.shots))
+    print(f"template {template.name}; {len(task.train)} problems to train on, {len(task.held_out)} held out")
+    for problem in task.train[:count]:
+        text = template.render(problem.prompt, tokenizer)
+        print(f"--- {len(tokenizer(text)['input_ids'])} tokens\n{text}\n---")
+    return 0
 
 
 # --- demo and fit --------------------------------------------------------------------------------

@@ -12,16 +12,40 @@ layer is used in eval mode, and from then on no gradient reaches the adapter, al
 """
 
 import contextlib
+import logging
 import types
+import warnings
 from collections.abc import Iterator
 
 import torch
+
+# bitsandbytes, which peft imports too, warns at once about an optional kernel that the CPU can do without.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict  # noqa: F401
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 ADAPTER = "default"  # the name that PEFT gives the only adapter there is
+
+
+def attach(
+    model: torch.nn.Module, source: str, rank: int, alpha: float, dropout: float = 0.0, seed: int = 0
+) -> PeftModel:
+    """The model, frozen, with LoRA on all its linear layers but the head. `seed` decides A; B starts at 0."""
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    model.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name that it renamed
+            warnings.simplefilter("ignore", FutureWarning)
+            model = get_peft_model(model, config)
+    model.peft_config[ADAPTER].base_model_name_or_path = source
+    fuse(model)
+    return model
 
 
 def fuse(model: torch.nn.Module) -> None:

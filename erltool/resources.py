@@ -1,6 +1,10 @@
 """Where the package's own data and notebooks are: in the wheel, or beside the package in a clone."""
 
+import functools
+import os
+import socket
 import subprocess
+import urllib.parse
 from importlib import resources
 from pathlib import Path
 
@@ -32,3 +36,21 @@ def _git(folder: Path, *words: str) -> str:
 def in_clone() -> bool:
     """Whether the package runs from a clone, not from an installed wheel."""
     return not (Path(__file__).parent / "data").exists()
+
+
+@functools.cache
+def hub_reachable() -> bool:
+    """Whether the Hugging Face hub's name can be looked up; behind a proxy it is taken to be.
+
+    Asked first because the hub's own client tries for half a minute before it gives up.
+    """
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True

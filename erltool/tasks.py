@@ -23,6 +23,7 @@ from typing import Any
 from erltool.countdown import countdown_problems, countdown_reward
 from erltool.errors import ErltoolError
 from erltool.judge import Judge, extract_answer
+from erltool.resources import hub_reachable
 
 HELD_OUT_PARTS = 10  # one problem in ten is held out where a source has no test split
 GYM_PROBLEMS = 4000  # generated for a reasoning-gym task, before those that repeat are dropped
@@ -85,7 +86,8 @@ def load_task(name: str) -> Task:
         return judge.math(problem.answer, response)
 
     if name in HUB:
-        train, held_out = (problems_of(name, rows) for rows in _hub_rows(name))
+        hub_id, part, *splits = HUB[name]
+        train, held_out = (problems_of(name, hub_dataset(name, hub_id, part, s)) if s else [] for s in splits)
     elif name.endswith((".jsonl", ".parquet")):
         train, held_out = problems_of(name, read_rows(Path(name))), []
     else:
@@ -205,12 +207,6 @@ def dataset_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erltool" / "datasets"
 
 
-def _hub_rows(name: str) -> tuple[Iterable[dict], Iterable[dict]]:
-    """Rows to train on and rows held out (none where the source has no such split)."""
-    hub_id, part, *splits = HUB[name]
-    return tuple(hub_dataset(name, hub_id, part, split) if split else () for split in splits)
-
-
 def hub_dataset(name: str, hub_id: str, part: str | None, split: str) -> Iterable[dict]:
     """Rows of a hub data set, or of NAME-SPLIT.parquet or .jsonl in `dataset_folder()`, which come first."""
     stem = dataset_folder() / f"{name}-{split}"
@@ -219,9 +215,12 @@ def hub_dataset(name: str, hub_id: str, part: str | None, split: str) -> Iterabl
             return read_rows(file)
     try:
         import datasets
+        import huggingface_hub
     except ImportError as e:
         raise ErltoolError(f"task {name}: reading the hub needs the package datasets; pip install datasets") from e
     try:
+        if not hub_reachable():  # a copy that was fetched before still serves
+            huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         datasets.disable_progress_bars()
         rows = datasets.load_dataset(hub_id, part, split=split)
     except Exception as e:  # `datasets` has no common base for what can go wrong on the way
@@ -285,6 +284,4 @@ def _gym_options(name: str) -> tuple[str, dict]:
 
 def _plain(entry: dict) -> dict:
     """An entry as JSON has it, for the judge's process."""
-    return json.loads(
-        json.dumps(entry, default=lambda x: dataclasses.asdict(x) if dataclasses.is_dataclass(x) else str(x))
-    )
+    return json.loads(json.dumps(entry, default=str))

@@ -30,14 +30,16 @@ from erltool.covariance import masked_mean, token_covariance
 from erltool.errors import ErltoolError
 from erltool.evaluate import accuracy
 from erltool.losses import policy_loss, select_tokens
+from erltool.plan import check_fits
 from erltool.policy import Policy, load_policy
 from erltool.rollouts import Rollouts, concatenate, response_log_probs, sample_groups
-from erltool.runs import TOKEN_COLUMNS, RunWriter
+from erltool.runs import TOKEN_COLUMNS, RunWriter, read_run
 from erltool.tasks import Problem, Task, load_task
 
 PROMPTS, SAMPLING, CONTROL, EVALUATION, DROPOUT = range(5)  # purposes of random draws
 SAMPLER_IS_EXACT = 1e-4  # nats; above, old log-probs are computed again by training's own forward
 RESAMPLING_ROUNDS = 4  # of dynamic sampling
+PROMPT_TOKENS = 128  # of a prompt, for the memory plan that is made before there is a tokenizer
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,11 @@ def train(config: TrainConfig, out: str | Path | None = None, resume: bool = Fal
 
 
 def configured_policy(config: TrainConfig, task: Task) -> Policy:
-    """The policy that a configuration asks for, as it is before the first step."""
+    """The policy that a configuration asks for, as it is before the first step.
+
+    Raises ErltoolError before anything is loaded where its memory plan is above what is free.
+    """
+    check_fits(config, PROMPT_TOKENS)
     policy = load_policy(
         config.policy,
         base=config.base,
@@ -121,6 +127,28 @@ def configured_policy(config: TrainConfig, task: Task) -> Policy:
         seed=config.seed,
     )
     return policy.with_template(config.template, task.examples(config.shots))
+
+
+def policy_for_evaluation(
+    what: str, base: str = "none", template: str | None = None, device: str = "auto"
+) -> tuple[Policy, TrainConfig | None]:
+    """The policy of a run as it was last saved, with its configuration; or a policy as it is, and None.
+
+    A policy without template of its own choosing is asked to reason and box where it has a chat template.
+    """
+    if not (Path(what) / "metrics.jsonl").is_file():
+        policy = load_policy(what, base=base, lora_rank=0, dtype="stored", device=device)
+        chosen = template or ("boxed" if policy.tokenizer.chat_template else "none")
+        return policy.with_template(chosen), None
+    config = replace(TrainConfig.from_dict(read_run(what).config), device=device)
+    adapter = Path(what) / "adapter"
+    if not adapter.is_dir():
+        raise ErltoolError(f"run {what}: holds no adapter; it was cut before its first checkpoint, or recorded without")
+    policy = configured_policy(config, load_task(config.task))
+    policy.load(adapter)
+    if template:
+        policy = policy.with_template(template, policy.template.shots)
+    return policy, config
 
 
 class _Trainer:

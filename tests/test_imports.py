@@ -17,7 +17,7 @@ FLOORS = (
     ("logprobs", "advantages", "covariance", "controls", "losses"),
     ("config", "countdown", "judge", "tasks"),
     ("runs", "fit", "plots"),
-    ("lora", "policy", "rollouts", "evaluate", "training"),
+    ("lora", "policy", "plan", "rollouts", "evaluate", "training"),
     ("demo", "doctor"),
     ("cli",),
 )

@@ -126,3 +126,32 @@ def test_bad_input_is_named(policy, tiny_policy):
     with pytest.raises(ErltoolError, match="lora_rank above 0"):
         with load_policy(str(tiny_policy), lora_rank=0).reference():
             pass
+
+
+def test_batches_of_like_length_give_whole_groups_in_the_order_of_the_prompts(tiny_policy):
+    policy = load_policy(str(tiny_policy), lora_rank=4)
+    prompts = ["1 2 3=6:", "12 3 4=19:", "1 1 1=3:", "123 45 6=78:"]
+    rollouts = sample_groups(
+        policy, prompts, 3, max_response_tokens=6, batch=6, generator=torch.Generator().manual_seed(0)
+    )
+    assert rollouts.prompts == [p for p in prompts for _ in range(3)]
+    assert rollouts.prompt_ids == [i for i in policy.encode(prompts) for _ in range(3)]
+    with torch.no_grad():
+        log_probs, _ = response_log_probs(policy, rollouts)
+    torch.testing.assert_close(rollouts.log_probs, log_probs, atol=1e-4, rtol=1e-4)
+
+
+def test_top_p_keeps_to_the_likeliest_and_temperature_zero_to_the_best():
+    from erltool.rollouts import _Draw
+
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
+    for top_p, allowed in ((1.0, {0, 1, 2, 3}), (0.81, {0, 1, 2}), (0.8, {0, 1}), (0.49, {0}), (1e-9, {0})):
+        token, log_prob = _Draw(1.0, top_p, torch.Generator().manual_seed(0))(logits)
+        assert set(token.flatten().tolist()) == allowed
+        torch.testing.assert_close(log_prob, logits.log_softmax(-1).gather(-1, token))
+    shares = torch.bincount(_Draw(1.0, 1.0, torch.Generator().manual_seed(1))(logits)[0].flatten(), minlength=4) / 4000
+    assert (shares - logits[0].exp()).abs().max() < 0.03
+    token, _ = _Draw(0.0, 1.0, None)(logits)
+    assert (token == 0).all()
+    with pytest.raises(ErltoolError, match="not finite"):
+        _Draw(1.0, 1.0, None)(torch.full((1, 4), float("nan")))

@@ -19,7 +19,7 @@ import erltool
 from erltool import ClipCov, EntropyBonus, ErltoolError, KLCov, RandomClip, ReferenceKL, TrainConfig, read_run
 from erltool.policy import load_policy
 from erltool.rollouts import response_log_probs
-from erltool.runs import METRICS, SPARSE, TIMED
+from erltool.runs import METRICS, SPARSE, TIMED, RunWriter
 from erltool.training import _Trainer
 
 CONTROLS = [KLCov(0.2, 2.0), ClipCov(0.2, 0.05, 5.0), RandomClip(0.2), EntropyBonus(0.1), ReferenceKL(0.5)]
@@ -75,6 +75,68 @@ def test_kl_cov_pulls_at_nothing_while_the_policy_has_not_moved(monkeypatch, tin
         steps = [s.metrics for s in erltool.train(config)]
         assert [m["grad_norm"] for m in steps] == [0.0] * 8 and [m["kl_k3"] for m in steps] == [0.0] * 8
         assert all(m["selected_tokens"] > 0 for m in steps)
+
+
+@pytest.mark.parametrize(
+    "control", [erltool.NoControl(), KLCov(0.2, 2.0), ClipCov(0.2, 0.05, 5.0)], ids=lambda c: c.name
+)
+def test_leaving_rows_without_advantage_out_of_the_graph_changes_nothing(monkeypatch, tiny_config, control):
+    random_rewards(monkeypatch)
+    config = tiny_config(control=control, eval_every=0, steps=4, seed=3)
+    left_out = list(erltool.train(config))
+    assert 0 < left_out[0].metrics["zero_spread_fraction"] < 1
+    monkeypatch.setattr(
+        _Trainer, "live_rows", lambda self, rollouts, *_, **__: torch.ones(len(rollouts), dtype=torch.bool)
+    )
+    for one, other in zip(left_out, erltool.train(config), strict=True):
+        assert torch.equal(one.selected, other.selected)
+        for name, value in untimed([one])[0].items():
+            assert value == pytest.approx(other.metrics[name], rel=1e-4, abs=1e-6)
+
+
+def test_truncated_responses_can_be_left_out_of_the_loss(monkeypatch, tiny_config):
+    random_rewards(monkeypatch)
+    config = tiny_config(mask_truncated=True, max_response_tokens=4, eval_every=0, control=RandomClip(0.5))
+    gone = 0
+    for step in erltool.train(config):
+        cut = ~step.rollouts.finished
+        gone += int(cut.sum())
+        assert not step.tokens.response_mask[cut].any() and not step.selected[cut].any()
+        assert (step.covariance[cut] == 0).all()
+        assert step.metrics["response_tokens"] == step.rollouts.response_mask.sum()
+    assert gone
+
+
+def test_dropout_repeats_by_seed_and_is_refused_where_it_would_mislead(monkeypatch, tiny_config):
+    random_rewards(monkeypatch)
+    config = tiny_config(lora_dropout=0.3, eval_every=0, learning_rate=0.02, seed=3)
+    state = torch.random.get_rng_state()
+    without = dataclasses.replace(config, lora_dropout=0.0)
+    first, second, without = (untimed(erltool.train(c)) for c in (config, config, without))
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert first == second != without
+    with pytest.raises(ErltoolError, match="kl-cov pushes at full strength"):
+        tiny_config(lora_dropout=0.1, control=KLCov(0.1))
+    with pytest.raises(ErltoolError, match="use micro_batch=0"):
+        tiny_config(lora_dropout=0.1, micro_batch=2)
+
+
+@pytest.mark.gpu
+def test_the_loss_path_waits_for_the_device_once_a_step():
+    from erltool.losses import policy_loss
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    hidden = torch.randn(512, 64, device="cuda", requires_grad=True)
+    weight, tokens = torch.randn(1000, 64, device="cuda"), torch.randint(0, 1000, (512,), device="cuda")
+    mask, advantages = torch.ones(8, 64, device="cuda", dtype=torch.bool), torch.randn(8, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        lp, entropy = (x.view(8, 64) for x in erltool.token_log_probs(hidden, tokens, weight))
+        out = policy_loss(lp, lp.detach(), advantages, mask, token_entropy=entropy, generator=generator)
+        out.loss.backward()
+        erltool.token_covariance(advantages, lp, mask)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 # --- what a step is --------------------------------------------------------------------------------
@@ -317,6 +379,24 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tiny_config, tmp_path
     else:
         newest.unlink()
     assert [s.metrics["step"] for s in erltool.train(config, tmp_path / "run", resume=True)] == [7, 8]
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_write_that_fails_on_an_iterations_last_step_loses_nothing(monkeypatch, tiny_config, tmp_path):
+    config = tiny_config(checkpoint_every=1)
+    list(erltool.train(config, tmp_path / "whole"))
+    append = RunWriter._append
+
+    def full(self, name, row):
+        if row["step"] == 4:
+            raise ErltoolError("disk full")
+        append(self, name, row)
+
+    monkeypatch.setattr(RunWriter, "_append", full)
+    with pytest.raises(ErltoolError, match="disk full"):
+        list(erltool.train(config, tmp_path / "run"))
+    monkeypatch.setattr(RunWriter, "_append", append)
+    assert [s.metrics["step"] for s in erltool.train(config, tmp_path / "run", resume=True)] == [3, 4, 5, 6, 7, 8]
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 

@@ -1,0 +1,226 @@
+"""What a configuration needs in memory, before anything is loaded, and what to lower where that is too much.
+
+Counted from the model's configuration alone. Sampling and the update follow each other, so the peak is what always
+stays (weights, adapter, optimiser, runtime) and the larger of the two. Measured against the peak of real runs in
+tests/benchmarks/memory_plan.py; the counts per token are of Llama-like layers in transformers 5.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import transformers
+
+from erltool.config import TrainConfig
+from erltool.errors import ErltoolError
+from erltool.logprobs import CHUNK_ELEMENTS
+from erltool.policy import DTYPES, find_model, hub_advice, resolve_device
+from erltool.resources import hub_reachable
+
+GIB = 2**30
+CARDS = (16, 24, 48, 80)  # GB of common GPUs
+RUNTIME = {"cpu": 0.52 * GIB, "cuda": 0.6 * GIB}  # Python with its libraries; a CUDA context and its handles
+ROOM = 1.25  # of the key-value cache, which grows by a quarter
+
+# Layers, width, width of the MLP, of the queries, of the keys, vocabulary, tied head: known without the hub.
+QWEN = {
+    "0.5B": (24, 896, 4864, 896, 128, 151936, True),
+    "1.5B": (28, 1536, 8960, 1536, 256, 151936, True),
+    "3B": (36, 2048, 11008, 2048, 256, 151936, True),
+    "7B": (28, 3584, 18944, 3584, 512, 152064, False),
+    "14B": (48, 5120, 13824, 5120, 1024, 152064, False),
+    "32B": (64, 5120, 27648, 5120, 1024, 152064, False),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model decides its memory."""
+
+    layers: int
+    width: int
+    mlp: int
+    queries: int
+    keys: int
+    vocabulary: int
+    tied: bool
+    stored: torch.dtype
+
+    @property
+    def linear(self) -> int:
+        """Weights of the decoder's linear layers."""
+        attention = 2 * self.width * self.queries + 2 * self.width * self.keys
+        return self.layers * (attention + 3 * self.width * self.mlp)
+
+    @property
+    def other(self) -> int:
+        """Weights of embedding and head, which quantisation leaves alone."""
+        return self.vocabulary * self.width * (1 if self.tied else 2)
+
+    def adapter(self, rank: int) -> int:
+        """Weights of LoRA on all linear layers."""
+        pairs = 2 * (self.width + self.queries) + 2 * (self.width + self.keys) + 3 * (self.width + self.mlp)
+        return self.layers * rank * pairs
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by part. Printing it gives a table."""
+
+    stays: dict[str, float]
+    sampling: dict[str, float]
+    update: dict[str, float]
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the peak."""
+        return sum(self.stays.values()) + max(sum(self.sampling.values()), sum(self.update.values()))
+
+    def __str__(self) -> str:
+        lines = []
+        for title, parts in (("always", self.stays), ("sampling", self.sampling), ("update", self.update)):
+            lines += [f"{title:9} {name:48} {size / GIB:8.2f} GiB" for name, size in parts.items()]
+        lines.append(f"{'peak':9} {'always + the larger of sampling and update':48} {self.peak / GIB:8.2f} GiB")
+        return "\n".join(lines)
+
+
+def model_shape(source: str, trust_remote_code: bool = False) -> Shape:
+    """Shape of a model, from its configuration; Qwen2.5's are known without the hub. Raises ErltoolError."""
+    place = find_model(source)
+    family, _, size = place.rpartition("-")
+    if not Path(place).exists() and family in ("Qwen/Qwen2.5", "Qwen/Qwen2.5-Math") and size in QWEN:
+        return Shape(*QWEN[size], torch.bfloat16)
+    try:
+        c = transformers.AutoConfig.from_pretrained(
+            place, trust_remote_code=trust_remote_code, local_files_only=not hub_reachable()
+        )
+        head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        return Shape(
+            c.num_hidden_layers,
+            c.hidden_size,
+            c.intermediate_size,
+            c.num_attention_heads * head,
+            c.num_key_value_heads * head,
+            c.vocab_size,
+            bool(c.tie_word_embeddings),
+            c.dtype or torch.float32,
+        )
+    except (OSError, ValueError) as e:
+        raise ErltoolError(f"plan of {source!r}: its configuration is out of reach{hub_advice(place)}") from e
+    except AttributeError as e:
+        raise ErltoolError(f"plan of {source!r}: not a Llama-like model ({e}); its memory is not known") from e
+
+
+def plan_memory(
+    config: TrainConfig, prompt_tokens: int = 256, device: str = "cuda", shape: Shape | None = None
+) -> MemoryPlan:
+    """Memory of training with `config` on a device ("cuda" or "cpu"), on prompts of `prompt_tokens` tokens with
+    responses at their longest."""
+    s = shape or model_shape(config.policy, config.trust_remote_code)
+    lora = config.lora_rank > 0
+    dtype = DTYPES.get(config.dtype) or (s.stored if lora else torch.float32)
+    size = dtype.itemsize
+    # NF4: half a byte, and per block of 64 one byte that is itself scaled per 256 blocks.
+    per_weight = {"none": size, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}[config.base]
+    trained = s.adapter(config.lora_rank) if lora else s.linear + s.other
+    stays = {
+        "runtime": RUNTIME[device],
+        f"weights, linear layers ({config.base})": s.linear * per_weight,
+        "weights, embedding and head": s.other * size,
+        "adapter, fp32": 4 * trained if lora else 0,
+        "Adam's two moments, fp32": 8 * trained,
+    }
+    sampling = _sampling(config, s, prompt_tokens, size, device)
+    return MemoryPlan(stays, sampling, _update(config, s, prompt_tokens, size, device, trained))
+
+
+def _sampling(config: TrainConfig, s: Shape, prompt: int, size: int, device: str) -> dict[str, float]:
+    rows = config.prompts_per_iteration * config.group_size
+    rows = min(rows, config.sampling_batch or rows)
+    cache = rows * (prompt + config.max_response_tokens) * ROOM * s.layers * 2 * s.keys * size
+    dense = s.linear * size if device == "cpu" and (config.base == "nf4" or size == 4 and config.lora_rank) else 0
+    return {
+        f"dense weights {'dequantised' if config.base == 'nf4' else 'with the adapter folded in'}": dense,
+        f"key-value cache of {rows} responses": cache,
+        "prefill of their prompts": rows / config.group_size * prompt * _per_token(config, s, size, device)[1],
+        "probabilities": rows * s.vocabulary * (4 + 4 + 8 + size),
+    }
+
+
+def _update(config: TrainConfig, s: Shape, prompt: int, size: int, device: str, trained: int) -> dict[str, float]:
+    responses = config.prompts_per_update * config.group_size
+    responses = min(responses, config.micro_batch or responses)
+    prompts = max(1, responses // config.group_size)  # packed: a prompt stands once before its responses
+    tokens = prompts * prompt + responses * config.max_response_tokens
+    kept, passing = _per_token(config, s, size, device)
+    layers = 1 if config.gradient_checkpointing else s.layers
+    activations = tokens * (layers * kept + passing)
+    if config.gradient_checkpointing:
+        activations += tokens * s.layers * s.width * size
+    chunk = min(CHUNK_ELEMENTS, responses * config.max_response_tokens * s.vocabulary)
+    weight = 4 * s.vocabulary * s.width if not config.lora_rank else 0
+    dense = {"none": 0, "nf4": 2 * s.width * s.mlp * size, "int8": 2 * s.width * s.mlp * size}[config.base]
+    return {
+        f"activations of {tokens} tokens": activations,
+        "logits of a chunk": chunk * (3 * 4 + (size if size < 4 else 0)) + weight,
+        "one layer's weights, dequantised": dense,
+        "gradients": 4 * trained,
+    }
+
+
+def _per_token(config: TrainConfig, s: Shape, size: int, device: str) -> tuple[float, float]:
+    """Bytes a token keeps in a layer for the backward pass, and bytes that pass through while a layer works."""
+    norms = 2 * 4 * s.width + (2 * size * s.width if size < 4 else 4 * s.width)
+    inside = 4 if device == "cpu" else size  # attention on a CPU is in fp32
+    attention = inside * (2 * s.queries + 2 * s.keys) + size * s.queries
+    mlp = size * 4 * s.mlp
+    low = 7 * config.lora_rank * size
+    return norms + attention + mlp + low, size * 3 * s.mlp + 4 * 4 * s.width
+
+
+def check_fits(config: TrainConfig, prompt_tokens: int) -> None:
+    """Raises ErltoolError, before anything is loaded, where the plan is above the memory that is free."""
+    device = resolve_device(config.device)
+    plan, free = plan_memory(config, prompt_tokens, device.type), free_memory(device)
+    if plan.peak > free:
+        largest = sorted({**plan.stays, **plan.sampling, **plan.update}.items(), key=lambda item: -item[1])[:3]
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest)
+        changes = advice(config, free, prompt_tokens, device.type)
+        raise ErltoolError(
+            f"policy {config.policy!r} needs about {plan.peak / GIB:.1f} GiB ({parts}) and {free / GIB:.1f} are free; "
+            f"use {', '.join(changes) if changes else 'a smaller policy'}"
+        )
+
+
+def advice(config: TrainConfig, memory: float, prompt_tokens: int, device: str) -> list[str] | None:
+    """Changes, those that cost least first, after which the plan fits into `memory` bytes: [] where it does as it
+    is, None where no change is enough."""
+    shape = model_shape(config.policy, config.trust_remote_code)
+    changes: dict[str, object] = {}
+
+    def fits() -> bool:
+        return plan_memory(replace(config, **changes), prompt_tokens, device, shape).peak <= memory
+
+    group = config.group_size
+    steps = [("micro_batch", group), ("micro_batch", 1), ("sampling_batch", max(group, 64)),
+             ("gradient_checkpointing", True)]  # fmt: skip
+    if config.lora_rank and config.base == "none":
+        steps.append(("base", "nf4"))
+    for name, value in [*steps, ("sampling_batch", group)]:
+        if fits():
+            break
+        now = getattr(config, name)
+        if name == "gradient_checkpointing" or name == "base" or not now or now > value:  # 0 is all of them
+            changes[name] = value
+    return [f"{k}={v}" for k, v in changes.items()] if fits() else None
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free on a device: CUDA's, or the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return float("inf")  # not Linux: nothing is known, so nothing is refused

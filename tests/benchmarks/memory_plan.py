@@ -1,0 +1,62 @@
+"""Predicted against measured peak memory: `erltool plan` beside the peak RSS of real training on this CPU.
+
+Each row is a process of its own that trains for two iterations and reports its peak. The prompt length given to the
+plan is that of the task's longest prompt in the iteration; responses are taken at their longest, so a plan is an
+upper estimate where a policy stops early: the rows here are set up so that it does not (an untrained length limit).
+
+    python tests/benchmarks/memory_plan.py
+"""
+
+import json
+import resource
+import subprocess
+import sys
+
+ROWS = {
+    "embedded, LoRA": dict(policy="embedded", steps=8, eval_every=0),
+    "embedded, LoRA, 2048 responses": dict(policy="embedded", steps=8, prompts_per_iteration=256, eval_every=0),
+    "embedded, all weights": dict(policy="embedded", steps=8, prompts_per_iteration=256, eval_every=0, lora_rank=0),
+    "SmolLM2, NF4": dict(base="nf4", max_response_tokens=12),
+    "SmolLM2, NF4, 64 tokens": dict(base="nf4", max_response_tokens=64),
+    "SmolLM2, bf16, micro-batch 8": dict(max_response_tokens=64, micro_batch=8),
+    "SmolLM2, NF4, checkpointing": dict(base="nf4", max_response_tokens=64, gradient_checkpointing=True),
+    "SmolLM2, fp32": dict(dtype="fp32", max_response_tokens=32),
+}
+SMOLLM2 = dict(
+    policy="smollm2-135m", task="addition", template="none", steps=4, updates_per_iteration=2, eval_every=0,
+    prompts_per_iteration=16,
+)  # fmt: skip
+
+
+def measure(row: dict) -> None:
+    from erltool import EntropyBonus, TrainConfig, train
+    from erltool.plan import plan_memory
+
+    # A bonus of nothing reaches every token, so that every row has a gradient whatever its group's rewards.
+    config = TrainConfig(device="cpu", record_every=0, control=EntropyBonus(0.0), **row)
+    longest = 0
+    for step in train(config):
+        longest = max(longest, *map(len, step.rollouts.prompt_ids))
+        tokens = step.metrics["response_tokens"] / len(step.rollouts)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    plan = plan_memory(config, longest, "cpu")
+    print(json.dumps({"measured": peak, "planned": plan.peak, "prompt": longest, "response": tokens}))
+
+
+def main() -> None:
+    print(f"{'':34}{'prompt':>7}{'response':>9}{'measured':>10}{'planned':>10}{'ratio':>7}")
+    for name, row in ROWS.items():
+        row = row if "policy" in row else SMOLLM2 | row
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", __file__, json.dumps(row)], capture_output=True, text=True
+        )
+        if done.returncode:
+            print(name, done.stderr.strip().splitlines()[-1])
+            continue
+        r = json.loads(done.stdout.splitlines()[-1])
+        sizes = f"{r['measured'] / 2**20:7.0f} MiB{r['planned'] / 2**20:6.0f} MiB"
+        print(f"{name:34}{r['prompt']:7}{r['response']:9.1f}{sizes}{r['planned'] / r['measured']:7.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    measure(json.loads(sys.argv[1])) if len(sys.argv) > 1 else main()

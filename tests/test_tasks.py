@@ -1,0 +1,144 @@
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from erltool import ErltoolError, load_task
+from erltool.tasks import dataset_folder, in_held_out, problems_of, read_rows
+
+
+def dapo_row(index, number):
+    """A row with the columns of BytedTsinghua-SIA/DAPO-Math-17k."""
+    return {
+        "data_source": "math_dapo",
+        "prompt": [{"role": "user", "content": f"Solve the following math problem step by step.\n\nWhat is {number}?"}],
+        "ability": "MATH",
+        "reward_model": {"ground_truth": str(number), "style": "rule-lighteval/MATH_v2"},
+        "extra_info": {"index": f"id-{index}"},
+    }
+
+
+@pytest.fixture
+def datasets_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    dataset_folder().mkdir(parents=True)
+    return dataset_folder()
+
+
+def write(file, rows):
+    if file.suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+        file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return str(file)
+
+
+def test_dapo_drops_the_rows_that_the_hub_repeats(datasets_here):
+    write(datasets_here / "dapo-math-train.parquet", [dapo_row(i % 60, i % 60) for i in range(300)])
+    task = load_task("dapo-math")
+    assert len(task.train) + len(task.held_out) == 60
+    problem = task.train[0]
+    assert problem.prompt.startswith("Solve the following") and problem.prompt.endswith(f"What is {problem.answer}?")
+    assert task.reward(problem, f"Answer: {problem.answer}") == 1 and task.reward(problem, "Answer: -3") == 0
+
+
+def test_gsm8k_and_math_columns(datasets_here):
+    rows = [{"question": f"How many is {i}?", "answer": f"Count to {i}.\n#### 1,{i:03d}"} for i in range(3)]
+    for split in ("train", "test"):
+        write(datasets_here / f"gsm8k-{split}.jsonl", rows)
+        write(datasets_here / f"math-{split}.jsonl", [
+            {"problem": f"p{i}", "level": "1", "type": "Algebra", "solution": rf"Thus $\boxed{{\frac{{{i}}}{{2}}}}$."}
+            for i in range(3)
+        ])  # fmt: skip
+    gsm8k, math = load_task("gsm8k"), load_task("math")
+    assert [p.answer for p in gsm8k.train] == ["1,000", "1,001", "1,002"] and len(gsm8k.held_out) == 3
+    assert gsm8k.reward(gsm8k.train[1], "The answer is 1001") == 1
+    assert gsm8k.examples(1)[0] == ("How many is 0?", "Count to 0.\n#### 1,000")
+    assert [p.answer for p in math.train] == [r"\frac{0}{2}", r"\frac{1}{2}", r"\frac{2}{2}"]
+    assert math.reward(math.train[1], r"\boxed{0.5}") == 1
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_any_file_with_a_prompt_and_an_answer(tmp_path, suffix):
+    rows = [{"prompt": f"What is {i}?", "answer": i} for i in range(200)]
+    task = load_task(write(tmp_path / f"mine{suffix}", rows))
+    assert len(task.train) + len(task.held_out) == 200 and 8 <= len(task.held_out) <= 35
+    assert not {p.prompt for p in task.train} & {p.prompt for p in task.held_out}
+    assert all(in_held_out(p.prompt) for p in task.held_out)
+    assert all(task.reward(p, f"that makes {p.answer}") == 1 for p in task.train[:5])
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"text": "x", "answer": 1}], "row 0 has no prompt; it needs one of the columns prompt, question, problem"),
+        ([{"prompt": "x"}], "row 0 has no answer that can be read"),
+        ([{"prompt": "x", "answer": 1}, {"prompt": "", "answer": 2}], "row 1 has no prompt"),
+        ([{"problem": "x", "solution": "no box here"}], "no answer that can be read"),
+        ([{"prompt": [{"role": "system", "content": "s"}], "answer": 1}], "row 0 has no prompt"),
+        ([], "data set is empty"),
+    ],
+)
+def test_bad_rows_are_named(rows, words):
+    with pytest.raises(ErltoolError, match=words):
+        problems_of("mine", rows)
+
+
+def test_bad_files_are_named(tmp_path):
+    with pytest.raises(ErltoolError, match="no such file"):
+        load_task(str(tmp_path / "no.jsonl"))
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "answer": 1}\n{"prompt": \n')
+    with pytest.raises(ErltoolError, match="bad.jsonl: line 2 is not JSON"):
+        read_rows(tmp_path / "bad.jsonl")
+    (tmp_path / "bad.jsonl").write_text("[1]\n")
+    with pytest.raises(ErltoolError, match="line 1 is not a JSON object"):
+        read_rows(tmp_path / "bad.jsonl")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not")
+    with pytest.raises(ErltoolError, match="bad.parquet: not readable as Parquet"):
+        load_task(str(tmp_path / "bad.parquet"))
+    with pytest.raises(ErltoolError, match="1 problems to train on and 0 held out|0 problems .* and 1 held out"):
+        load_task(write(tmp_path / "one.jsonl", [{"prompt": "a", "answer": 1}]))
+
+
+def test_out_of_reach_says_what_to_place_where(datasets_here, monkeypatch):
+    monkeypatch.setattr("erltool.tasks.hub_reachable", lambda: False)
+    with pytest.raises(ErltoolError, match="split train by datasets' to_parquet, and place it here as .*gsm8k-train"):
+        load_task("gsm8k")
+
+
+def test_a_missing_package_is_named(datasets_here, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(ErltoolError, match="pip install datasets"):
+        load_task("gsm8k")
+    monkeypatch.setitem(__import__("sys").modules, "reasoning_gym", None)
+    with pytest.raises(ErltoolError, match="pip install reasoning-gym"):
+        load_task("reasoning-gym:chain_sum")
+
+
+def test_reasoning_gym_by_name_with_options():
+    name = "reasoning-gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1"
+    task, again = load_task(name), load_task(name)
+    assert [p.prompt for p in task.train] == [p.prompt for p in again.train]
+    assert len({p.prompt for p in task.train}) == len(task.train) > 100
+    problem = task.held_out[0]
+    assert task.reward(problem, f"It is {problem.answer}") == 1
+    for bad, words in (
+        ("chain_sum,min_terms", "not an option"),
+        ("no_such", "refuses it"),
+        ("chain_sum,x=1", "refuses it"),
+    ):
+        with pytest.raises(ErltoolError, match=words):
+            load_task(f"reasoning-gym:{bad}")
+
+
+def test_addition_and_its_examples():
+    task = load_task("addition:12")
+    assert len(task.train) + len(task.held_out) == 144
+    assert task.examples(2)[0] == ("What is 1+1?", "1+1=2")
+    assert task.reward(task.train[0], "1+1=2") == 1 and task.reward(task.train[0], "1+1=3") == 0
+    for bad in ("addition:x", "addition:1", "addition:9999"):
+        with pytest.raises(ErltoolError, match="write addition:HIGHEST"):
+            load_task(bad)
+    with pytest.raises(ErltoolError, match="use shots=0"):
+        load_task("countdown").examples(1)
