@@ -65,6 +65,9 @@ class TrainConfig:
     checkpoint_every: int = _about(10, "iterations between checkpoints")
     record_every: int = _about(10, "iterations between recordings of tokens, 0 for none")
     record_prompts: int = _about(4, "prompts of a step whose tokens are recorded")
+    entropy_change_every: int = _about(
+        0, "iterations between measurements of how each context's entropy changed, 0 for none; two more forward passes"
+    )
     device: str = _about("auto", "cpu, cuda, or auto")
 
     def __post_init__(self):
@@ -75,7 +78,8 @@ class TrainConfig:
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("max_response_tokens", "eval_prompts", "eval_samples", "record_prompts"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("seed", "shots", "micro_batch", "sampling_batch", "lora_rank", "eval_every", "record_every"):
+        for name in ("seed", "shots", "micro_batch", "sampling_batch", "lora_rank", "eval_every", "record_every",
+                     "entropy_change_every"):  # fmt: skip
             self._require(getattr(self, name) >= 0, name, "at least 0")
         for name in ("learning_rate", "lora_alpha", "max_grad_norm", "temperature", "clip_eps_high"):
             self._require(0 < getattr(self, name) < math.inf, name, "above 0 and finite")

@@ -47,6 +47,41 @@ def token_log_probs(
     return log_probs.view(tokens.shape), entropy.view(tokens.shape)
 
 
+@torch.no_grad()
+def entropy_changes(
+    before: Tensor,
+    after: Tensor,
+    weight: Tensor,
+    weight_after: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> tuple[Tensor, Tensor]:
+    """Entropy change of each context over an update, (predicted, measured), each (N,) fp32, nats.
+
+        predicted = -Cov_{a ~ pi}(log pi, dz),    measured = H(pi after) - H(pi)        (Lemma 1)
+
+    `before` and `after` are the hidden states (N, D) at the same N contexts, for which z = hidden @ weight.T over
+    temperature, with `weight_after` (V, D) where the head itself has trained. In chunks, as `token_log_probs`.
+    """
+    weight_after = weight if weight_after is None else weight_after
+    predicted = torch.empty(len(before), device=before.device)
+    measured = torch.empty_like(predicted)
+    chunk = max(1, chunk_elements // len(weight))
+    for at in range(0, len(before), chunk):
+        part = slice(at, at + chunk)
+        old = torch.log_softmax(_logits(before[part], weight, temperature), -1)
+        new = torch.log_softmax(_logits(after[part], weight_after, temperature), -1)
+        p = old.exp()
+        entropy = torch.special.entr(p).sum(-1)
+        measured[part] = torch.special.entr(new.exp()).sum(-1) - entropy
+        # The change of log pi differs from that of z by one number a context, which a covariance does not see.
+        change = (new - old).nan_to_num_(0.0)  # a forbidden token has -inf in both, and no share
+        change -= (p * change).sum(-1, keepdim=True)
+        predicted[part] = -(p * (old.clamp(min=LOG_ZERO) + entropy[:, None]) * change).sum(-1)
+    return predicted, measured
+
+
 class _TokenLogProbs(torch.autograd.Function):
     """One pass for both numbers. The gradient of a token's two outputs with respect to its logits z is
 

@@ -273,17 +273,23 @@ def response_log_probs(policy: Policy, rollouts: Rollouts, temperature: float = 
 
     One forward pass of the policy as it is now, with gradients where they are enabled.
     """
+    mask = rollouts.response_mask
+    log_probs, entropy = token_log_probs(
+        contexts(policy, rollouts), rollouts.token_ids[mask], policy.head, temperature=temperature
+    )
+    blank = torch.zeros(mask.shape, device=mask.device)
+    return blank.masked_scatter(mask, log_probs), blank.masked_scatter(mask, entropy)
+
+
+def contexts(policy: Policy, rollouts: Rollouts) -> Tensor:
+    """Hidden states (N, D) that predict the N response tokens, in row-major order of the mask."""
     packed = pack(rollouts)
     hidden = policy.hidden(
         packed.input_ids, attention_mask=packed.attention_mask, position_ids=packed.position_ids, use_cache=False
     ).last_hidden_state
-    mask = rollouts.response_mask
-    # (N, D), response tokens only. Not by indexing: a prompt's last position predicts the first token of all its
-    # responses, and the backward pass of indexing adds them up in whatever order the threads come.
-    predicting = hidden.flatten(0, 1).index_select(0, packed.predicting)
-    log_probs, entropy = token_log_probs(predicting, rollouts.token_ids[mask], policy.head, temperature=temperature)
-    blank = torch.zeros(mask.shape, device=mask.device)
-    return blank.masked_scatter(mask, log_probs), blank.masked_scatter(mask, entropy)
+    # Not by indexing: a prompt's last position predicts the first token of all its responses, and the backward
+    # pass of indexing adds them up in whatever order the threads come.
+    return hidden.flatten(0, 1).index_select(0, packed.predicting)
 
 
 @dataclass(frozen=True)

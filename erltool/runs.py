@@ -24,8 +24,18 @@ METRICS = {
     "iteration": ("count", "sampling rounds before this one"),
     "reward": ("in [0, 1]", "mean reward of the update's responses"),
     "policy_entropy": ("nats/token", "exact entropy of the policy before the update, mean over response tokens"),
+    "response_entropy": ("nats/token", "the same averaged over each response first, then over responses (Eq 5)"),
     "sampled_nll": ("nats/token", "-mean log pi of the sampled tokens: a one-sample estimate of policy_entropy"),
     "mean_covariance": ("nats", "Cov(log pi, A) over the update's response tokens (Eq 10)"),
+    "group_covariance": ("nats", "Cov over a prompt's responses of (log pi, pi A), mean over prompts (Eq 8)"),
+    "group_covariance_hard": ("nats", "the same over prompts whose group is right up to 1/3, not 0"),
+    "group_covariance_middle": ("nats", "up to 2/3"),
+    "group_covariance_easy": ("nats", "above 2/3, not 1"),
+    "covariance_top_0.0002": ("nats", "mean token covariance of the highest 0.02 % of the update's tokens (Table 1)"),
+    "covariance_top_0.002": ("nats", "of the highest 0.2 %"),
+    "covariance_top_0.02": ("nats", "of the highest 2 %"),
+    "covariance_top_0.2": ("nats", "of the highest 20 %"),
+    "covariance_top_0.5": ("nats", "of the highest 50 %"),
     "response_length": ("tokens", "mean length of the update's responses, EOS included"),
     "response_tokens": ("tokens", "response tokens in the update"),
     "truncated_fraction": ("in [0, 1]", "share of the update's responses cut by max_response_tokens"),
@@ -37,11 +47,23 @@ METRICS = {
     "kl_k3": ("nats/token", "KL(pi_old || pi) by mean of ratio - 1 - log_ratio"),
     "grad_norm": ("1", "norm of the loss's gradient before clipping"),
     "sampler_mismatch": ("nats", "largest |log-prob by sampler - by training's forward|, first update of an iteration"),
+    "entropy_change": ("nats/token", "entropy of the update's contexts after it minus before, where measured"),
+    "entropy_change_predicted": ("nats/token", "the same by Lemma 1, from the change of each context's logits"),
+    "entropy_change_correlation": ("1", "of the two over contexts"),
     "eval_accuracy": ("in [0, 1]", "held-out accuracy before the update; on the run's last step, after it"),
     "tokens_per_second": ("tokens/s", "response tokens sampled and trained on per second, without evaluation"),
 }  # fmt: skip
 TIMED = ("tokens_per_second",)
-SPARSE = ("eval_accuracy", "sampler_mismatch")  # absent on the steps where they were not measured
+SPARSE = (
+    "eval_accuracy",
+    "sampler_mismatch",
+    "group_covariance_hard",
+    "group_covariance_middle",
+    "group_covariance_easy",
+    "entropy_change",
+    "entropy_change_predicted",
+    "entropy_change_correlation",
+)  # fmt: skip; absent on the steps where they were not measured
 
 TOKEN_COLUMNS = (
     "step", "prompt_index", "response_index", "position", "prompt", "reward", "token_id", "text", "log_prob",

@@ -26,19 +26,21 @@ from torch import Tensor
 from erltool.advantages import group_advantages
 from erltool.config import TrainConfig
 from erltool.controls import Tokens, kl_estimate
-from erltool.covariance import masked_mean, token_covariance
+from erltool.covariance import group_covariance, masked_mean, response_mean, token_covariance, top_means
 from erltool.errors import ErltoolError
 from erltool.evaluate import accuracy
+from erltool.logprobs import entropy_changes
 from erltool.losses import policy_loss, select_tokens
 from erltool.plan import check_fits
 from erltool.policy import Policy, load_policy
-from erltool.rollouts import Rollouts, concatenate, response_log_probs, sample_groups
+from erltool.rollouts import Rollouts, concatenate, contexts, response_log_probs, sample_groups
 from erltool.runs import TOKEN_COLUMNS, RunWriter, read_run
 from erltool.tasks import Problem, Task, load_task
 
 PROMPTS, SAMPLING, CONTROL, EVALUATION, DROPOUT = range(5)  # purposes of random draws
 SAMPLER_IS_EXACT = 1e-4  # nats; above, old log-probs are computed again by training's own forward
 RESAMPLING_ROUNDS = 4  # of dynamic sampling
+TOP_SHARES = {f"covariance_top_{share:g}": share for share in (0.0002, 0.002, 0.02, 0.2, 0.5)}  # as in Table 1
 PROMPT_TOKENS = 128  # of a prompt, for the memory plan that is made before there is a tokenizer
 
 
@@ -61,6 +63,8 @@ class Step:
     token_texts: list[str]
     """Text of each token of the vocabulary that occurs, by position in `rollouts.token_ids[response_mask]`."""
     group_size: int
+    entropy_change: tuple[Tensor, Tensor] | None = None
+    """Predicted and measured change of each context's entropy over the update, (B, T) each, nats; where measured."""
 
     def table(self, prompts: int | None = None) -> pd.DataFrame:
         """The update's tokens, those of the first `prompts` prompts or all; columns as in runs.TOKEN_COLUMNS."""
@@ -367,10 +371,31 @@ class _Trainer:
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         metrics = self.metrics(part, rewards, tokens, covariance, selected, clipped, grad_norm)
         self.moved |= metrics["grad_norm"] > 0
+        before = self.contexts(part) if self.entropy_change_is_due() else None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        change = None
+        if before is not None:
+            change = self.entropy_change(part, *before)
+            metrics.update(entropy_change_summary(*change, part.response_mask))
         texts = part_texts(self.policy, part)
-        return Step(metrics, part, rewards, tokens, covariance, selected, texts, config.group_size)
+        return Step(metrics, part, rewards, tokens, covariance, selected, texts, config.group_size, change)
+
+    def entropy_change_is_due(self) -> bool:
+        every = self.config.entropy_change_every
+        return bool(every) and self.iteration % every == 0
+
+    def contexts(self, part: Rollouts) -> tuple[Tensor, Tensor]:
+        """Hidden states of the update's contexts, and the head as it is now, which may train."""
+        with torch.no_grad():
+            head = self.policy.head
+            return contexts(self.policy, part), head.clone() if head.requires_grad else head
+
+    def entropy_change(self, part: Rollouts, before: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        after, head_after = self.contexts(part)
+        change = entropy_changes(before, after, head, head_after, temperature=self.config.temperature)
+        blank = torch.zeros(part.response_mask.shape, device=before.device)
+        return tuple(blank.masked_scatter(part.response_mask, x) for x in change)
 
     def reference_log_probs(self, part: Rollouts, live: Tensor) -> Tensor | None:
         if "ref_log_probs" not in self.config.control.needs:
@@ -381,13 +406,17 @@ class _Trainer:
     def metrics(self, part, rewards, tokens, covariance, selected, clipped, grad_norm) -> dict[str, float]:
         """What is measured at a step; the device is waited for once."""
         mask, responses = tokens.response_mask, part.response_mask
+        size = self.config.group_size
+        of_groups = group_covariance(tokens.advantages, tokens.log_probs, mask, size)
         kl = tokens.old_log_probs - tokens.log_probs
         count = mask.sum().clamp(min=1)
         values = {
             "reward": rewards.mean(),
             "policy_entropy": masked_mean(tokens.token_entropy, responses),
             "sampled_nll": -masked_mean(tokens.log_probs, responses),
+            "response_entropy": response_mean(tokens.token_entropy, responses).mean(),
             "mean_covariance": masked_mean(covariance, mask),
+            "group_covariance": of_groups.mean(),
             "response_length": responses.sum() / len(part),
             "response_tokens": responses.sum(),
             "truncated_fraction": 1 - part.finished.float().mean(),
@@ -398,6 +427,7 @@ class _Trainer:
             "kl_k3": masked_mean(kl_estimate(kl, "k3"), mask),
             "grad_norm": grad_norm,
         }
+        values |= dict(zip(TOP_SHARES, top_means(covariance, mask, list(TOP_SHARES.values())), strict=True))
         numbers = torch.stack([v.double() for v in values.values()]).tolist()
         values = dict(zip(values, numbers, strict=True))
         for name, value in values.items():
@@ -408,7 +438,8 @@ class _Trainer:
                     "resume from the last checkpoint, or start again with a lower learning_rate"
                 )
         whole = ("response_tokens", "selected_tokens")
-        return {"step": 0, "iteration": 0} | {k: int(v) if k in whole else v for k, v in values.items()}
+        by_accuracy = covariance_by_accuracy(of_groups.tolist(), rewards.view(-1, size).mean(-1).tolist())
+        return {"step": 0, "iteration": 0} | {k: int(v) if k in whole else v for k, v in values.items()} | by_accuracy
 
     def evaluate_if_due(self, last: bool = False) -> dict[str, float]:
         config = self.config
@@ -503,6 +534,31 @@ class _Trainer:
         torch.save(state, buffer)
         self.writer.checkpoint(self.step, buffer.getvalue(), self.policy.save)
         self.saved_step = self.step
+
+
+def covariance_by_accuracy(covariances: list[float], accuracies: list[float]) -> dict[str, float]:
+    """Mean Eq 8 covariance of the prompts whose group is right up to a third, two thirds, and above (Fig 8 right);
+    a group that is all right or all wrong has none. Absent where there is no such prompt."""
+    found: dict[str, list[float]] = {}
+    for covariance, share in zip(covariances, accuracies, strict=True):
+        if 0 < share < 1:
+            name = "hard" if share <= 1 / 3 else "middle" if share <= 2 / 3 else "easy"
+            found.setdefault(f"group_covariance_{name}", []).append(covariance)
+    return {name: sum(values) / len(values) for name, values in sorted(found.items())}
+
+
+def entropy_change_summary(predicted: Tensor, measured: Tensor, mask: Tensor) -> dict[str, float]:
+    """Means over contexts of both changes, and their correlation over contexts (0 where one does not vary)."""
+    p, m = (x[mask].double() for x in (predicted, measured))
+    spread = p.std() * m.std()
+    correlation = (
+        ((p - p.mean()) * (m - m.mean())).sum() / ((len(p) - 1) * spread) if len(p) > 1 and spread > 0 else 0.0
+    )
+    return {
+        "entropy_change": float(m.mean()),
+        "entropy_change_predicted": float(p.mean()),
+        "entropy_change_correlation": float(correlation),
+    }
 
 
 def eval_problems(task: Task, count: int) -> list[Problem]:

@@ -20,7 +20,7 @@ from erltool import ClipCov, EntropyBonus, ErltoolError, KLCov, RandomClip, Refe
 from erltool.policy import load_policy
 from erltool.rollouts import response_log_probs
 from erltool.runs import METRICS, SPARSE, TIMED, RunWriter
-from erltool.training import _Trainer
+from erltool.training import _Trainer, covariance_by_accuracy
 
 CONTROLS = [KLCov(0.2, 2.0), ClipCov(0.2, 0.05, 5.0), RandomClip(0.2), EntropyBonus(0.1), ReferenceKL(0.5)]
 
@@ -455,3 +455,43 @@ def test_the_adapter_loads_in_plain_peft_with_the_same_log_probs(monkeypatch, ti
         theirs, _ = response_log_probs(plain, last.rollouts)
     torch.testing.assert_close(ours, theirs)
     assert not torch.allclose(ours, last.tokens.log_probs, atol=1e-4)
+
+
+# --- the mechanism on a transformer ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_first_order_entropy_change_is_close_for_small_steps_and_exact_in_the_limit(monkeypatch, tiny_config, rank):
+    random_rewards(monkeypatch)
+    errors = []
+    for rate in (4e-4, 2e-4):
+        config = tiny_config(lora_rank=rank, learning_rate=rate, entropy_change_every=1, eval_every=0, seed=3, steps=2,
+                             max_grad_norm=1e9)  # fmt: skip
+        step = next(iter(erltool.train(config)))
+        predicted, measured = step.entropy_change
+        mask = step.rollouts.response_mask
+        assert (predicted[~mask] == 0).all() and measured[mask].abs().max() > 1e-6
+        assert step.metrics["entropy_change"] == pytest.approx(measured[mask].mean().item(), rel=1e-4)
+        errors.append((predicted - measured)[mask].abs().mean().item())
+        if rate == 2e-4:
+            assert step.metrics["entropy_change_correlation"] > 0.9
+    assert errors[1] < 0.4 * errors[0]  # of second order: a quarter
+
+
+def test_entropy_change_is_the_change_of_what_scoring_measures(monkeypatch, tiny_config):
+    random_rewards(monkeypatch)
+    config = tiny_config(entropy_change_every=2, eval_every=0, learning_rate=0.01, seed=3)
+    trainer = _Trainer(config, erltool.load_task("countdown"), load_policy(config.policy, lora_rank=4, lora_alpha=32.0))
+    for step in trainer.steps():
+        assert (step.entropy_change is not None) == (step.metrics["iteration"] % 2 == 0)
+        if step.entropy_change is None:
+            assert "entropy_change" not in step.metrics
+            continue
+        with torch.no_grad():
+            after = response_log_probs(trainer.policy, step.rollouts)[1]
+        torch.testing.assert_close(step.entropy_change[1], after - step.tokens.token_entropy, atol=1e-5, rtol=1e-3)
+
+
+def test_covariance_by_accuracy_leaves_out_groups_without_spread():
+    found = covariance_by_accuracy([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [0.0, 1 / 8, 1 / 3, 0.5, 7 / 8, 1.0])
+    assert found == {"group_covariance_hard": 2.5, "group_covariance_middle": 4.0, "group_covariance_easy": 5.0}
