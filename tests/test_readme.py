@@ -21,7 +21,7 @@ def test_its_python_runs(tmp_path, monkeypatch):
 
 
 def test_its_metric_table_is_metrics():
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+?) \|", README.split("## Metrics")[1].split("\n## ")[0], re.M))
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]+?) \|", README.split("## Metrics")[1].split("\n## ")[0], re.M))
     assert rows == {name: unit for name, (unit, _) in METRICS.items()}
 
 

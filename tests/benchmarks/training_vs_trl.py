@@ -1,9 +1,11 @@
 """Seconds per GRPO iteration: erltool's trainer against TRL's GRPOTrainer.
 
-One iteration is 64 prompts x 8 responses of at most 12 tokens (EOS included), then 4 optimiser updates of 128
-responses each, on the embedded policy, with LoRA on all linear layers (rank 16) and with all weights training.
-Both have the same model folder, prompts in the same order, verifier, loss (clipped surrogate over the update's
-tokens, no KL), learning rate, AdamW (fused), fp32 and threads; as many parameters train in both.
+`LoRA` and `full`: one iteration is 64 prompts x 8 responses of at most 12 tokens (EOS included), then 4 optimiser
+updates of 128 responses each, on the embedded policy in fp32, with LoRA on all linear layers (rank 16) and with all
+weights training. `SmolLM2`: 16 prompts x 8 responses of at most 32 tokens, then 2 updates of 64, on SmolLM2-135M in
+bf16 with LoRA of rank 16; one-digit to two-digit sums behind two worked examples.
+Both have the same weights, prompts in the same order, verifier, loss (clipped surrogate over the update's tokens, no
+KL), learning rate, AdamW (fused), type and threads; as many parameters train in both.
 
 TRL runs as fast as it can be set here: no gradient checkpointing (on by default; 18% slower), no reference model,
 nothing logged, saved or reported. Its static cache is no faster than the dynamic one, continuous batching is 6
@@ -15,14 +17,18 @@ stopped. After 2 warm-up iterations the median and the best of each are reported
 Lengths (tokens with EOS), norms of the weights' change, and rewards at the start and the end show that both do
 the same work and learn. On a busy machine the threads wait for one another, and no figure means much.
 
-Beside the ratio: tokens sampled per second by `sample_groups` alone, and the share of the machine's own fp32
-matrix rate (2048^3 torch.mm in this process, once after every iteration, median) that the updates reach. FLOPs
-counted are those of the decoder's linear layers, P parameters without the adapter's, over T tokens: 4 P T with
-LoRA (forward, gradient of inputs) and 6 P T without (also gradient of weights). T counts a prompt once per
-packed row, plus all tokens of a response but the last, which predicts nothing. Attention, head, norms, adapter
-and optimiser are not counted, nor is padding, so the share is a lower bound.
+Beside the ratio: tokens sampled per second by `sample_groups` alone, and the share of the machine's own
+matrix rate in that type (2048^3 torch.mm in this process, once after every iteration, median) that the updates
+reach. FLOPs counted are those of the decoder's linear layers, P parameters without the adapter's: 2 P a token
+forward, 2 P backward with LoRA (gradient of inputs) and 4 P without (also of weights). A group whose rewards are
+all equal has no gradient here and is not counted backward; log-probs that are made again because the sampler's
+differ count forward. A prompt counts once per group, a response without its last token, which predicts nothing.
+Attention, head, norms, adapter and optimiser are not counted, nor is padding, so the share is a lower bound.
 
-    python tests/benchmarks/training_vs_trl.py [iterations]
+    python tests/benchmarks/training_vs_trl.py [iterations] [LoRA] [full] [SmolLM2] [SmolLM2-compiled]
+
+A first case is only as quiet as the machine. `SmolLM2-compiled` compiles decoder layers in ours (compile=True), which
+costs a minute of warm-up and nothing else.
 """
 
 import itertools
@@ -33,46 +39,77 @@ import sys
 import tempfile
 import time
 import warnings
+from dataclasses import dataclass, replace
 
 import torch
 import transformers
 from datasets import Dataset
 
-from erltool import TrainConfig, load_policy, load_task, sample_groups
-from erltool.training import _Trainer
+from erltool import TrainConfig, load_task, sample_groups
+from erltool.policy import find_model
+from erltool.training import SAMPLER_IS_EXACT, _Trainer, configured_policy
 
-PROMPTS, GROUP, UPDATES, MAX_TOKENS = 64, 8, 4, 12
-RANK, ALPHA, SEED = 16, 32.0, 0
-RATES = {"LoRA": 2e-3, "full": 3e-4}  # learning rates
-WARM_UP = 2
-TASK = load_task("countdown")
+GROUP, RANK, ALPHA, SEED, WARM_UP = 8, 16, 32.0, 0, 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """What both trainers are given."""
+
+    policy: str = "embedded"
+    task: str = "countdown"
+    shots: int = 0
+    dtype: str = "fp32"
+    prompts: int = 64
+    updates: int = 4
+    tokens: int = 12
+    rank: int = RANK
+    rate: float = 2e-3
+    compile: bool = False
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.float32 if self.dtype == "fp32" else torch.bfloat16
+
+
+SMOLLM2 = Case("smollm2-135m", "addition:20", 2, "bf16", prompts=16, updates=2, tokens=32, rate=3e-4)
+CASES = {
+    "LoRA": Case(),
+    "full": Case(rank=0, rate=3e-4),
+    "SmolLM2": SMOLLM2,
+    "SmolLM2-compiled": replace(SMOLLM2, compile=True),
+}
 
 
 class Ours:
     """erltool's trainer, an iteration at a time."""
 
-    def __init__(self, mode: str):
-        rank = RANK if mode == "LoRA" else 0
-        self.policy = load_policy("embedded", lora_rank=rank, lora_alpha=ALPHA, device="cpu", seed=SEED)
+    def __init__(self, case: Case):
+        self.case, self.task = case, load_task(case.task)
         config = TrainConfig(
+            policy=case.policy,
+            task=case.task,
+            shots=case.shots,
+            dtype=case.dtype,
             steps=10**9,
             seed=SEED,
-            prompts_per_iteration=PROMPTS,
+            prompts_per_iteration=case.prompts,
             group_size=GROUP,
-            updates_per_iteration=UPDATES,
-            learning_rate=RATES[mode],
-            lora_rank=rank,
+            updates_per_iteration=case.updates,
+            learning_rate=case.rate,
+            lora_rank=case.rank,
             lora_alpha=ALPHA,
-            max_response_tokens=MAX_TOKENS,
+            max_response_tokens=case.tokens,
+            compile=case.compile,
             eval_every=0,
             device="cpu",
         )
-        self.trainer = _Trainer(config, TASK, self.policy)
+        self.policy = configured_policy(config, self.task)
+        self.trainer = _Trainer(config, self.task, self.policy)
         self.steps = self.trainer.steps()
         linear = [m for m in self.policy.causal_lm.get_decoder().modules() if isinstance(m, torch.nn.Linear)]
-        adapter = sum(p.numel() for p in self.policy.trainable().values()) if rank else 0
+        adapter = sum(p.numel() for p in self.policy.trainable().values()) if case.rank else 0
         self.parameters = sum(m.weight.numel() for m in linear) - adapter
-        self.flops_per_token = (4 if rank else 6) * self.parameters
         self.seconds, self.update_seconds, self.update_rates = [], [], []
         self.lengths, self.rewards, self.sampling_rates = [], [], []
         self.sampling_seconds = 0.0
@@ -94,22 +131,32 @@ class Ours:
 
     def iteration(self) -> None:
         started = time.perf_counter()
-        steps = list(itertools.islice(self.steps, UPDATES))
+        steps = list(itertools.islice(self.steps, self.case.updates))
         self.seconds.append(time.perf_counter() - started)
         self.update_seconds.append(self.seconds[-1] - self.sampling_seconds)
         responses = sum(s.metrics["response_tokens"] for s in steps)
-        prompts = sum(len(s.rollouts.prompt_ids[b]) for s in steps for b in range(0, len(s.rollouts), GROUP))
-        tokens = prompts + responses - PROMPTS * GROUP
-        self.update_rates.append(self.flops_per_token * tokens / self.update_seconds[-1])
-        self.lengths.append(responses / (PROMPTS * GROUP))
+        flops = sum(self.flops(step, at) for at, step in enumerate(steps))
+        self.update_rates.append(flops / self.update_seconds[-1])
+        self.lengths.append(responses / (self.case.prompts * GROUP))
         self.rewards.append(statistics.mean(s.metrics["reward"] for s in steps))
+
+    def flops(self, step, number: int) -> float:
+        """Of the decoder's linear layers in an update: forward for all tokens, backward for those with a gradient,
+        and another forward where the sampler's log-probs were made again."""
+        live = (step.tokens.advantages != 0).any(-1)
+        prompts = torch.tensor([len(ids) if b % GROUP == 0 else 0 for b, ids in enumerate(step.rollouts.prompt_ids)])
+        tokens = prompts + step.rollouts.response_mask.sum(-1) - 1
+        self.again = step.metrics["sampler_mismatch"] > SAMPLER_IS_EXACT if number == 0 else self.again
+        forwards = 1 + (self.again and number > 0)
+        backward = 2 if self.case.rank else 4
+        return self.parameters * float(2 * forwards * tokens.sum() + backward * tokens[live].sum())
 
     def sample(self) -> None:
         """Times sampling alone, on problems of its own."""
         generator = torch.Generator().manual_seed(SEED)
-        prompts = [p.prompt for p in TASK.held_out[:PROMPTS]]
+        prompts = [p.prompt for p in self.task.held_out[: self.case.prompts]]
         started = time.perf_counter()
-        rollouts = sample_groups(self.policy, prompts, GROUP, max_response_tokens=MAX_TOKENS, generator=generator)
+        rollouts = sample_groups(self.policy, prompts, GROUP, max_response_tokens=self.case.tokens, generator=generator)
         self.sampling_rates.append(int(rollouts.response_mask.sum()) / (time.perf_counter() - started))
 
 
@@ -124,18 +171,18 @@ class Alternation(transformers.TrainerCallback):
         self.started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % UPDATES:
+        if state.global_step % self.ours.case.updates:
             return
         self.seconds.append(time.perf_counter() - self.started)
         self.ours.iteration()
         self.ours.sample()
-        self.matmul_rates.append(matmul_rate())
+        self.matmul_rates.append(matmul_rate(self.ours.case.torch_dtype))
         self.started = time.perf_counter()
 
 
-def matmul_rate(size: int = 2048) -> float:
-    """FLOPs per second of one fp32 matrix product."""
-    a, b = torch.ones(size, size), torch.ones(size, size)
+def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOPs per second of one matrix product."""
+    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
     started = time.perf_counter()
     torch.mm(a, b)
     return 2 * size**3 / (time.perf_counter() - started)
@@ -146,37 +193,40 @@ class Verifier:
 
     __name__ = "verifier"
 
-    def __init__(self, problems):
-        self.problems = {p.prompt: p for p in problems}
+    def __init__(self, ours: Ours, problems):
+        self.task = ours.task
+        self.problems = {ours.policy.template.render(p.prompt, ours.policy.tokenizer): p for p in problems}
         self.lengths, self.rewards = [], []
 
     def __call__(self, prompts, completions, completion_ids, **kwargs):
-        rewards = [TASK.reward(self.problems[p], c) for p, c in zip(prompts, completions, strict=True)]
+        rewards = [self.task.reward(self.problems[p], c) for p, c in zip(prompts, completions, strict=True)]
         self.lengths.append(statistics.mean(map(len, completion_ids)))
         self.rewards.append(statistics.mean(rewards))
         return rewards
 
 
-def trl_trainer(mode: str, iterations: int, problems, verifier, folder: str, **changes):
-    """A GRPOTrainer; `changes` are to its settings."""
+def trl_trainer(case: Case, iterations: int, prompts: list[str], verifier, folder: str):
+    """A GRPOTrainer."""
     from peft import LoraConfig  # after erltool, which silences a warning that this import gives
     from trl import GRPOConfig, GRPOTrainer
 
-    policy = load_policy("embedded", lora_rank=0, device="cpu")
+    place = find_model(case.policy)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place, padding_side="left")
+    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=case.torch_dtype, attn_implementation="sdpa")
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
     settings = {
         "output_dir": folder,
-        "max_steps": UPDATES * iterations,
-        "per_device_train_batch_size": PROMPTS * GROUP // UPDATES,
+        "max_steps": case.updates * iterations,
+        "per_device_train_batch_size": case.prompts * GROUP // case.updates,
         "gradient_accumulation_steps": 1,
-        "steps_per_generation": UPDATES,
+        "steps_per_generation": case.updates,
         "num_generations": GROUP,
         "num_iterations": 1,
-        "max_completion_length": MAX_TOKENS,
+        "max_completion_length": case.tokens,
         "temperature": 1.0,
         "beta": 0.0,
         "loss_type": "dapo",  # one normaliser for all tokens of the update, as ours
-        "learning_rate": RATES[mode],
+        "learning_rate": case.rate,
         "lr_scheduler_type": "constant",
         "optim": "adamw_torch_fused",
         "weight_decay": 0.0,
@@ -193,44 +243,46 @@ def trl_trainer(mode: str, iterations: int, problems, verifier, folder: str, **c
         "disable_tqdm": True,
     }
     trainer = GRPOTrainer(
-        model=policy.model,
+        model=model,
         reward_funcs=verifier,
-        args=GRPOConfig(**settings | changes),
-        train_dataset=Dataset.from_dict({"prompt": [p.prompt for p in problems]}),
-        processing_class=policy.tokenizer,
-        peft_config=lora if mode == "LoRA" else None,
+        args=GRPOConfig(**settings),
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=tokenizer,
+        peft_config=lora if case.rank else None,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 
-def compare(mode: str, iterations: int) -> None:
-    ours, rates = Ours(mode), []
-    problems = ours.problems(PROMPTS * (WARM_UP + iterations))
-    verifier = Verifier(problems)
+def compare(name: str, iterations: int) -> None:
+    case = CASES[name]
+    ours, rates = Ours(case), []
+    problems = ours.problems(case.prompts * (WARM_UP + iterations))
+    verifier = Verifier(ours, problems)
+    prompts = [ours.policy.template.render(p.prompt, ours.policy.tokenizer) for p in problems]
     clock = Alternation(ours, rates)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl_trainer(mode, WARM_UP + iterations, problems, verifier, folder)
+        trainer = trl_trainer(case, WARM_UP + iterations, prompts, verifier, folder)
         theirs_train = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
         ours_train = ours.policy.trainable()
         assert count(theirs_train) == count(ours_train), "not the same parameters train"
         starts = copies(theirs_train), copies(ours_train)
         trainer.add_callback(clock)
         trainer.train()
-    print_row(mode, "TRL", clock.seconds, verifier, distance(starts[0], theirs_train))
-    print_row(mode, "erltool", ours.seconds, ours, distance(starts[1], ours_train), ratio(clock.seconds, ours.seconds))
+    print_row(name, "TRL", clock.seconds, verifier, distance(starts[0], theirs_train))
+    print_row(name, "erltool", ours.seconds, ours, distance(starts[1], ours_train), ratio(clock.seconds, ours.seconds))
     update_rate, matmul = late_median(ours.update_rates), late_median(rates)
     print(f"  sampling alone {late_median(ours.sampling_rates):.0f} response tokens/s; ", end="")
     print(f"updates {late_median(ours.update_seconds):.3f} s of the iteration,")
     print(f"  {update_rate / 1e9:.1f} GFLOP/s, {update_rate / matmul:.1%} of torch.mm's {matmul / 1e9:.0f} GFLOP/s")
 
 
-def print_row(mode: str, name: str, seconds: list[float], seen, moved: float, faster: float | None = None) -> None:
+def print_row(case: str, name: str, seconds: list[float], seen, moved: float, faster: float | None = None) -> None:
     """`seen` has lengths and rewards, one of each an iteration."""
     ends = statistics.mean(seen.rewards[:3]), statistics.mean(seen.rewards[-3:])
     length = statistics.mean(seen.lengths[WARM_UP:])
     times = f"{late_median(seconds):9.3f}{min(seconds[WARM_UP:]):9.3f}"
-    print(f"{mode:<6}{name:<10}{times}{length:8.2f}{moved:8.2f}{ends[0]:9.3f}{ends[1]:9.3f}", end="")
+    print(f"{case:<17}{name:<8}{times}{length:8.2f}{moved:8.2f}{ends[0]:9.3f}{ends[1]:9.3f}", end="")
     print("" if faster is None else f"{faster:9.2f}x", flush=True)
 
 
@@ -263,9 +315,9 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     print(f"{iterations} iterations each, {torch.get_num_threads()} threads, seconds per iteration; ", end="")
     print(f"load average {os.getloadavg()[0]:.1f}")
-    print(f"{'':16}{'median':>9}{'best':>9}{'length':>8}{'moved':>8}{'reward':>9}{'at end':>9}{'TRL/ours':>10}")
-    for mode in RATES:
-        compare(mode, iterations)
+    print(f"{'':25}{'median':>9}{'best':>9}{'length':>8}{'moved':>8}{'reward':>9}{'at end':>9}{'TRL/ours':>10}")
+    for name in sys.argv[2:] or ("LoRA", "full"):
+        compare(name, iterations)
 
 
 if __name__ == "__main__":
