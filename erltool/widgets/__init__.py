@@ -1,0 +1,9 @@
+"""Widgets: values that a notebook shows and whose state the next cell reads.
+
+Each draws itself in the browser (anywidget, its JavaScript in the package, nothing from a network), keeps its
+keys from JupyterLab's shortcuts, and shows a PNG and a sentence where there is no kernel.
+"""
+
+from erltool.widgets.entropy_lab import EntropyLab
+
+__all__ = ["EntropyLab"]

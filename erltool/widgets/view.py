@@ -1,0 +1,39 @@
+"""What the widgets share: JavaScript from files beside them, and a picture for readers without a kernel."""
+
+import io
+from pathlib import Path
+
+import anywidget
+import traitlets
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+
+
+def javascript(name: str) -> str:
+    """A widget's module: the shared helpers and its own file. As text, because a path would be watched for ever."""
+    return (HERE / "shared.js").read_text(encoding="utf-8") + (HERE / name).read_text(encoding="utf-8")
+
+
+class View(anywidget.AnyWidget):
+    """A widget with a picture and a sentence; a subclass gives both, and its JavaScript."""
+
+    _css = (HERE / "shared.css").read_text(encoding="utf-8")
+    problem = traitlets.Unicode("").tag(sync=True)
+    """What is wrong with the input, in one line; shown in the widget instead of the view."""
+
+    def picture(self) -> Figure:
+        """The widget's state as a figure."""
+        raise NotImplementedError
+
+    @property
+    def sentence(self) -> str:
+        """The widget's state in one sentence, with its numbers."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, **kwargs):
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+        png = io.BytesIO()
+        self.picture().savefig(png, format="png")
+        return data | {"image/png": png.getvalue(), "text/plain": self.problem or self.sentence}, metadata
