@@ -83,3 +83,21 @@ def plot_fit(result: LawFit, *, ax: Axes | None = None, label: str = "points", i
     ax.set_ylabel("performance R")
     ax.grid(alpha=0.25)
     return ax
+
+
+def plot_entropy_change(predicted, measured, *, ax: Axes | None = None, title: str = "", index: int = 0) -> Axes:
+    """Each context's change of entropy over an update, as measured against as Lemma 1 predicts it (nats), with the
+    line on which they are equal and their correlation. Returns the Axes. Raises ErltoolError for no contexts."""
+    x, y = (np.asarray(v, dtype=float).ravel() for v in (predicted, measured))
+    if len(x) == 0 or len(x) != len(y):
+        raise ErltoolError(
+            f"plot_entropy_change: {len(x)} predicted and {len(y)} measured changes; give as many of both"
+        )
+    ax = new_axes(width=4.6, height=4.2)[0] if ax is None else ax
+    r = np.corrcoef(x, y)[0, 1] if len(x) > 1 and x.std() * y.std() > 0 else float("nan")
+    ax.plot(x, y, ".", color=COLOURS[index], markersize=3, alpha=0.4, label=f"{len(x)} contexts, r = {r:.2f}")
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    ax.plot([low, high], [low, high], color="black", linewidth=1, linestyle="--", label="as predicted")
+    ax.set(xlabel="predicted change of entropy (nats)", ylabel="measured (nats)", title=title)
+    ax.legend(fontsize=8)
+    return ax

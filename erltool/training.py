@@ -512,7 +512,8 @@ class _Trainer:
         if self.writer is None:
             return
         every, (round_, update) = self.config.record_every, divmod(self.step - 1, self.config.updates_per_iteration)
-        if every and update == 0 and round_ % every == 0:
+        # The last update of an iteration: on the first every ratio is 1, and KL-Cov cannot be seen to act.
+        if every and update == self.config.updates_per_iteration - 1 and round_ % every == 0:
             self.writer.tokens.append(step.table(self.config.record_prompts))
         self.writer.write_step(step.metrics)
 

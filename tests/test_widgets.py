@@ -1,16 +1,21 @@
 """Widgets as values: state, result, picture and fallbacks, without a browser."""
 
 import io
+import json
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import erltool
 from erltool import ErltoolError, bandit
-from erltool.widgets import EntropyLab
+from erltool.controls import Tokens
+from erltool.resources import shipped
+from erltool.widgets import EntropyLab, TokenInspector
+from erltool.widgets.token_inspector import visible
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "$\\frac$", "$$"]
 
@@ -76,3 +81,101 @@ def test_certain_policies_do_not_break_it():
     lab = EntropyLab((1 - 1e-12, 1e-12), (1.0, -1.0), eta=2.0).step(50)
     assert np.isfinite(lab.result.entropy) and lab.result.entropy >= 0
     lab.picture()
+
+
+# --- TokenInspector ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run():
+    return erltool.read_run(shipped("data/runs/demo-none"))
+
+
+def as_batch(table):
+    """The table's tokens as one padded batch of the mathematics: log-probs, old, advantages, mask."""
+    groups = [g for _, g in table.groupby(["prompt_index", "response_index"], sort=False)]
+    mask = torch.zeros(len(groups), max(map(len, groups)), dtype=torch.bool)
+    for row, g in zip(mask, groups, strict=True):
+        row[: len(g)] = True
+    blank = torch.zeros(mask.shape)
+    columns = (torch.tensor(table[c].to_numpy(np.float32)) for c in ("log_prob", "old_log_prob", "advantage"))
+    return [blank.masked_scatter(mask, c) for c in columns], mask
+
+
+def test_what_the_sliders_take_is_what_the_controls_take(run):
+    inspector = TokenInspector(run, kl_fraction=0.1, clip_fraction=0.05, low=0.1, high=5.0)
+    (log_probs, old, advantages), mask = as_batch(inspector.result.tokens)
+    # The recorded covariance is centred over the whole update; select by it needs the same tokens: centre here too.
+    table = inspector.result.tokens.assign(
+        covariance=erltool.token_covariance(advantages, log_probs, mask)[mask].numpy()
+    )
+    inspector = TokenInspector(table, kl_fraction=0.1, clip_fraction=0.05, low=0.1, high=5.0)
+    tokens = Tokens(log_probs, old, advantages, mask)
+    expected = erltool.KLCov(0.1).select(tokens, None)[mask].numpy()
+    assert inspector.result.tokens["kl_cov"].sum() == expected.sum()
+    assert inspector.result.tokens["covariance"][inspector.result.tokens["kl_cov"]].min() == pytest.approx(
+        table["covariance"][expected].min()
+    )
+    taken = inspector.result.tokens[inspector.result.tokens["clip_cov"]]
+    assert 0 < len(taken) <= int(0.05 * len(table)) and taken["covariance"].between(0.1, 5.0).all()
+    assert inspector.result.covariance == pytest.approx(
+        erltool.mean_covariance(advantages, log_probs, mask).item(), abs=1e-5
+    )
+    assert inspector.result.covariance_clip_cov < inspector.result.covariance
+
+
+def test_kl_cov_shows_no_effect_on_the_first_update_after_sampling(run):
+    first = TokenInspector(run.tokens.assign(old_log_prob=run.tokens["log_prob"]), kl_fraction=0.3, coef=5.0).result
+    assert first.covariance_kl_cov == first.covariance and first.tokens["kl_cov"].any()
+
+
+def test_it_follows_its_traits_and_has_a_static_twin(run):
+    inspector = TokenInspector(run)
+    assert inspector.step == max(inspector.steps) and len(inspector.steps) > 5
+    before = inspector.data["texts"]
+    inspector.step = inspector.steps[0]
+    assert inspector.data["texts"] != before and set(inspector.result.tokens["step"]) == {inspector.steps[0]}
+    inspector.response, inspector.quantity = 3, "entropy"
+    begin, end = inspector.data["begins"][3:5]
+    heights = [p.get_height() for p in inspector.picture().axes[0].patches]
+    assert heights == pytest.approx(inspector.result.tokens["entropy"][begin:end].tolist(), rel=1e-5)
+    data, _ = inspector._repr_mimebundle_()
+    assert data["image/png"][:4] == b"\x89PNG" and data["text/plain"] == inspector.sentence
+    assert type(inspector.result.tokens) is pd.DataFrame and f"{inspector.result.covariance:+.4f}" in inspector.sentence
+
+
+def test_a_live_step_can_be_inspected(tiny_config):
+    step = next(iter(erltool.train(tiny_config(eval_every=0))))
+    inspector = TokenInspector(step)
+    assert len(inspector.result.tokens) == step.metrics["response_tokens"]
+    assert inspector.result.covariance == pytest.approx(step.metrics["mean_covariance"], abs=1e-5)
+
+
+def test_bad_input_is_said_in_the_widget(run):
+    table = run.tokens
+    cases = {
+        "no tokens": table.iloc[:0],
+        "lacks covariance": table.drop(columns="covariance"),
+        "not finite": table.assign(log_prob=float("nan")),
+        "not dict": {},
+    }
+    for words, source in cases.items():
+        inspector = TokenInspector(source)
+        assert words in inspector.problem and inspector._repr_mimebundle_()[0]["text/plain"] == inspector.problem
+        inspector.picture()
+    one = table[(table["prompt_index"] == 0) & (table["response_index"] == 0)]
+    assert TokenInspector(one).result.covariance == pytest.approx(0)  # one response has one advantage
+    assert not TokenInspector(one).problem
+    equal = TokenInspector(table.assign(advantage=0.0, covariance=0.0)).result
+    assert equal.covariance == 0 and not equal.tokens["clip_cov"].any()
+
+
+def test_hostile_and_broken_tokens_are_shown_as_themselves(run):
+    hostile = [*HOSTILE, "\ufffd", "\u202e", "\x00", "\n", "a" * 10_000, "\x1b]8;;"]
+    table = run.tokens.head(len(hostile)).assign(text=hostile, prompt="<script>alert(1)</script> $$")
+    inspector = TokenInspector(table)
+    assert inspector.data["texts"][:4] == HOSTILE
+    assert inspector.data["texts"][4:8] == ["U+FFFD", "U+202E", "U+0000", "\\n"]
+    assert visible("a\ud800b") == "aU+D800b"  # which no table of tokens can hold
+    json.dumps(inspector.data["texts"]).encode()
+    inspector.picture().savefig(io.BytesIO(), format="png")

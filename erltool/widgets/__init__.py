@@ -5,5 +5,6 @@ keys from JupyterLab's shortcuts, and shows a PNG and a sentence where there is 
 """
 
 from erltool.widgets.entropy_lab import EntropyLab
+from erltool.widgets.token_inspector import TokenInspector
 
-__all__ = ["EntropyLab"]
+__all__ = ["EntropyLab", "TokenInspector"]

@@ -1,0 +1,168 @@
+"""TokenInspector: a rollout's tokens coloured by what drives its entropy, and what each control would take."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import traitlets
+from matplotlib.figure import Figure
+
+from erltool.errors import ErltoolError
+from erltool.plots import new_axes
+from erltool.runs import TOKEN_COLUMNS, Run
+from erltool.widgets.view import View, javascript
+
+QUANTITIES = ("covariance", "entropy", "log_prob", "ratio", "selected")
+
+
+@dataclass(frozen=True)
+class TokenInspectorResult:
+    """What the sliders choose among the N tokens of the step, in the order of the table."""
+
+    tokens: pd.DataFrame
+    """The step's tokens, columns as in runs.TOKEN_COLUMNS, with `ratio`, `clip_cov` and `kl_cov` (bool) added"""
+    covariance: float
+    """mean token covariance, nats: to first order what the entropy falls by, up to the step size"""
+    covariance_clip_cov: float
+    """the same with no advantage on the tokens that Clip-Cov takes"""
+    covariance_kl_cov: float
+    """the same with KL-Cov's push against log_ratio on the tokens it takes"""
+
+
+class TokenInspector(View):
+    """`TokenInspector(run)` or `TokenInspector(step)`; `.result` is what the sliders choose, for the next cell.
+
+    Shows a response's text, each token coloured by covariance, entropy, log-prob, ratio to the sampling policy or
+    what the run's own control took. Sliders for Clip-Cov (band, share) and KL-Cov (share, coef) show at once which
+    tokens they would take among the step's shown prompts, and how that changes the mean covariance, which is to
+    first order what the entropy falls by. A run has the tokens it recorded; a live step all of its own. Bad input
+    is said in the widget: `problem`.
+    """
+
+    _esm = javascript("token_inspector.js")
+    steps = traitlets.List(traitlets.Int()).tag(sync=True)
+    step = traitlets.Int(0).tag(sync=True)
+    quantity = traitlets.Enum(QUANTITIES, "covariance").tag(sync=True)
+    response = traitlets.Int(0).tag(sync=True)
+    low = traitlets.Float(1.0).tag(sync=True)
+    high = traitlets.Float(5.0).tag(sync=True)
+    clip_fraction = traitlets.Float(0.02).tag(sync=True)
+    kl_fraction = traitlets.Float(0.1).tag(sync=True)
+    coef = traitlets.Float(1.0).tag(sync=True)
+    data = traitlets.Dict().tag(sync=True)
+    """The step's tokens as columns: texts, float32 bytes, and where each response begins."""
+
+    def __init__(self, source, **settings):
+        try:
+            self._table = _tokens_of(source)
+            problem = ""
+        except ErltoolError as e:
+            self._table, problem = pd.DataFrame({c: [] for c in TOKEN_COLUMNS}), str(e)
+        steps = sorted(int(s) for s in self._table["step"].unique())
+        settings.setdefault("step", steps[-1] if steps else 0)
+        super().__init__(steps=steps, problem=problem, **settings)
+        self._load()
+        self.observe(lambda change: self._load(), "step")
+
+    def _load(self) -> None:
+        table = self._table[self._table["step"] == self.step].reset_index(drop=True)
+        group = (
+            table[["prompt_index", "response_index"]].apply(tuple, axis=1) if len(table) else pd.Series(dtype=object)
+        )
+        begins = np.flatnonzero((group != group.shift()).to_numpy())
+        ratio = np.exp(table["log_prob"] - table["old_log_prob"]) if len(table) else pd.Series(dtype=float)
+        self._shown = table.assign(ratio=ratio)
+        # One key a token, as the controls draw them: the sliders' random choice is that of a seeded generator.
+        self._keys = np.random.default_rng(0).random(len(table), dtype=np.float32)
+        columns = {n: self._shown[n].to_numpy(np.float32) for n in (*QUANTITIES, "advantage")}
+        self.response = min(self.response, max(0, len(begins) - 1))
+        self.data = {
+            "texts": [visible(str(t)) for t in table["text"]],
+            "prompts": [visible(str(table["prompt"][b])) for b in begins],
+            "rewards": [float(table["reward"][b]) for b in begins],
+            "begins": begins.tolist(),
+            "keys": self._keys.tobytes(),
+            **{n: np.ascontiguousarray(v).tobytes() for n, v in columns.items()},
+        }
+
+    @property
+    def result(self) -> TokenInspectorResult:
+        """What the sliders choose now."""
+        t = self._shown
+        cov, n = t["covariance"].to_numpy(float), len(t)
+        advantage, log_prob = t["advantage"].to_numpy(float), t["log_prob"].to_numpy(float)
+        clip, kl = np.zeros(n, bool), np.zeros(n, bool)
+        if n:
+            band = np.flatnonzero((cov > self.low) & (cov < self.high))
+            clip[band[np.argsort(-self._keys[band], kind="stable")[: share(self.clip_fraction, n)]]] = True
+            kl[np.argsort(-cov, kind="stable")[: share(self.kl_fraction, n)]] = True
+        push = self.coef * np.sign(log_prob - t["old_log_prob"].to_numpy(float))
+        means = [covariance_of(log_prob, a) for a in (advantage, np.where(clip, 0, advantage),
+                                                      np.where(kl, advantage - push, advantage))]  # fmt: skip
+        return TokenInspectorResult(t.assign(clip_cov=clip, kl_cov=kl), *means)
+
+    @property
+    def sentence(self) -> str:
+        r = self.result
+        return (
+            f"Step {self.step}: {len(r.tokens)} tokens, mean covariance {r.covariance:+.4f} nats; Clip-Cov would take "
+            f"{int(r.tokens['clip_cov'].sum())} and leave {r.covariance_clip_cov:+.4f}, KL-Cov "
+            f"{int(r.tokens['kl_cov'].sum())} and leave {r.covariance_kl_cov:+.4f}."
+        )
+
+    def picture(self) -> Figure:
+        """The shown response's tokens as bars of the chosen quantity."""
+        ax = new_axes(width=8.4, height=2.6)[0]
+        if self.problem or not len(self._shown):
+            ax.text(0.5, 0.5, self.problem or "no tokens", ha="center", va="center", parse_math=False, wrap=True)
+            ax.set_axis_off()
+            return ax.figure
+        begins = [*self.data["begins"], len(self._shown)]
+        part = self._shown.iloc[begins[self.response] : begins[self.response + 1]].head(60)
+        values = part[self.quantity].to_numpy(float)
+        ax.bar(range(len(part)), values, color=np.where(values < 0, "#D55E00", "#0072B2"))
+        ax.set_xticks(range(len(part)), [visible(str(t)) for t in part["text"]], parse_math=False, fontsize=8)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set_ylabel(self.quantity)
+        ax.set_title(visible(self.data["prompts"][self.response]), parse_math=False, fontsize=9, loc="left")
+        return ax.figure
+
+
+def covariance_of(log_prob: np.ndarray, advantage: np.ndarray) -> float:
+    """Mean of (log pi - its mean)(A - its mean): 0 for no tokens."""
+    return float(((log_prob - log_prob.mean()) * (advantage - advantage.mean())).mean()) if len(log_prob) else 0.0
+
+
+def share(fraction: float, count: int) -> int:
+    """Tokens in a share, as controls.py counts them."""
+    return min(count, max(1, int(fraction * count + 1e-9))) if fraction > 0 and count else 0
+
+
+def visible(text: str) -> str:
+    """Text with what cannot be seen made visible: controls, lone surrogates and direction marks as escapes."""
+    out = []
+    for c in text:
+        hidden = not c.isprintable() or "\ud800" <= c <= "\udfff" or c == "\ufffd"
+        out.append({"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(c) or (f"U+{ord(c):04X}" if hidden else c))
+    return "".join(out)
+
+
+def _tokens_of(source) -> pd.DataFrame:
+    """Tokens of a run, a live step, or a table. Raises ErltoolError for none, or numbers that are not finite."""
+    if isinstance(source, Run):
+        table = source.tokens
+    elif isinstance(source, pd.DataFrame):
+        table = source
+    elif hasattr(source, "table"):
+        table = source.table()
+    else:
+        raise ErltoolError(f"TokenInspector: give a run, a step or a table of tokens, not {type(source).__name__}")
+    missing = [c for c in TOKEN_COLUMNS if c not in table]
+    if missing:
+        raise ErltoolError(f"TokenInspector: the table lacks {', '.join(missing)}")
+    if not len(table):
+        raise ErltoolError("TokenInspector: no tokens were recorded; train with record_every above 0")
+    numbers = table[["log_prob", "old_log_prob", "entropy", "advantage", "covariance"]].to_numpy(float)
+    if not np.isfinite(numbers).all():
+        raise ErltoolError("TokenInspector: log-probs, advantages or covariances are not finite; the step is broken")
+    return table
