@@ -184,19 +184,20 @@ def _eval(parser, words) -> int:
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     args = parser.parse_args(words)
-    from erltool.evaluate import BENCHMARKS, evaluation_report, evaluation_task
+    from erltool.evaluate import BENCHMARKS, evaluate, evaluation_report, evaluation_task
     from erltool.training import policy_for_evaluation
 
     if args.benchmark and args.task:
         raise ErltoolError("eval: give --benchmark or --task, not both")
     names = list(BENCHMARKS) if args.benchmark == "all" else [n for n in args.benchmark.split(",") if n]
+    for name in names:
+        if name not in BENCHMARKS:
+            raise ErltoolError(f"benchmark {name!r} is not known: use {', '.join(BENCHMARKS)}, or all")
     policy, config = policy_for_evaluation(args.what, args.base, args.template, args.device)
     if not names:
         names = [args.task or (config.task if config else "")]
     if names == [""]:
         raise ErltoolError("eval: a policy has no task of its own; give --benchmark or --task")
-    from erltool.evaluate import evaluate
-
     results = []
     for name in names:
         task, temperature, samples = evaluation_task(name)

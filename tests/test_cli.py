@@ -157,3 +157,56 @@ def test_doctor_has_one_line_for_each_finding(capsys):
     assert all(line.split()[0] in ("ok", "note", "FAIL") for line in lines)
     for word in ("python", "torch", "device", "memory", "threads", "commsOverSubshells", "anywidget"):
         assert any(word in line for line in lines)
+
+
+# --- eval, plan, prompt ----------------------------------------------------------------------------
+
+
+def test_eval_of_a_run_and_of_a_policy(train, tiny_policy, tmp_path, capsys):
+    assert train() == 0
+    words = ["--limit=4", "--samples=3", "--max-response-tokens=6", "--batch=6"]
+    assert cli.main(["eval", str(tmp_path / "run"), *words]) == 0
+    out = capsys.readouterr().out
+    assert "countdown" in out and "avg@3" in out and "pass@3" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert cli.main(["eval", str(tiny_policy), "--task=countdown", "--temperature=0", "--json", *words]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert row["problems"] == 4 and row["samples"] == 3 and row["temperature"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval", "embedded"], "a policy has no task of its own; give --benchmark or --task"),
+        (["eval", "embedded", "--benchmark=aime1999"], "benchmark 'aime1999' is not known"),
+        (["eval", "embedded", "--benchmark=aime24", "--task=countdown"], "not both"),
+        (["eval", "nothing-here", "--task=countdown"], "no config.json there"),
+        (["train", "--out=x", "--base=nf4", "--lora-rank=0"], "quantised weights cannot train"),
+        (["train", "--out=x", "--base=nf5"], "base='nf5': must be one of none, nf4, int8"),
+        (["train", "--out=x", "--template=boxed"], "has no chat template; use question"),
+        (["train", "--out=x", "--task=sudoku.jsonl"], "no such file"),
+        (["train", "--out=x", "--shots=2"], "no right response to show; use shots=0"),
+        (["prompt", "--policy=model.gguf"], "no such file"),
+        (["plan", "--policy=no/such-model-here"], "configuration is out of reach"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("erltool.plan.hub_reachable", lambda: False)
+    assert cli.main(words) == 2
+    assert message in one_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan_prints_the_parts_and_what_fits_which_card(capsys):
+    assert cli.main(["plan", "--policy=Qwen/Qwen2.5-7B", "--base=nf4", "--max-response-tokens=2048"]) == 0
+    out = capsys.readouterr().out
+    assert "weights, linear layers (nf4)" in out and "key-value cache" in out and "gradient_checkpointing=True" in out
+    assert [line[:6] for line in out.splitlines()[-4:]] == [" 16 GB", " 24 GB", " 48 GB", " 80 GB"]
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_prompt_shows_what_the_policy_is_given(capsys):
+    assert cli.main(["prompt", "--task=addition:12", "--template=question", "--shots=1", "--count=2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("Question: What is 1+1?") == 3 and "1+1=2" in out and "held out" in out

@@ -54,7 +54,7 @@ def test_every_metric_has_a_unit_and_a_meaning_and_the_writer_keeps_to_them(fold
 def test_tokens_are_of_the_sampled_prompts_and_steps(folder):
     tokens = read_run(folder).tokens
     assert tuple(tokens.columns) == TOKEN_COLUMNS
-    assert sorted(tokens["step"].unique()) == [1, 5] and tokens["prompt_index"].unique().tolist() == [0]
+    assert sorted(tokens["step"].unique()) == [2, 6] and tokens["prompt_index"].unique().tolist() == [0]
     assert (tokens["entropy"] > 0).all() and (tokens["log_prob"] <= 0).all()
     assert tokens.groupby(["step", "response_index"])["position"].apply(lambda p: list(p) == list(range(len(p)))).all()
 
