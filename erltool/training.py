@@ -15,18 +15,17 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from erltool.advantages import group_advantages
 from erltool.config import TrainConfig
-from erltool.controls import Tokens, kl_estimate
-from erltool.covariance import group_covariance, masked_mean, response_mean, token_covariance, top_means
+from erltool.controls import Tokens
+from erltool.covariance import token_covariance
 from erltool.errors import ErltoolError
 from erltool.evaluate import accuracy
 from erltool.logprobs import entropy_changes
@@ -34,60 +33,14 @@ from erltool.losses import policy_loss, select_tokens
 from erltool.plan import check_fits
 from erltool.policy import Policy, load_policy
 from erltool.rollouts import Rollouts, concatenate, contexts, response_log_probs, sample_groups
-from erltool.runs import TOKEN_COLUMNS, RunWriter, read_run
+from erltool.runs import RunWriter, read_run
+from erltool.step import Step, entropy_change_summary, measure, part_texts
 from erltool.tasks import Problem, Task, load_task
 
 PROMPTS, SAMPLING, CONTROL, EVALUATION, DROPOUT = range(5)  # purposes of random draws
 SAMPLER_IS_EXACT = 1e-4  # nats; above, old log-probs are computed again by training's own forward
 RESAMPLING_ROUNDS = 4  # of dynamic sampling
-TOP_SHARES = {f"covariance_top_{share:g}": share for share in (0.0002, 0.002, 0.02, 0.2, 0.5)}  # as in Table 1
 PROMPT_TOKENS = 128  # of a prompt, for the memory plan that is made before there is a tokenizer
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser update: what was measured, and the tokens it was measured on."""
-
-    metrics: dict[str, float]
-    """Keys as in runs.METRICS."""
-    rollouts: Rollouts
-    """The update's B responses."""
-    rewards: Tensor
-    """(B,)"""
-    tokens: Tokens
-    """Log-probs, entropy and advantages before the update, (B, T)."""
-    covariance: Tensor
-    """(B, T), nats"""
-    selected: Tensor
-    """(B, T) bool: tokens that the control acted on."""
-    token_texts: list[str]
-    """Text of each token of the vocabulary that occurs, by position in `rollouts.token_ids[response_mask]`."""
-    group_size: int
-    entropy_change: tuple[Tensor, Tensor] | None = None
-    """Predicted and measured change of each context's entropy over the update, (B, T) each, nats; where measured."""
-
-    def table(self, prompts: int | None = None) -> pd.DataFrame:
-        """The update's tokens, those of the first `prompts` prompts or all; columns as in runs.TOKEN_COLUMNS."""
-        mask = self.rollouts.response_mask
-        keep = torch.zeros_like(mask)
-        keep[: len(mask) if prompts is None else prompts * self.group_size] = True
-        where = mask & keep
-        response, position = (x.numpy() for x in where.nonzero().cpu().T)
-        of_token = {
-            "token_id": self.rollouts.token_ids, "log_prob": self.tokens.log_probs,
-            "old_log_prob": self.tokens.old_log_probs, "entropy": self.tokens.token_entropy,
-            "advantage": self.tokens.advantages, "covariance": self.covariance, "selected": self.selected,
-        }  # fmt: skip
-        columns = {name: x[where].cpu().numpy() for name, x in of_token.items()} | {
-            "step": self.metrics["step"],
-            "prompt_index": response // self.group_size,
-            "response_index": response % self.group_size,
-            "position": position,
-            "prompt": [self.rollouts.prompts[b] for b in response],
-            "reward": self.rewards.cpu().numpy()[response],
-            "text": self.token_texts[: len(response)],
-        }
-        return pd.DataFrame(columns)[list(TOKEN_COLUMNS)]
 
 
 def train(config: TrainConfig, out: str | Path | None = None, resume: bool = False) -> Iterator[Step]:
@@ -369,7 +322,8 @@ class _Trainer:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        metrics = self.metrics(part, rewards, tokens, covariance, selected, clipped, grad_norm)
+        metrics = measure(part, rewards, tokens, covariance, selected, clipped, grad_norm, config.group_size)
+        self.check_finite(metrics)
         self.moved |= metrics["grad_norm"] > 0
         before = self.contexts(part) if self.entropy_change_is_due() else None
         self.optimizer.step()
@@ -403,43 +357,14 @@ class _Trainer:
         with torch.no_grad(), self.policy.reference():
             return self.score(part, live)[0]
 
-    def metrics(self, part, rewards, tokens, covariance, selected, clipped, grad_norm) -> dict[str, float]:
-        """What is measured at a step; the device is waited for once."""
-        mask, responses = tokens.response_mask, part.response_mask
-        size = self.config.group_size
-        of_groups = group_covariance(tokens.advantages, tokens.log_probs, mask, size)
-        kl = tokens.old_log_probs - tokens.log_probs
-        count = mask.sum().clamp(min=1)
-        values = {
-            "reward": rewards.mean(),
-            "policy_entropy": masked_mean(tokens.token_entropy, responses),
-            "sampled_nll": -masked_mean(tokens.log_probs, responses),
-            "response_entropy": response_mean(tokens.token_entropy, responses).mean(),
-            "mean_covariance": masked_mean(covariance, mask),
-            "group_covariance": of_groups.mean(),
-            "response_length": responses.sum() / len(part),
-            "response_tokens": responses.sum(),
-            "truncated_fraction": 1 - part.finished.float().mean(),
-            "selected_fraction": selected.sum() / count,
-            "selected_tokens": selected.sum(),
-            "clip_fraction": clipped.sum() / count,
-            "kl_k1": masked_mean(kl_estimate(kl, "k1"), mask),
-            "kl_k3": masked_mean(kl_estimate(kl, "k3"), mask),
-            "grad_norm": grad_norm,
-        }
-        values |= dict(zip(TOP_SHARES, top_means(covariance, mask, list(TOP_SHARES.values())), strict=True))
-        numbers = torch.stack([v.double() for v in values.values()]).tolist()
-        values = dict(zip(values, numbers, strict=True))
-        for name, value in values.items():
+    def check_finite(self, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
             if not math.isfinite(value):
                 self.optimizer.zero_grad(set_to_none=True)
                 raise ErltoolError(
                     f"step {self.step + 1}: {name} is {value}; the update was not made; "
                     "resume from the last checkpoint, or start again with a lower learning_rate"
                 )
-        whole = ("response_tokens", "selected_tokens")
-        by_accuracy = covariance_by_accuracy(of_groups.tolist(), rewards.view(-1, size).mean(-1).tolist())
-        return {"step": 0, "iteration": 0} | {k: int(v) if k in whole else v for k, v in values.items()} | by_accuracy
 
     def evaluate_if_due(self, last: bool = False) -> dict[str, float]:
         config = self.config
@@ -537,42 +462,10 @@ class _Trainer:
         self.saved_step = self.step
 
 
-def covariance_by_accuracy(covariances: list[float], accuracies: list[float]) -> dict[str, float]:
-    """Mean Eq 8 covariance of the prompts whose group is right up to a third, two thirds, and above (Fig 8 right);
-    a group that is all right or all wrong has none. Absent where there is no such prompt."""
-    found: dict[str, list[float]] = {}
-    for covariance, share in zip(covariances, accuracies, strict=True):
-        if 0 < share < 1:
-            name = "hard" if share <= 1 / 3 else "middle" if share <= 2 / 3 else "easy"
-            found.setdefault(f"group_covariance_{name}", []).append(covariance)
-    return {name: sum(values) / len(values) for name, values in sorted(found.items())}
-
-
-def entropy_change_summary(predicted: Tensor, measured: Tensor, mask: Tensor) -> dict[str, float]:
-    """Means over contexts of both changes, and their correlation over contexts (0 where one does not vary)."""
-    p, m = (x[mask].double() for x in (predicted, measured))
-    spread = p.std() * m.std()
-    correlation = (
-        ((p - p.mean()) * (m - m.mean())).sum() / ((len(p) - 1) * spread) if len(p) > 1 and spread > 0 else 0.0
-    )
-    return {
-        "entropy_change": float(m.mean()),
-        "entropy_change_predicted": float(p.mean()),
-        "entropy_change_correlation": float(correlation),
-    }
-
-
 def eval_problems(task: Task, count: int) -> list[Problem]:
     """The same held-out problems for every run, spread evenly over the task's own order."""
     at = np.linspace(0, len(task.held_out) - 1, min(count, len(task.held_out))).round().astype(int)
     return [task.held_out[i] for i in at]
-
-
-def part_texts(policy: Policy, part: Rollouts) -> list[str]:
-    """Text of every response token, in row-major order of the mask."""
-    ids = part.token_ids[part.response_mask].tolist()
-    texts = {i: policy.tokenizer.decode([i]) for i in set(ids)}
-    return [texts[i] for i in ids]
 
 
 def made_by(policy: Policy) -> dict:

@@ -17,7 +17,7 @@ FLOORS = (
     ("logprobs", "advantages", "covariance", "controls", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
     ("runs", "fit", "plots"),
-    ("lora", "policy", "plan", "rollouts", "evaluate", "training"),
+    ("lora", "policy", "plan", "rollouts", "evaluate", "step", "training"),
     ("demo", "doctor"),
     ("cli",),
 )

@@ -20,7 +20,8 @@ from erltool import ClipCov, EntropyBonus, ErltoolError, KLCov, RandomClip, Refe
 from erltool.policy import load_policy
 from erltool.rollouts import response_log_probs
 from erltool.runs import METRICS, SPARSE, TIMED, RunWriter
-from erltool.training import _Trainer, covariance_by_accuracy
+from erltool.step import covariance_by_accuracy
+from erltool.training import _Trainer
 
 CONTROLS = [KLCov(0.2, 2.0), ClipCov(0.2, 0.05, 5.0), RandomClip(0.2), EntropyBonus(0.1), ReferenceKL(0.5)]
 
