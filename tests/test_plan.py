@@ -37,7 +37,7 @@ def test_more_of_anything_needs_more():
 
 def test_the_update_does_not_grow_with_vocabulary_times_length():
     parts = [plan_memory(TrainConfig(policy="Qwen/Qwen2.5-7B", max_response_tokens=n)).update for n in (256, 2048)]
-    assert parts[0]["logits of a chunk"] == parts[1]["logits of a chunk"] < 0.3 * GIB
+    assert parts[0]["logits of a chunk"] == parts[1]["logits of a chunk"] < 0.5 * GIB
 
 
 def test_advice_makes_it_fit_or_says_that_nothing_does():
