@@ -108,13 +108,14 @@ def test_smollm2_nf4_trains_its_adapter_alone_and_plain_peft_loads_it(tmp_path):
         trained = response_log_probs(policy, part)[0]
         torch.testing.assert_close(reference, untrained, atol=1e-3, rtol=1e-3)  # B = 0 against no adapter
         assert (trained - untrained).abs().max() > 1e-2
+        # In fp32, where the two can be told from rounding; in bf16 ours and PEFT's layers round in other places.
+        ours = load_policy("smollm2-135m", base="nf4", dtype="fp32", device="cpu")
+        ours.load(tmp_path / "run" / "adapter")
         quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                       bnb_4bit_compute_dtype=torch.bfloat16)  # fmt: skip
-        base = AutoModelForCausalLM.from_pretrained(place, quantization_config=quantised, dtype=torch.bfloat16)
+                                       bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
+        base = AutoModelForCausalLM.from_pretrained(place, quantization_config=quantised, dtype=torch.float32)
         plain = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").train()
         ids = torch.tensor([part.prompt_ids[0] + part[0].token_ids])
-        logits = [m(input_ids=ids).logits.float().log_softmax(-1) for m in (plain, policy.model)]
-        # bf16 layers, ours and PEFT's, round in other places; the untrained policy is much further away.
-        assert (logits[0] - logits[1]).abs().mean() < 0.1
-        far = fresh.model(input_ids=ids).logits.float().log_softmax(-1)
-        assert (logits[0] - far).abs().mean() > 3 * (logits[0] - logits[1]).abs().mean()
+        logits, expected, far = (m(input_ids=ids).logits for m in (ours.model, plain, fresh.model.float()))
+        torch.testing.assert_close(logits, expected, atol=5e-3, rtol=1e-3)
+        assert (logits - far).abs().mean() > 0.05
