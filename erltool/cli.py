@@ -254,8 +254,8 @@ def _prompt(parser, words) -> int:
     template = Template.choose(config.template, tokenizer, config.policy, task.examples(config.shots))
     print(f"template {template.name}; {len(task.train)} problems to train on, {len(task.held_out)} held out")
     for problem in task.train[:count]:
-        text = template.render(problem.prompt, tokenizer)
-        print(f"--- {len(tokenizer(text)['input_ids'])} tokens\n{text}\n---")
+        tokens = template.encode([problem.prompt], tokenizer)[0]
+        print(f"--- {len(tokens)} tokens\n{template.render(problem.prompt, tokenizer)}\n---")
     return 0
 
 

@@ -152,7 +152,7 @@ class ClipCov(NoControl):
             ordered = covariance[mask].sort().values
             low, high = (ordered[int(q * (len(ordered) - 1))] for q in (low, high))
         band = mask & (covariance > low) & (covariance < high) & ~is_clipped(tokens, clip)
-        return _draw(band, _share(self.fraction, mask), generator)
+        return _draw(band, token_budget(self.fraction, int(mask.sum())), generator)
 
     def apply(self, surrogate: Tensor, tokens: Tokens, selected: Tensor) -> Tensor:
         return surrogate.masked_fill(selected, 0)
@@ -186,7 +186,7 @@ class KLCov(NoControl):
     def select(self, tokens: Tokens, clip: Clip, generator: torch.Generator | None = None) -> Tensor:
         mask = tokens.response_mask.bool()
         covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
-        return _top(covariance, mask, _share(self.fraction, mask))
+        return _top(covariance, mask, token_budget(self.fraction, int(mask.sum())))
 
     def apply(self, surrogate: Tensor, tokens: Tokens, selected: Tensor) -> Tensor:
         log_ratio = tokens.log_probs - tokens.old_log_probs
@@ -216,7 +216,7 @@ class RandomClip(NoControl):
     def select(self, tokens: Tokens, clip: Clip, generator: torch.Generator | None = None) -> Tensor:
         mask = tokens.response_mask.bool()
         candidates = mask & (tokens.advantages > 0) & ~is_clipped(tokens, clip)
-        return _draw(candidates, _share(self.fraction, mask), generator)
+        return _draw(candidates, token_budget(self.fraction, int(mask.sum())), generator)
 
 
 CONTROLS = {c.name: c for c in (NoControl, ClipHigher, EntropyBonus, ReferenceKL, ClipCov, KLCov, RandomClip)}
@@ -301,9 +301,8 @@ def is_clipped(tokens: Tokens, clip: Clip) -> Tensor:
     return mask & (risen | fallen)
 
 
-def _share(fraction: float, mask: Tensor) -> int:
-    """max(1, floor(fraction * N)) of the N response tokens; 0 when the fraction or N is 0."""
-    count = int(mask.sum())
+def token_budget(fraction: float, count: int) -> int:
+    """max(1, floor(fraction * count)) of `count` response tokens; 0 when the fraction or the count is 0."""
     # 0.29 * 100 is 28.999999999999996; it means 29.
     return min(count, max(1, math.floor(fraction * count + 1e-9))) if fraction > 0 else 0
 

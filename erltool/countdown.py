@@ -22,7 +22,7 @@ from erltool.errors import ErltoolError
 MAX_CHARS = 256
 MAX_DEPTH = 16
 MAX_MAGNITUDE = 10**9
-HELD_OUT_PARTS = (10, 1)  # one problem in ten is held out
+HELD_OUT_PARTS = 10  # one problem in ten is held out
 
 _TOKEN = re.compile(r"[0-9]{1,10}|[-+*/()]")
 _CLAIM = re.compile(r"=-?[0-9]{1,10}\Z")
@@ -153,9 +153,12 @@ def is_held_out(numbers: Sequence[int], target: int) -> bool:
     Orders of the same numbers share a side, so no permutation of a training problem is ever held out.
     Python's own `hash` differs between processes and is not used.
     """
-    key = f"countdown:{sorted(numbers)}:{target}".encode()
-    parts, held_out = HELD_OUT_PARTS
-    return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") % parts < held_out
+    return in_held_out(f"countdown:{sorted(numbers)}:{target}")
+
+
+def in_held_out(text: str) -> bool:
+    """Whether a text is held out: by a stable hash, the same in every process and for every seed."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % HELD_OUT_PARTS == 0
 
 
 def countdown_problems(highest: int = 9, max_target: int = 99) -> tuple[list[Countdown], list[Countdown]]:

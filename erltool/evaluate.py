@@ -8,7 +8,6 @@ import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +15,10 @@ import torch
 from scipy.special import gammaln
 
 from erltool.errors import ErltoolError
-from erltool.judge import Judge
 from erltool.policy import Policy
 from erltool.resources import shipped
 from erltool.rollouts import sample_groups
-from erltool.tasks import Problem, Task, hub_dataset, load_task, problems_of
+from erltool.tasks import Problem, Task, answers_compared, hub_dataset, load_task, problems_of
 
 RESAMPLES = 2000  # of the problems, for an interval
 
@@ -77,13 +75,9 @@ class Evaluation:
         values = self.rewards.mean(1) if k is None else self._pass_at(k)
         if len(values) < 2:
             return 0.0, 1.0
-        draws = self._resampled.choice(values, (RESAMPLES, len(values))).mean(1)
+        draws = np.random.default_rng(0).choice(values, (RESAMPLES, len(values))).mean(1)
         low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
-
-    @cached_property
-    def _resampled(self) -> np.random.Generator:
-        return np.random.default_rng(0)
 
     def _pass_at(self, k: int) -> np.ndarray:
         n = self.rewards.shape[1]
@@ -154,8 +148,7 @@ def load_benchmark(name: str) -> Task:
         raise ErltoolError(f"benchmark {name!r} is not known: use one of {', '.join(BENCHMARKS)}")
     b = BENCHMARKS[name]
     problems: list[Problem] = problems_of(name, hub_dataset(name, b.hub_id, b.part, b.split))
-    judge = Judge()
-    return Task(name, (), problems, lambda problem, response: judge.math(problem.answer, response))
+    return Task(name, (), problems, answers_compared())
 
 
 def evaluation_task(name: str) -> tuple[Task, float, int]:

@@ -14,8 +14,7 @@ import transformers
 from erltool.config import TrainConfig
 from erltool.errors import ErltoolError
 from erltool.logprobs import CHUNK_ELEMENTS
-from erltool.policy import DTYPES, find_model, hub_advice, resolve_device
-from erltool.resources import hub_reachable
+from erltool.policy import DTYPES, find_model, hub_advice, is_offline, resolve_device
 
 GIB = 2**30
 CARDS = (16, 24, 48, 80)  # GB of common GPUs
@@ -95,7 +94,7 @@ def model_shape(source: str, trust_remote_code: bool = False) -> Shape:
         return Shape(*QWEN[size], torch.bfloat16)
     try:
         c = transformers.AutoConfig.from_pretrained(
-            place, trust_remote_code=trust_remote_code, local_files_only=not hub_reachable()
+            place, trust_remote_code=trust_remote_code, local_files_only=is_offline(place)
         )
         head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         return Shape(

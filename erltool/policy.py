@@ -9,7 +9,6 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from erltool import lora
 from erltool.errors import ErltoolError
-from erltool.resources import hub_reachable, shipped
+from erltool.resources import cache_folder, hub_reachable, shipped
 from erltool.runs import replacing, writing
 
 SMOLLM2 = "smollm2-135m"
@@ -67,6 +66,11 @@ class Template:
                 messages.append({"role": "assistant", "content": answered})
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
+    def encode(self, prompts: Sequence[str], tokenizer) -> list[list[int]]:
+        """Token ids of each prompt as the model is given it."""
+        special = self.name in PLAIN_FORMS  # a chat template writes its own
+        return tokenizer([self.render(p, tokenizer) for p in prompts], add_special_tokens=special)["input_ids"]
+
 
 @dataclass
 class Policy:
@@ -76,7 +80,7 @@ class Policy:
     tokenizer: transformers.PreTrainedTokenizerBase
     source: str
     compiled: bool = False
-    template: "Template" = Template()
+    template: Template = Template()
 
     def with_template(self, name: str, shots: tuple[tuple[str, str], ...] = ()) -> "Policy":
         """The same policy, given its prompts in another form, behind worked examples (prompt, response)."""
@@ -84,9 +88,7 @@ class Policy:
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt as the model is given it."""
-        texts = [self.template.render(p, self.tokenizer) for p in prompts]
-        special = self.template.name in PLAIN_FORMS  # a chat template writes its own
-        return self.tokenizer(texts, add_special_tokens=special)["input_ids"]
+        return self.template.encode(prompts, self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -214,7 +216,7 @@ def load_policy(
     where = resolve_device(device)
     tokenizer = load_tokenizer(source, trust_remote_code)
     place = find_model(source)
-    common = {"trust_remote_code": trust_remote_code, "local_files_only": not hub_reachable()}
+    common = {"trust_remote_code": trust_remote_code, "local_files_only": is_offline(place)}
     with loading(source, place):
         stored = transformers.AutoConfig.from_pretrained(place, **common).dtype
         whole = dtype == "auto" and not lora_rank
@@ -244,7 +246,7 @@ def load_tokenizer(source: str, trust_remote_code: bool = False) -> transformers
             place,
             padding_side="left",
             trust_remote_code=trust_remote_code,
-            local_files_only=not hub_reachable(),
+            local_files_only=is_offline(place),
         )
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise ErltoolError(f"policy {source!r}: its tokenizer needs an EOS and a padding token")
@@ -321,6 +323,11 @@ def find_model(source: str) -> str:
     return source
 
 
+def is_offline(place: str) -> bool:
+    """Whether only files here may be read: for a folder, which needs no hub, or where the hub is out of reach."""
+    return Path(place).exists() or not hub_reachable()
+
+
 def hub_advice(place: str) -> str:
     if Path(place).exists():
         return ""
@@ -332,8 +339,7 @@ def _from_gguf(file: Path) -> Path:
     """Folder with the model of a GGUF file as bf16 safetensors, made once and kept in the user's cache."""
     stat = file.stat()
     key = hashlib.sha256(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erltool"
-    folder = cache / f"{file.stem}-{key}"
+    folder = cache_folder() / f"{file.stem}-{key}"
     if (folder / "config.json").is_file():
         return folder
     if importlib.util.find_spec("gguf") is None:

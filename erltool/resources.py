@@ -16,6 +16,11 @@ def shipped(part: str) -> Path:
     return inside if inside.exists() else package.parent / part
 
 
+def cache_folder() -> Path:
+    """The package's folder in the user's cache, which may not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erltool"
+
+
 def commit() -> str | None:
     """Short commit of the clone this package runs from, "+" behind it where files differ; None outside one."""
     clone = Path(__file__).parent.parent

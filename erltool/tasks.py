@@ -11,21 +11,18 @@ Answers are compared by judge.py: the last \\boxed{...}, what follows the last "
 
 import ast
 import functools
-import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from erltool.countdown import countdown_problems, countdown_reward
+from erltool.countdown import HELD_OUT_PARTS, countdown_problems, countdown_reward, in_held_out
 from erltool.errors import ErltoolError
 from erltool.judge import Judge, extract_answer
-from erltool.resources import hub_reachable
+from erltool.resources import cache_folder, hub_reachable
 
-HELD_OUT_PARTS = 10  # one problem in ten is held out where a source has no test split
 GYM_PROBLEMS = 4000  # generated for a reasoning-gym task, before those that repeat are dropped
 
 # name: (id on the hub, configuration, split to train on, split held out)
@@ -80,11 +77,6 @@ def load_task(name: str) -> Task:
         return _gym(name)
     if name.partition(":")[0] == "addition":
         return _addition(name)
-    judge = Judge()
-
-    def verify(problem: Problem, response: str) -> float:
-        return judge.math(problem.answer, response)
-
     if name in HUB:
         hub_id, part, *splits = HUB[name]
         train, held_out = (problems_of(name, hub_dataset(name, hub_id, part, s)) if s else [] for s in splits)
@@ -96,19 +88,27 @@ def load_task(name: str) -> Task:
             "or a .jsonl or .parquet file with columns prompt and answer"
         )
     if not held_out:
-        held_out = [p for p in train if in_held_out(p.prompt)]
-        train = [p for p in train if not in_held_out(p.prompt)]
+        train, held_out = split(train)
     if not train or not held_out:
         raise ErltoolError(
             f"task {name}: {len(train)} problems to train on and {len(held_out)} held out (1 in {HELD_OUT_PARTS}, "
             "by their text); give more problems"
         )
-    return Task(name, train, held_out, verify)
+    return Task(name, train, held_out, answers_compared())
 
 
-def in_held_out(text: str) -> bool:
-    """Whether a prompt is held out: by a stable hash of its text, the same in every process and for every seed."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % HELD_OUT_PARTS == 0
+def split(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
+    """Problems to train on and problems held out, by a stable hash of their text."""
+    sides: tuple[list[Problem], list[Problem]] = [], []
+    for problem in problems:
+        sides[in_held_out(problem.prompt)].append(problem)
+    return sides
+
+
+def answers_compared() -> Callable[[Problem, str], float]:
+    """A verifier that compares a response's answer with the problem's, by a judge of its own."""
+    judge = Judge()
+    return lambda problem, response: judge.math(problem.answer, response)
 
 
 # --- rows of a data set -> problems ---------------------------------------------------------------
@@ -204,7 +204,7 @@ def read_rows(file: Path) -> list[dict]:
 
 def dataset_folder() -> Path:
     """Where files stand in for data sets of the hub."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erltool" / "datasets"
+    return cache_folder() / "datasets"
 
 
 def hub_dataset(name: str, hub_id: str, part: str | None, split: str) -> Iterable[dict]:
@@ -237,10 +237,7 @@ def _addition(name: str) -> Task:
         raise ErltoolError(f"task {name}: write addition:HIGHEST with a number from 2 to 1000")
     numbers = range(1, int(highest) + 1)
     problems = [Problem(f"What is {a}+{b}?", f"{a + b}", f"{a}+{b}={a + b}") for a in numbers for b in numbers]
-    judge = Judge()
-    held_out = [p for p in problems if in_held_out(p.prompt)]
-    train = [p for p in problems if not in_held_out(p.prompt)]
-    return Task(name, train, held_out, lambda problem, response: judge.math(problem.answer, response))
+    return Task(name, *split(problems), answers_compared())
 
 
 # --- reasoning-gym --------------------------------------------------------------------------------
@@ -260,12 +257,7 @@ def _gym(name: str) -> Task:
     unique = {e["question"]: e for e in entries}
     problems = [Problem(q, str(e["answer"]), entry=_plain(e)) for q, e in unique.items()]
     judge = Judge("reasoning_gym")
-
-    def verify(problem: Problem, response: str) -> float:
-        return judge.gym(dataset, problem.entry, response)
-
-    train = [p for p in problems if not in_held_out(p.prompt)]
-    return Task(name, train, [p for p in problems if in_held_out(p.prompt)], verify)
+    return Task(name, *split(problems), lambda problem, response: judge.gym(dataset, problem.entry, response))
 
 
 def _gym_options(name: str) -> tuple[str, dict]:

@@ -139,12 +139,13 @@ class _Trainer:
                     with self.dropout_draws():
                         # Until the policy moves away from the sampling one, pi / pi_old is exactly 1, not about 1.
                         on_policy = update == 0 or not self.moved
-                        live = self.live_rows(rollouts, advantages, on_policy)[at]
+                        part, live = rollouts.take(at), self.live_rows(rollouts, advantages, on_policy)[at]
+                        lp, entropy = self.score(part, live)
                         if update == 0:
-                            lp, entropy, rollouts, mismatch = self.check_sampler(rollouts, advantages, shares)
-                        else:
-                            lp, entropy = self.score(rollouts.take(at), live)
-                        step = self.update(rollouts.take(at), rewards[at], advantages[at], lp, entropy, live, on_policy)
+                            mismatch = (lp.detach() - part.log_probs).abs().max().item()
+                            if mismatch > SAMPLER_IS_EXACT:
+                                rollouts = self.with_exact_log_probs(rollouts, advantages, shares[1:])
+                        step = self.update(part, rewards[at], advantages[at], lp, entropy, live, on_policy)
                     self.step += 1
                     seconds = time.perf_counter() - started + sampling_seconds / config.updates_per_iteration
                     step.metrics.update(step=self.step, iteration=self.iteration, zero_spread_fraction=zero_spread)
@@ -221,24 +222,19 @@ class _Trainer:
         silent = on_policy and control.min_updates > 1
         return counted if control.reaches_zero_advantage and not silent else counted & (advantages != 0).cpu()
 
-    def check_sampler(self, rollouts: Rollouts, advantages: Tensor, shares: Sequence[Tensor]):
-        """Scores the first update, and with it the sampler: where the two differ, old log-probs are made again.
+    def with_exact_log_probs(self, rollouts: Rollouts, advantages: Tensor, later: Sequence[Tensor]) -> Rollouts:
+        """The rollouts with old log-probs made again for the later updates, where the sampler's are not exact.
 
         KL-Cov pushes at full strength whatever the size of a difference, so rounding must not be one: they are
         made in the very batches in which the later updates will make the new ones.
         """
-        live = self.live_rows(rollouts, advantages, on_policy=True)
-        part = rollouts.take(shares[0])
-        lp, entropy = self.score(part, live[shares[0]])
-        mismatch = (lp.detach() - part.log_probs).abs().max().item()
-        if mismatch > SAMPLER_IS_EXACT:
-            exact = rollouts.log_probs.clone()
-            with torch.no_grad():
-                for at in shares[1:]:
-                    again, live = rollouts.take(at), self.live_rows(rollouts, advantages, on_policy=False)
-                    exact[at, : again.token_ids.shape[1]] = self.score(again, live[at])[0]
-            rollouts = replace(rollouts, log_probs=exact)
-        return lp, entropy, rollouts, mismatch
+        exact = rollouts.log_probs.clone()
+        live = self.live_rows(rollouts, advantages, on_policy=False)
+        with torch.no_grad():
+            for at in later:
+                again = rollouts.take(at)
+                exact[at, : again.token_ids.shape[1]] = self.score(again, live[at])[0]
+        return replace(rollouts, log_probs=exact)
 
     def score(self, part: Rollouts, live: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy of an update, (B, T): with gradient if it is one micro-batch, else without."""

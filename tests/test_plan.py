@@ -18,7 +18,7 @@ def test_weights_and_adapter_are_counted_exactly(source, tiny_policy):
 
 
 def test_qwen_is_known_without_the_hub(monkeypatch):
-    monkeypatch.setattr("erltool.plan.hub_reachable", lambda: False)
+    monkeypatch.setattr("erltool.policy.hub_reachable", lambda: False)
     shape = model_shape("Qwen/Qwen2.5-7B")
     assert shape.linear + shape.other == pytest.approx(7.61e9, rel=0.01)  # as its card says
     with pytest.raises(ErltoolError, match="copy the model's folder here"):

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import traitlets
 from matplotlib.figure import Figure
 
+from erltool import bandit
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, new_axes
 from erltool.widgets.view import View, javascript
@@ -71,26 +73,28 @@ class EntropyLab(View):
     def step(self, count: int = 1) -> "EntropyLab":
         """Makes steps here in Python, as the button does."""
         for _ in range(count):
-            now = self.result
-            z, change = np.array(self.logits), self._change()
+            now, (z, change) = self.result, self._next()
             self.history = [*self.history, [now.entropy, now.exact, now.predicted]]
             self.logits = (z + change).tolist()
         return self
 
-    def _change(self) -> np.ndarray:
-        p = _softmax(self.logits)
-        centred = np.array(self.advantages) - p @ np.array(self.advantages)
-        return self.eta * centred * (p if self.method == "pg" else 1.0)
+    def _next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, and what the next step adds to them."""
+        z, a = (torch.tensor(x, dtype=torch.float64) for x in (self.logits, self.advantages))
+        return z, bandit.step(z, a, self.eta, self.method)
 
     @property
     def result(self) -> EntropyLabResult:
         """The state as it is now."""
-        p, change = _softmax(self.logits), self._change()
-        log_p, entropy = np.log(p), _entropy(p)
-        predicted = -float(p @ ((log_p + entropy) * (change - p @ change)))
-        exact = _entropy(_softmax(np.array(self.logits) + change)) - entropy
-        history = np.array(self.history, dtype=float).reshape(-1, 3)
-        return EntropyLabResult(p, np.array(self.advantages), entropy, exact, predicted, history)
+        z, change = self._next()
+        return EntropyLabResult(
+            torch.softmax(z, -1).numpy(),
+            np.array(self.advantages),
+            bandit.entropy(z).item(),
+            bandit.entropy_change(z, change).item(),
+            bandit.first_order_change(z, change).item(),
+            np.array(self.history, dtype=float).reshape(-1, 3),
+        )
 
     @property
     def sentence(self) -> str:
@@ -116,13 +120,3 @@ class EntropyLab(View):
         right.set(xlabel="step", ylabel="entropy (nats)", ylim=(0, 1.05 * np.log(len(r.probabilities))))
         right.legend(fontsize=8)
         return left.figure
-
-
-def _softmax(logits) -> np.ndarray:
-    z = np.asarray(logits, dtype=float)
-    e = np.exp(z - z.max())
-    return e / e.sum()
-
-
-def _entropy(p: np.ndarray) -> float:
-    return float(-(p[p > 0] * np.log(p[p > 0])).sum())

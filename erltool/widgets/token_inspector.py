@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 import traitlets
 from matplotlib.figure import Figure
 
+from erltool.controls import token_budget
+from erltool.covariance import mean_covariance
 from erltool.errors import ErltoolError
 from erltool.plots import new_axes
 from erltool.runs import TOKEN_COLUMNS, Run
@@ -94,8 +97,8 @@ class TokenInspector(View):
         clip, kl = np.zeros(n, bool), np.zeros(n, bool)
         if n:
             band = np.flatnonzero((cov > self.low) & (cov < self.high))
-            clip[band[np.argsort(-self._keys[band], kind="stable")[: share(self.clip_fraction, n)]]] = True
-            kl[np.argsort(-cov, kind="stable")[: share(self.kl_fraction, n)]] = True
+            clip[band[np.argsort(-self._keys[band], kind="stable")[: token_budget(self.clip_fraction, n)]]] = True
+            kl[np.argsort(-cov, kind="stable")[: token_budget(self.kl_fraction, n)]] = True
         push = self.coef * np.sign(log_prob - t["old_log_prob"].to_numpy(float))
         means = [covariance_of(log_prob, a) for a in (advantage, np.where(clip, 0, advantage),
                                                       np.where(kl, advantage - push, advantage))]  # fmt: skip
@@ -129,13 +132,9 @@ class TokenInspector(View):
 
 
 def covariance_of(log_prob: np.ndarray, advantage: np.ndarray) -> float:
-    """Mean of (log pi - its mean)(A - its mean): 0 for no tokens."""
-    return float(((log_prob - log_prob.mean()) * (advantage - advantage.mean())).mean()) if len(log_prob) else 0.0
-
-
-def share(fraction: float, count: int) -> int:
-    """Tokens in a share, as controls.py counts them."""
-    return min(count, max(1, int(fraction * count + 1e-9))) if fraction > 0 and count else 0
+    """Mean token covariance of tokens in one row, nats; 0 for no tokens."""
+    log_prob, advantage = (torch.from_numpy(x)[None] for x in (log_prob, advantage))
+    return mean_covariance(advantage, log_prob, torch.ones_like(log_prob, dtype=torch.bool)).item()
 
 
 def visible(text: str) -> str:
