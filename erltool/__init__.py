@@ -7,6 +7,7 @@ import importlib
 
 _HOMES = {
     "advantages": ("group_advantages",),
+    "alarms": ("Alarm", "Watch", "alarm_report", "alarm_summary"),
     "config": ("TrainConfig",),
     "controls": (
         "NoControl",

@@ -132,6 +132,8 @@ def _follow(config, out: Path, resume: bool, name: str) -> int:
             m = step.metrics
             accuracy = f" acc {m['eval_accuracy']:.2f}" if "eval_accuracy" in m else ""
             bar.update(m["step"] - bar.n)
+            for alarm in step.alarms:
+                bar.write(str(alarm), file=sys.stderr)
             bar.set_postfix_str(f"H {m['policy_entropy']:.3f} R {m['reward']:.2f}{accuracy}")
             if interrupted and m["step"] % config.updates_per_iteration == 0 and m["step"] < config.steps:
                 break

@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from erltool.alarms import Alarm
 from erltool.controls import Tokens, kl_estimate
 from erltool.covariance import group_covariance, masked_mean, response_mean, top_means
 from erltool.policy import Policy
@@ -36,6 +37,9 @@ class Step:
     group_size: int
     entropy_change: tuple[Tensor, Tensor] | None = None
     """Predicted and measured change of each context's entropy over the update, (B, T) each, nats; where measured."""
+    alarms: tuple[Alarm, ...] = ()
+    """What the metrics up to this step warn of, each once (alarms.py); not written to the run's folder, which has the
+    metrics that say it."""
 
     def table(self, prompts: int | None = None) -> pd.DataFrame:
         """The update's tokens, those of the first `prompts` prompts or all; columns as in runs.TOKEN_COLUMNS."""

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from erltool.advantages import group_advantages
+from erltool.alarms import Watch
 from erltool.config import TrainConfig
 from erltool.controls import Tokens
 from erltool.covariance import token_covariance
@@ -119,6 +120,7 @@ class _Trainer:
         self.step = self.iteration = self.position = 0
         self.writer: RunWriter | None = None
         self.saved_step = 0
+        self.watch = Watch()
         self.moved = False  # whether any gradient so far was not 0: until then Adam changes nothing
 
     # --- the algorithm ------------------------------------------------------------------------------
@@ -156,6 +158,7 @@ class _Trainer:
                         self.iteration += 1
                         if self.step == config.steps:
                             step.metrics.update(self.evaluate_if_due(last=True))
+                    step = replace(step, alarms=self.watch.see(step.metrics))
                     self.record(step)
                     # Only once it is on disk: a checkpoint must not be ahead of the metrics.
                     between_iterations = update == config.updates_per_iteration - 1
@@ -428,6 +431,8 @@ class _Trainer:
             state[k] for k in ("step", "iteration", "position", "moved")
         )
         self.saved_step = self.step
+        for row in read_run(out).metrics.to_dict("records"):  # what is warned of depends on all steps before
+            self.watch.see(row)
 
     def record(self, step: Step) -> None:
         if self.writer is None:

@@ -16,7 +16,7 @@ FLOORS = (
     ("errors", "resources"),
     ("logprobs", "advantages", "covariance", "controls", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
-    ("runs", "fit", "plots"),
+    ("runs", "fit", "plots", "alarms"),
     ("lora", "policy", "plan", "rollouts", "evaluate", "step", "training"),
     ("demo", "doctor"),
     ("cli",),
