@@ -21,6 +21,7 @@ _HOMES = {
         "preset",
     ),
     "covariance": ("token_covariance", "mean_covariance"),
+    "compare": ("end_values", "paired_difference"),
     "errors": ("ErltoolError",),
     "fit": ("fit_law",),
     "logprobs": ("token_log_probs",),
@@ -28,7 +29,7 @@ _HOMES = {
     "plots": ("plot_fit", "plot_run"),
     "policy": ("load_policy",),
     "rollouts": ("sample_groups", "response_log_probs"),
-    "runs": ("read_run", "METRICS"),
+    "runs": ("read_run", "read_runs", "METRICS"),
     "tasks": ("load_task",),
     "training": ("train",),
 }

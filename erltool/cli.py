@@ -20,6 +20,7 @@ COMMANDS = {
     "eval": "accuracy of a run or a policy on benchmarks or a task",
     "plan": "memory that training needs, and what to lower",
     "prompt": "show a task's prompts as a policy is given them",
+    "experiment": "make the runs of a declared grid, resumable at any point",
     "fit": "fit R = -a exp(H) + b to recorded runs",
     "lab": "open JupyterLab on the lessons",
     "doctor": "check versions, device, memory, threads and JupyterLab",
@@ -44,7 +45,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _no_command(words: list[str]) -> int:
-    lines = [f"  {name:8}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:11}{text}" for name, text in COMMANDS.items()]
     text = (
         "usage: erltool COMMAND [flags]\n\n" + "\n".join(lines) + "\n\nerltool COMMAND --help lists a command's flags."
     )
@@ -259,6 +260,51 @@ def _prompt(parser, words) -> int:
         tokens = template.encode([problem.prompt], tokenizer)[0]
         print(f"--- {len(tokens)} tokens\n{template.render(problem.prompt, tokenizer)}\n---")
     return 0
+
+
+# --- experiment ----------------------------------------------------------------------------------
+
+
+def _experiment(parser, words) -> int:
+    parser.add_argument("grid", metavar="GRID", help="a .toml file, or the name of a shipped grid")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs, a folder each")
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="write the finished runs together, compactly")
+    parser.add_argument("--list", action="store_true", help="only list the runs, and which are over")
+    args = parser.parse_args(words)
+    from erltool.experiments import is_over, line_of, load_grid, run_grid
+    from erltool.runs import read_run, record_runs
+
+    grid = load_grid(args.grid)
+    over = [name for name in grid.configs if is_over(args.out / name)]
+    print(f"{grid.name}: {len(grid.configs)} runs, {len(over)} of them over. {grid.question}")
+    if args.list:
+        print("\n".join(f"{'over' if name in over else '-':5} {name}" for name in grid.configs))
+        return 0
+    print("\n".join(line_of(name, read_run(args.out / name)) for name in over))
+    with _interruptible() as interrupted, contextlib.closing(run_grid(grid, args.out)) as progress:
+        for name, bar, m in _bars(progress):
+            if m.over:
+                bar.close()
+                print(line_of(name, m.over), flush=True)
+            if interrupted:
+                return _fail(f"stopped; go on with: erltool experiment {args.grid} --out {args.out}", 130)
+    runs = {name: read_run(args.out / name) for name in grid.configs if is_over(args.out / name)}
+    if args.record:
+        record_runs(runs, args.record)
+        print(f"written: {args.record}, {len(runs)} runs")
+    return 0
+
+
+def _bars(progress):
+    """A progress bar for each run of a grid, kept at its step: (name, bar, progress)."""
+    shown, bar = "", None
+    for name, m in progress:
+        if name != shown:
+            shown, bar = name, _bar(m.steps, name[-30:])
+        bar.update(m.step - bar.n)
+        if m.metrics:
+            bar.set_postfix_str(f"H {m.metrics['policy_entropy']:.3f} R {m.metrics['reward']:.2f}")
+        yield name, bar, m
 
 
 # --- demo and fit --------------------------------------------------------------------------------

@@ -3,3 +3,7 @@
 
 class ErltoolError(ValueError):
     """Raised for bad input and bad surroundings; the command line prints it and exits with 2."""
+
+
+class Diverged(ErltoolError):
+    """Raised where a run's numbers are no longer finite: this run cannot go on, others can."""

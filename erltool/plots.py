@@ -5,8 +5,10 @@ cannot draw into them. `ax.figure` shows itself at the end of a notebook cell an
 """
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,6 +19,7 @@ from erltool.runs import METRICS, Run
 # Okabe and Ito's colours that have at least 3:1 contrast on white, each with a marker of its own.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
 MARKERS = ("o", "s", "^", "D", "v")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 LABELS = {
     "policy_entropy": "policy entropy",
     "eval_accuracy": "held-out accuracy",
@@ -100,4 +103,29 @@ def plot_entropy_change(predicted, measured, *, ax: Axes | None = None, title: s
     ax.plot([low, high], [low, high], color="black", linewidth=1, linestyle="--", label="as predicted")
     ax.set(xlabel="predicted change of entropy (nats)", ylabel="measured (nats)", title=title)
     ax.legend(fontsize=8)
+    return ax
+
+
+def plot_seeds(
+    runs: Sequence[Run], metric: str = "policy_entropy", *, ax: Axes | None = None, label: str = "", index: int = 0,
+    smooth: int = 1,
+) -> Axes:  # fmt: skip
+    """A metric by optimiser step for runs of one setting: each seed thin, their mean thick. Returns the Axes.
+
+    Curves are means of `smooth` iterations, or of as many evaluations for a metric that is measured on some steps only.
+    The mean is over the seeds that reached a step. Raises ErltoolError for no runs, or a metric that none has.
+    """
+    curves = [r.metrics.dropna(subset=[metric]).groupby("iteration").mean(numeric_only=True) for r in runs
+              if metric in r.metrics]  # fmt: skip
+    if not curves or metric not in METRICS:
+        raise ErltoolError(f"plot_seeds: none of {len(runs)} runs has the metric {metric!r}")
+    ax = new_axes()[0] if ax is None else ax
+    style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
+    smoothed = [c.set_index("step")[metric].rolling(smooth, min_periods=1).mean() for c in curves]
+    for curve in smoothed:
+        ax.plot(curve.index, curve, **style, linewidth=0.6, alpha=0.45)
+    mean = pd.concat(smoothed, axis=1).sort_index().mean(axis=1)
+    ax.plot(mean.index, mean, **style, linewidth=2, label=f"{label} ({len(curves)} seeds)" if label else None)
+    ax.set(xlabel="optimiser step", ylabel=f"{LABELS.get(metric, metric.replace('_', ' '))} ({METRICS[metric][0]})")
+    ax.grid(alpha=0.25)
     return ax

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
@@ -112,9 +114,12 @@ class Policy:
         """Weight of the output layer, (V, D)."""
         return self.causal_lm.get_output_embeddings().weight
 
-    def hidden(self, input_ids: Tensor, **kwargs):
+    def hidden(self, input_ids: Tensor, cache: Cache | None = None, **kwargs):
         """Output of the decoder without its head; `last_hidden_state` is (rows, length, D)."""
-        return self.causal_lm.get_decoder()(input_ids, **kwargs)
+        decoder = self.causal_lm.get_decoder()
+        if cache is not None:
+            kwargs |= {_cache_argument(type(decoder)): cache, "use_cache": True}
+        return decoder(input_ids, **kwargs)
 
     def trainable(self) -> dict[str, Tensor]:
         """Parameters that train, by name, in a fixed order."""
@@ -205,8 +210,8 @@ def load_policy(
     """A policy with LoRA on all its linear layers, ready to sample and to train.
 
     `source` is "embedded", a folder in Hugging Face format, a GGUF file, "smollm2-135m", or a hub id. `base` is
-    "none", "nf4" (bitsandbytes, double quantisation) or "int8". `dtype` is that of weights and computation, "fp32"
-    or "bf16"; "stored" takes the one the weights are stored in, "auto" the same, but fp32 where all weights train.
+    "none", "nf4" (bitsandbytes, double quantisation) or "int8". `dtype` is that of weights and computation, as in
+    `resolve_dtype`.
     `lora_rank` 0 trains all weights, which a quantised base cannot: that one can only be evaluated. `seed` decides
     the adapter's first weights; the global random state is left alone. `compile` compiles each decoder layer for
     training (needs a C++ compiler; half a minute, once). Only safetensors and GGUF weights; a model's own code runs
@@ -219,14 +224,15 @@ def load_policy(
     common = {"trust_remote_code": trust_remote_code, "local_files_only": is_offline(place)}
     with loading(source, place):
         stored = transformers.AutoConfig.from_pretrained(place, **common).dtype
-        whole = dtype == "auto" and not lora_rank
-        wanted = DTYPES.get(dtype) or (torch.float32 if whole else stored or torch.float32)
+        wanted = resolve_dtype(dtype, stored or torch.float32, where, whole=not lora_rank)
         settings = {"dtype": wanted, "attn_implementation": _attention(where, wanted), "use_safetensors": True}
         if base != "none":
             settings |= {"quantization_config": _quantization(base, wanted), "device_map": {"": where}}
         model = transformers.AutoModelForCausalLM.from_pretrained(place, **settings, **common)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # transformers 5.24 renamed it, and warns of the old name.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     if lora_rank:
         model = lora.attach(model, source, lora_rank, lora_alpha, lora_dropout, seed)
     model.to(where).train()
@@ -291,6 +297,12 @@ def _sdpa_fp32(module, query, key, value, attention_mask, **kwargs):
 
 AttentionInterface.register("erltool_sdpa_fp32", _sdpa_fp32)
 AttentionMaskInterface.register("erltool_sdpa_fp32", sdpa_mask)
+
+
+@functools.cache
+def _cache_argument(decoder: type) -> str:
+    """What a decoder calls its cache: transformers 5.24 renamed it, and warns of the old name."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 # --- where models come from -----------------------------------------------------------------------
@@ -384,6 +396,21 @@ def resolve_device(device: str) -> torch.device:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ErltoolError(f"device {device!r}: this PyTorch sees no CUDA; use device=cpu")
     return torch.device(device)
+
+
+def resolve_dtype(dtype: str, stored: torch.dtype, device: torch.device, whole: bool = False) -> torch.dtype:
+    """The type of weights and computation: "fp32", "bf16", or "stored", the one the weights are stored in, but fp32
+    on a CPU without instructions for bf16, where PyTorch's products take up to 45 times as long as fp32's. "auto" is
+    "stored", but fp32 where the whole model trains (`whole`)."""
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    emulated = device.type == "cpu" and stored == torch.bfloat16 and not cpu_has_bf16()
+    return torch.float32 if emulated or (whole and dtype == "auto") else stored
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 (AVX512-BF16, AMX, or ARM's)."""
+    return any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
 
 
 @contextlib.contextmanager

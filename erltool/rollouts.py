@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from erltool.errors import ErltoolError
+from erltool.errors import Diverged, ErltoolError
 from erltool.logprobs import token_log_probs
 from erltool.policy import Policy
 
@@ -161,9 +161,7 @@ def _sample(policy, prompts, prompt_ids, group_size, max_tokens, draw):
             going = going[going]
         positions = mask.sum(-1, keepdim=True)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-        out = policy.hidden(
-            token, attention_mask=mask[:, None, None], position_ids=positions, past_key_values=cache, use_cache=True
-        )
+        out = policy.hidden(token, attention_mask=mask[:, None, None], position_ids=positions, cache=cache)
         hidden = out.last_hidden_state[:, -1]
     width = int(lengths.max())
     response_mask = torch.arange(width, device=ids.device) < lengths[:, None]
@@ -204,7 +202,7 @@ class _Draw:
         summed = p.cumsum(-1, dtype=torch.float64)
         total = summed[:, -1:]
         if not torch.isfinite(total).all():
-            raise ErltoolError(
+            raise Diverged(
                 "sampling: the policy's logits are not finite; its weights are broken, go back to a checkpoint"
             )
         at = torch.rand(len(p), 1, generator=self.generator, device=p.device, dtype=torch.float64) * total
@@ -262,9 +260,7 @@ def _prefill(policy: Policy, prompt_ids: list[list[int]]) -> tuple[Tensor, Tenso
     # A padded query sees itself only: a row of attention with nothing to see would be NaN.
     allowed = (causal & mask[:, None, :]) | torch.eye(width, dtype=torch.bool, device=policy.device)
     cache = Cache(layers=[_RoomyLayer() for _ in range(policy.causal_lm.config.num_hidden_layers)])
-    out = policy.hidden(
-        ids, attention_mask=allowed[:, None], position_ids=positions.clamp(min=0), past_key_values=cache, use_cache=True
-    )
+    out = policy.hidden(ids, attention_mask=allowed[:, None], position_ids=positions.clamp(min=0), cache=cache)
     return out.last_hidden_state[:, -1], mask, cache
 
 

@@ -70,6 +70,7 @@ TOKEN_COLUMNS = (
     "old_log_prob", "entropy", "advantage", "covariance", "selected",
 )  # fmt: skip
 KEPT_CHECKPOINTS = 2
+EVALUATION = "evaluation.json"  # of a run's last policy, where an experiment made one
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,13 @@ class Run:
                 f"{file}: not readable as Parquet ({str(e).splitlines()[0]}); restore or delete it"
             ) from e
 
+    @cached_property
+    def evaluation(self) -> dict:
+        """What an experiment measured of the last policy on held-out problems: average, pass@k, `right` of `samples`
+        responses to each problem; or "failed" and why. Empty where nothing was measured."""
+        file = self.path / EVALUATION
+        return _read_json(file) if file.is_file() else {}
+
     def evaluated(self) -> pd.DataFrame:
         """The rows on which held-out accuracy was measured: the points (policy_entropy, eval_accuracy)."""
         if "eval_accuracy" not in self.metrics:
@@ -125,6 +133,57 @@ def read_run(path: str | Path) -> Run:
     if rows and timings:
         metrics = metrics.merge(pd.DataFrame(timings).drop_duplicates("step", keep="last"), on="step", how="left")
     return Run(path, document["config"], document.get("made_by", {}), metrics, skipped)
+
+
+def read_runs(folder: str | Path) -> dict[str, Run]:
+    """The runs in a folder by name: a folder each, or recorded together by `record_runs`.
+
+    Raises ErltoolError where the folder is missing, holds no run, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    if (folder / "runs.json").is_file():
+        documents = _read_json(folder / "runs.json")
+        try:
+            metrics = pd.read_parquet(folder / "metrics.parquet").astype({"step": int, "iteration": int})
+        except (OSError, ValueError) as e:
+            raise ErltoolError(f"{folder / 'metrics.parquet'}: not readable ({str(e).splitlines()[0]})") from e
+        rows = {name: part.drop(columns="run").dropna(axis=1, how="all") for name, part in metrics.groupby("run")}
+        return {n: _recorded(folder / n, d, rows[n].reset_index(drop=True)) for n, d in documents.items()}
+    names = sorted(p.parent.name for p in folder.glob("*/config.json"))
+    if not names:
+        raise ErltoolError(f"{folder}: holds no runs")
+    return {name: read_run(folder / name) for name in names}
+
+
+def _recorded(path: Path, document: dict, metrics: pd.DataFrame) -> Run:
+    run = Run(path, document["config"], document["made_by"], metrics, 0)
+    vars(run)["evaluation"] = document["evaluation"]
+    return run
+
+
+def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
+    """Writes runs together, compactly: runs.json with configuration, versions and evaluation of each, and
+    metrics.parquet with one row an iteration, the mean of its updates, in fp32; `step` is the iteration's last."""
+    folder, parts = Path(folder), []
+    for name, run in runs.items():
+        kept = run.metrics.drop(columns=list(TIMED), errors="ignore")
+        rows = kept.groupby("iteration").mean().reset_index()
+        rows["step"] = kept.groupby("iteration")["step"].max().to_numpy()
+        parts.append(rows.astype({c: "float32" for c in rows if c not in ("step", "iteration")}).assign(run=name))
+    documents = {n: {"config": r.config, "made_by": r.made_by, "evaluation": r.evaluation} for n, r in runs.items()}
+    table = io.BytesIO()
+    pd.concat(parts, ignore_index=True).to_parquet(table, index=False, compression="zstd")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "metrics.parquet", table.getvalue())
+        write_whole(folder / "runs.json", (json.dumps(documents, indent=0) + "\n").encode())
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ErltoolError(f"{file}: damaged ({e}); restore it, or delete it to have it made again") from e
 
 
 def _read_config(path: Path) -> dict:

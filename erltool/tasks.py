@@ -1,6 +1,6 @@
 """A task is a set of prompts and a verifier that is safe on hostile text.
 
-    countdown                     three numbers to a target (countdown.py); needs nothing
+    countdown:HIGHEST,MAX_TARGET  three numbers from 1 to HIGHEST (9) to a target up to MAX_TARGET (99); needs nothing
     addition:HIGHEST              "What is 7+15?", both from 1 to HIGHEST (20)
     reasoning-gym:NAME,k=v,...    a generator of reasoning-gym, its options behind the name
     dapo-math, gsm8k, math        from the hub by `datasets`, or from a file placed where the error says
@@ -70,9 +70,8 @@ class Task:
 def load_task(name: str) -> Task:
     """The task of that name, as above. Raises ErltoolError for an unknown one, a missing package, an empty or
     unreadable data set, or one that is out of reach, with the remedy."""
-    if name == "countdown":
-        train, held_out = countdown_problems()
-        return Task(name, train, held_out, countdown_reward)
+    if name.partition(":")[0] == "countdown":
+        return _countdown(name)
     if name.startswith("reasoning-gym:"):
         return _gym(name)
     if name.partition(":")[0] == "addition":
@@ -229,6 +228,17 @@ def hub_dataset(name: str, hub_id: str, part: str | None, split: str) -> Iterabl
             f"{split} by datasets' to_parquet, and place it here as {stem}.parquet"
         ) from e
     return rows
+
+
+def _countdown(name: str) -> Task:
+    bounds = re.fullmatch(r"countdown(?::([2-9]|1[0-9]|20),([1-9][0-9]{0,3}))?", name)
+    if not bounds:
+        raise ErltoolError(
+            f"task {name}: write countdown, or countdown:HIGHEST,MAX_TARGET as in countdown:6,30, "
+            "with HIGHEST from 2 to 20 and MAX_TARGET from 1 to 9999"
+        )
+    train, held_out = countdown_problems(*(int(b) for b in bounds.groups() if b))
+    return Task(name, train, held_out, countdown_reward)
 
 
 def _addition(name: str) -> Task:

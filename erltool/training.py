@@ -27,7 +27,7 @@ from erltool.alarms import Watch
 from erltool.config import TrainConfig
 from erltool.controls import Tokens
 from erltool.covariance import token_covariance
-from erltool.errors import ErltoolError
+from erltool.errors import Diverged, ErltoolError
 from erltool.evaluate import accuracy
 from erltool.logprobs import entropy_changes
 from erltool.losses import policy_loss, select_tokens
@@ -360,7 +360,7 @@ class _Trainer:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 self.optimizer.zero_grad(set_to_none=True)
-                raise ErltoolError(
+                raise Diverged(
                     f"step {self.step + 1}: {name} is {value}; the update was not made; "
                     "resume from the last checkpoint, or start again with a lower learning_rate"
                 )

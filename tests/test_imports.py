@@ -16,9 +16,9 @@ FLOORS = (
     ("errors", "resources"),
     ("logprobs", "advantages", "covariance", "controls", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
-    ("runs", "fit", "plots", "alarms"),
+    ("runs", "compare", "fit", "plots", "alarms"),
     ("lora", "policy", "plan", "rollouts", "evaluate", "step", "training"),
-    ("demo", "doctor"),
+    ("experiments", "demo", "doctor"),
     ("cli",),
 )
 ORDER = [name for floor in FLOORS for name in floor]

@@ -132,6 +132,16 @@ def test_reasoning_gym_by_name_with_options():
             load_task(f"reasoning-gym:{bad}")
 
 
+def test_countdown_of_other_bounds_shares_no_problem_across_the_split():
+    small, whole = load_task("countdown:6,30"), load_task("countdown")
+    assert all(max(p.numbers) <= 6 and p.target <= 30 for p in (*small.train, *small.held_out))
+    assert set(small.train) < set(whole.train) and set(small.held_out) < set(whole.held_out)
+    assert load_task("countdown:9,99").train == whole.train
+    for bad in ("countdown:", "countdown:6", "countdown:1,30", "countdown:99,30", "countdown:6,x", "countdowns"):
+        with pytest.raises(ErltoolError, match="countdown"):
+            load_task(bad)
+
+
 def test_addition_and_its_examples():
     task = load_task("addition:12")
     assert len(task.train) + len(task.held_out) == 144

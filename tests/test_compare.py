@@ -1,0 +1,99 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from erltool import ErltoolError, read_run
+from erltool.compare import differences, end_values, paired_difference, setting_of, share_by_step
+from erltool.controls import parse_control
+from erltool.resources import shipped
+from erltool.runs import Run
+
+BASE = pd.Series({0: 0.30, 1: 0.34, 2: 0.32})
+BETTER = pd.Series({2: 0.37, 0: 0.33, 1: 0.38})
+
+
+def made_run(entropy, accuracy, control=None, seed=0, evaluation=None):
+    """A run of one update an iteration with these entropies, evaluated at every iteration."""
+    metrics = pd.DataFrame({
+        "step": range(1, len(entropy) + 1), "iteration": range(len(entropy)), "policy_entropy": entropy,
+        "eval_accuracy": accuracy, "response_length": 9.0, "mean_covariance": 0.01, "selected_fraction": 0.0,
+    })  # fmt: skip
+    run = Run(None, {"control": control or {"name": "none"}, "seed": seed}, {}, metrics, 0)
+    vars(run)["evaluation"] = evaluation or {}
+    return run
+
+
+def test_a_paired_difference_by_hand():
+    """Differences 0.03, 0.04, 0.05: mean 0.04, sd 0.01, half width 4.302653 * 0.01 / sqrt(3)."""
+    found = paired_difference(BETTER, BASE)
+    assert found.mean == pytest.approx(0.04) and found.seeds == 3
+    assert found.high - found.mean == pytest.approx(4.3026527 * 0.01 / 3**0.5, rel=1e-6)
+    assert found.low == pytest.approx(2 * found.mean - found.high) and found.excludes_zero
+
+
+def test_only_common_seeds_count_and_pairing_beats_noise_that_seeds_share(rng):
+    luck = pd.Series(rng.normal(0, 1, 8))
+    found = paired_difference(luck + 0.1 + rng.normal(0, 0.01, 8), luck[:6])
+    assert found.seeds == 6 and found.excludes_zero and found.high - found.low < 0.1
+
+
+def test_the_interval_covers_as_often_as_it_says(rng):
+    hits = 0
+    for _ in range(2000):
+        d = paired_difference(pd.Series(rng.normal(0.3, 1, 5)), pd.Series(np.zeros(5)))
+        hits += d.low <= 0.3 <= d.high
+    assert 0.935 < hits / 2000 < 0.965
+
+
+def test_one_seed_has_no_interval_and_bad_input_is_one_line():
+    one = paired_difference(BETTER[[0]], BASE)
+    assert (one.low, one.high) == (-np.inf, np.inf) and not one.excludes_zero
+    for bad, message in [
+        (pd.Series({7: 0.1}), "no seed is in both"),
+        (pd.Series([0.1, 0.2], index=[0, 0]), "twice"),
+        (pd.Series({0: np.nan}), "not finite"),
+    ]:
+        with pytest.raises(ErltoolError, match=message):
+            paired_difference(bad, BASE)
+    with pytest.raises(ErltoolError, match="level"):
+        paired_difference(BETTER, BASE, 95)
+
+
+def test_end_values_of_a_made_run():
+    entropy = np.r_[np.full(5, 0.5), np.linspace(0.5, 0.1, 10), np.full(5, 0.1)]
+    run = made_run(entropy, np.linspace(0.1, 0.29, 20), evaluation={"average": 0.3, "pass@8": 0.6, "right": [1]})
+    row = end_values({"a": run}).loc["a"]
+    assert row["entropy_start"] == pytest.approx(0.5) and row["entropy_spent"] == pytest.approx(0.8)
+    assert row["accuracy_end"] == pytest.approx(0.28) and row["accuracy_best"] == pytest.approx(0.29)
+    assert row["average"] == 0.3 and row["pass@8"] == 0.6 and "right" not in row
+
+
+def test_differences_are_against_the_baseline_of_the_same_seed():
+    kl = {"name": "kl-cov", "fraction": 0.1, "coef": 2.0}
+    runs = {f"n{s}": made_run([0.5] * 4, [0.3 + s / 10] * 4, seed=s) for s in range(3)}
+    runs |= {f"k{s}": made_run([0.5] * 4, [0.35 + s / 10] * 4, kl, s) for s in range(3)}
+    found = differences(end_values(runs), "accuracy_end", "none")
+    assert set(found) == {"kl-cov:fraction=0.1,coef=2.0"}
+    (only,) = found.values()
+    assert only.mean == pytest.approx(0.05) and only.excludes_zero
+    with pytest.raises(ErltoolError, match="no runs of 'clip-cov'"):
+        differences(end_values(runs), "accuracy_end", "clip-cov")
+
+
+def test_a_setting_is_text_that_parses_back():
+    run = read_run(shipped("data/runs/demo-kl-cov"))
+    assert parse_control(setting_of(run)).coef == run.config["control"]["coef"] == 2.0
+    assert setting_of(read_run(shipped("data/runs/demo-none"))) == "none"
+
+
+def test_shares_by_step_of_a_run_that_spends_first_and_of_a_steady_one():
+    accuracy = np.linspace(0.1, 0.5, 100)
+    early = made_run(np.exp(-np.arange(100) / 8), accuracy)
+    steady = made_run(np.linspace(1, 0, 100), accuracy)
+    early, steady = (share_by_step(r, [0.2, 1.0], smooth=1) for r in (early, steady))
+    assert early["entropy_spent"][0] > 0.85 and steady["entropy_spent"][0] == pytest.approx(0.19, abs=0.02)
+    assert early["accuracy_gained"][0] == pytest.approx(0.19, abs=0.02)
+    assert early["entropy_spent"][1] == pytest.approx(1) and early["accuracy_gained"][1] == pytest.approx(1)
+    assert share_by_step(made_run([0.5] * 9, accuracy[:9]), [0.5])["entropy_spent"].isna().all()
+    with pytest.raises(ErltoolError, match="at least 4"):
+        share_by_step(made_run([0.5] * 3, accuracy[:3]), [0.5])

@@ -1,0 +1,170 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from erltool import ErltoolError, read_run, read_runs
+from erltool.experiments import is_over, load_grid, locked, run_grid
+from erltool.runs import METRICS, SPARSE, TIMED, record_runs
+
+GRID = """
+question = "does it run?"
+[train]
+policy = "{policy}"
+steps = 8
+prompts_per_iteration = 4
+group_size = 4
+updates_per_iteration = 2
+max_response_tokens = 8
+lora_rank = 4
+eval_prompts = 8
+eval_samples = 1
+eval_every = 2
+checkpoint_every = 1
+record_every = 0
+[vary]
+control = {{ none = "none", kl = "kl-cov:fraction=0.1,coef=2" }}
+seed = [0, 1]
+[evaluate]
+problems = 6
+samples = 4
+"""
+
+
+@pytest.fixture
+def grid_file(tiny_policy, tmp_path):
+    file = tmp_path / "tiny.toml"
+    file.write_text(GRID.format(policy=tiny_policy))
+    return file
+
+
+def command(*words):
+    return [sys.executable, "-m", "erltool.cli", "experiment", *map(str, words)]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_policy, tmp_path_factory):
+    """A grid made by the command, with its output: (folder, recorded folder, stdout)."""
+    folder = tmp_path_factory.mktemp("grid")
+    (folder / "tiny.toml").write_text(GRID.format(policy=tiny_policy))
+    words = (folder / "tiny.toml", "--out", folder / "runs", "--record", folder / "kept")
+    done = subprocess.run(command(*words), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "runs", folder / "kept", done.stdout
+
+
+def test_a_grid_has_every_combination_by_name(grid_file):
+    grid = load_grid(grid_file)
+    assert list(grid.configs) == ["tiny-none-seed0", "tiny-none-seed1", "tiny-kl-seed0", "tiny-kl-seed1"]
+    assert grid.configs["tiny-kl-seed1"].control.coef == 2 and grid.configs["tiny-kl-seed1"].seed == 1
+    assert (grid.problems, grid.samples) == (6, 4)
+
+
+def test_every_run_is_one_line_and_every_policy_is_evaluated(finished):
+    runs, _, said = finished
+    lines = [line for line in said.splitlines() if line.startswith("tiny-")]
+    assert [line.split()[0] for line in lines] == sorted(p.parent.name for p in runs.glob("*/config.json"))[::-1] or (
+        len(lines) == 4 and all(len(line) <= 79 for line in lines)
+    )
+    for run in read_runs(runs).values():
+        found = run.evaluation
+        assert len(found["right"]) == 6 and max(found["right"]) <= 4
+        assert found["average"] == pytest.approx(sum(found["right"]) / 24) and found["pass@4"] >= found["average"]
+
+
+def test_what_is_done_is_skipped(finished, grid_file):
+    runs, _, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in runs.glob("*/*.json*")}
+    assert list(run_grid(load_grid(grid_file), runs)) == []
+    assert {p: p.stat().st_mtime_ns for p in runs.glob("*/*.json*")} == before
+
+
+def test_recorded_runs_read_back_as_means_of_iterations(finished):
+    runs, kept, _ = finished
+    whole, recorded = read_runs(runs), read_runs(kept)
+    assert set(whole) == set(recorded) and sorted(p.name for p in kept.iterdir()) == ["metrics.parquet", "runs.json"]
+    for name, run in recorded.items():
+        assert run.config == whole[name].config and run.evaluation == whole[name].evaluation
+        means = whole[name].metrics.groupby("iteration")["policy_entropy"].mean()
+        assert run.metrics["policy_entropy"].to_numpy() == pytest.approx(means.to_numpy(), rel=1e-6)
+        assert run.metrics["step"].tolist() == [2, 4, 6, 8]
+        assert set(METRICS) - set(SPARSE) - set(TIMED) <= set(run.metrics)
+        assert run.evaluated()["eval_accuracy"].tolist() == pytest.approx(
+            whole[name].evaluated()["eval_accuracy"].tolist()
+        )
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_killed_grid_goes_on_and_ends_as_one_that_was_not(finished, grid_file, tmp_path, after):
+    """kill -9 when `after` checkpoints are there: what is lost is at most what came after the last of them."""
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(grid_file, "--out", out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("*/checkpoints/0*/manifest.json"))) < after and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    saved = {p.parent.name: json.loads(p.read_text())["step"] for p in out.glob("*/checkpoints/0*/manifest.json")}
+    assert saved
+    assert subprocess.run(command(grid_file, "--out", out), capture_output=True).returncode == 0
+    for name, run in read_runs(finished[0]).items():
+        assert (out / name / "metrics.jsonl").read_bytes() == (run.path / "metrics.jsonl").read_bytes()
+        assert read_run(out / name).evaluation["right"] == run.evaluation["right"]
+
+
+def test_a_run_that_another_process_works_on_is_left_to_it(grid_file, tmp_path):
+    out, grid = tmp_path / "shared", load_grid(grid_file)
+    with locked(out / "tiny-none-seed0") as mine:
+        assert mine
+        made = {name for name, _ in run_grid(grid, out)}
+    assert made == set(grid.configs) - {"tiny-none-seed0"} and not is_over(out / "tiny-none-seed0")
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(grid_file, tmp_path):
+    text = grid_file.read_text().replace("[vary]", "learning_rate = 1e30\n[vary]").replace("[0, 1]", "[0]")
+    grid_file.write_text(text.replace("kl-cov:fraction=0.1,coef=2", "entropy-bonus:coef=0.1"))
+    over = {name: m.over for name, m in run_grid(load_grid(grid_file), tmp_path / "runs") if m.over}
+    assert len(over) == 2 and "policy_entropy is nan" in over["tiny-kl-seed0"].evaluation["failed"]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (("[vary]", "[vary"), "not TOML"),
+        (("[vary]", "[varied]"), "unknown varied"),
+        (("steps = 8", "step = 8"), "did you mean 'steps'"),
+        (("steps = 8", "steps = 7"), "run tiny-none-seed0: steps=7"),
+        (("kl-cov:fraction=0.1,coef=2", "kl-cow"), "kl-cow"),
+        (("seed = [0, 1]", "seed = [0, 0]"), "two runs are named tiny-none-seed0"),
+        (("seed = [0, 1]", "seed = 0"), "vary.seed must be a list or a table"),
+        (("kl =", '"k/l" ='), "cannot name a folder"),
+        (("samples = 4", "samples = 4\nrounds = 2"), "problems and samples"),
+    ],
+)
+def test_a_wrong_grid_is_one_line_that_names_it(grid_file, change, message):
+    grid_file.write_text(grid_file.read_text().replace(*change))
+    with pytest.raises(ErltoolError, match="tiny.toml") as e:
+        load_grid(grid_file)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_an_unknown_grid_names_those_that_are_shipped():
+    with pytest.raises(ErltoolError, match="headline"):
+        load_grid("headlin")
+
+
+def test_damaged_recordings_are_one_line(finished, tmp_path):
+    folder = tmp_path / "kept"
+    record_runs(read_runs(finished[0]), folder)
+    (folder / "metrics.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ErltoolError, match="metrics.parquet"):
+        read_runs(folder)
+    (folder / "runs.json").write_text("{")
+    with pytest.raises(ErltoolError, match="runs.json.*damaged"):
+        read_runs(folder)
+    with pytest.raises(ErltoolError, match="holds no runs"):
+        read_runs(tmp_path / "nothing")
