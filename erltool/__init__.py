@@ -7,6 +7,7 @@ import importlib
 
 _HOMES = {
     "advantages": ("group_advantages",),
+    "catalog": ("parse_control", "preset"),
     "alarms": ("Alarm", "Watch", "alarm_report", "alarm_summary"),
     "config": ("TrainConfig",),
     "controls": (
@@ -17,8 +18,6 @@ _HOMES = {
         "ClipCov",
         "KLCov",
         "RandomClip",
-        "parse_control",
-        "preset",
     ),
     "covariance": ("token_covariance", "mean_covariance"),
     "compare": ("end_values", "paired_difference"),
@@ -32,6 +31,16 @@ _HOMES = {
     "runs": ("read_run", "read_runs", "METRICS"),
     "tasks": ("load_task",),
     "training": ("train",),
+    "zoo": (
+        "AdaptiveEntropyBonus",
+        "HighEntropyMask",
+        "EntropyShapedAdvantage",
+        "CISPO",
+        "GSPO",
+        "NegativeReinforcement",
+        "QuantileAdvantage",
+        "TargetEntropy",
+    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

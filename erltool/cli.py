@@ -93,7 +93,7 @@ def _add_config_flags(parser) -> None:
     for field in dataclasses.fields(TrainConfig):
         flag, about = "--" + field.name.replace("_", "-"), field.metadata["help"].replace("%", "%%")
         if field.name == "control":
-            from erltool.controls import CONTROLS, parse_control
+            from erltool.catalog import CONTROLS, parse_control
 
             known = ", ".join(CONTROLS)
             parser.add_argument(

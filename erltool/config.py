@@ -8,8 +8,10 @@ import typing
 from dataclasses import dataclass, field
 
 from erltool.advantages import ESTIMATORS
-from erltool.controls import ClipCov, KLCov, NoControl, control_from_dict, control_to_dict
+from erltool.catalog import control_from_dict, control_to_dict
+from erltool.controls import ADVANTAGES, ClipCov, KLCov, NoControl
 from erltool.errors import ErltoolError
+from erltool.zoo import GSPO, NegativeReinforcement, TargetEntropy
 
 BASES = ("none", "nf4", "int8")
 TEMPLATES = ("none", "chat", "boxed", "question")
@@ -33,7 +35,9 @@ class TrainConfig:
     dtype: str = _about("auto", "of weights and computation: fp32, bf16, or auto, as the weights are stored")
     template: str = _about("auto", f"form in which the policy is given a prompt: auto, {', '.join(TEMPLATES)}")
     shots: int = _about(0, "worked examples from the training problems shown before every prompt")
-    control: NoControl = _about(NoControl(), "entropy control, e.g. kl-cov:embedded or kl-cov:fraction=0.1,coef=2")
+    control: NoControl = _about(
+        NoControl(), "entropy control, e.g. kl-cov:embedded or kl-cov:fraction=0.1,coef=2; + composes several"
+    )
     advantages: str = _about("grpo", f"advantage estimator: {', '.join(ESTIMATORS)}")
     steps: int = _about(200, "optimiser updates in all")
     seed: int = _about(0, "decides every random draw")
@@ -113,20 +117,36 @@ class TrainConfig:
             )
         if self.base != "none" and not self.lora_rank:
             raise ErltoolError(f"base={self.base}: quantised weights cannot train; use lora_rank above 0, or base=none")
-        if self.lora_dropout and isinstance(self.control, KLCov):
-            raise ErltoolError(
-                f"lora_dropout={self.lora_dropout:g}: control kl-cov pushes at full strength on any difference between "
-                "log pi and log pi_old, and dropout makes one at random; use lora_dropout=0"
-            )
         if self.lora_dropout and self.micro_batch:
             raise ErltoolError(
                 f"lora_dropout={self.lora_dropout:g}: what is dropped would depend on micro_batch; use micro_batch=0"
             )
-        unscaled = self.advantages in ("dr_grpo", "rloo")
-        if isinstance(self.control, ClipCov) and self.control.bounds == "absolute" and unscaled:
+        for part in self.control.parts:
+            self._check_control(part.control if isinstance(part, TargetEntropy) else part)
+
+    def _check_control(self, part: NoControl):
+        """What one part of the control asks of the rest."""
+        if self.lora_dropout and isinstance(part, KLCov):
             raise ErltoolError(
-                f"advantages={self.advantages}: the band ({self.control.low:g}, {self.control.high:g}) of clip-cov "
+                f"lora_dropout={self.lora_dropout:g}: control kl-cov pushes at full strength on any difference between "
+                "log pi and log pi_old, and dropout makes one at random; use lora_dropout=0"
+            )
+        if self.lora_dropout and isinstance(part, GSPO):
+            raise ErltoolError(
+                f"lora_dropout={self.lora_dropout:g}: control gspo clips whole responses by ratios close to 1, and "
+                "dropout moves them at random; use lora_dropout=0"
+            )
+        unscaled = [f"advantages={self.advantages}"] if self.advantages in ("dr_grpo", "rloo") else []
+        unscaled += [f"control {p.name}" for p in self.control.parts if isinstance(p, NegativeReinforcement)]
+        if isinstance(part, ClipCov) and part.bounds == "absolute" and unscaled:
+            raise ErltoolError(
+                f"{unscaled[0]}: the band ({part.low:g}, {part.high:g}) of clip-cov "
                 "presumes advantages divided by their standard deviation; use advantages=grpo, or bounds=quantile"
+            )
+        if ADVANTAGES in part.roles and self.advantages != "grpo":
+            raise ErltoolError(
+                f"advantages={self.advantages}: control {part.name} makes the advantages itself, from the rewards; "
+                "leave advantages=grpo, which it replaces"
             )
 
     def _require(self, holds: bool, name: str, what: str):

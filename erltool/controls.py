@@ -1,43 +1,45 @@
 """Entropy controls: small frozen values that say which tokens to touch, and how.
 
-Every control has the same three methods, in which the loss is built (losses.py):
+The loss is built from a control's methods in this order (losses.py); `NoControl` has the default of each:
 
-    clip_range(low, high)             the surrogate's clip range; None where it is not clipped
-    select(tokens, clip, generator)   tokens of the whole update that it acts on, (B, T) bool, no gradient
-    apply(surrogate, tokens, selected)   per-token loss (B, T), from the surrogate's
+    reshape(tokens)                     advantages (B, T), no gradient
+    clip_range(low, high)               the surrogate's clip range; None where it is not clipped
+    select(tokens, clipped, generator)  tokens that it acts on, (B, T) bool, no gradient
+    surrogate(tokens, clip)             per-token loss (B, T)
+    drop(surrogate, selected)           that loss without the tokens whose gradient the control takes
+    penalty(tokens, selected)           per-token loss (B, T) to add, or None
+    after(policy_entropy)               the control for the next update: itself, or what a controller makes of it
 
-`select` sees the whole update, `apply` may see a micro-batch of it. Shares are of the N response tokens of
-the update, max(1, floor(fraction * N)) of them when fraction > 0. Clip-Cov and KL-Cov are Cui et al. 2025,
-arXiv 2505.22617, Eq 11-13; the covariance is Eq 10.
+`reshape` and `select` see the whole update, the others may see a micro-batch of it, in whole responses. Shares
+are of the N response tokens of the update, max(1, floor(fraction * N)) of them when fraction > 0. Here are the
+controls of Cui et al. 2025, arXiv 2505.22617, with those it compares them to; zoo.py has others. Clip-Cov and
+KL-Cov are its Eq 11-13; the covariance is its Eq 10. `+` composes controls.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from erltool.covariance import token_covariance
 from erltool.errors import ErltoolError
-
-
-class Tokens(NamedTuple):
-    """What is known of the tokens of an update, each (B, T); entropy and reference only where asked for."""
-
-    log_probs: Tensor
-    old_log_probs: Tensor
-    advantages: Tensor
-    response_mask: Tensor
-    token_entropy: Tensor | None = None
-    ref_log_probs: Tensor | None = None
-
+from erltool.tokens import Tokens, drawn_tokens, kl_estimate, token_budget, top_tokens
 
 Clip = tuple[float, float] | None
 
+# What only one part of a composition may do.
+SURROGATE = "decide the surrogate or its clip"
+DROP = "take the gradient from tokens, so either's share would be of tokens that the other has taken"
+COVARIANCE = "choose tokens by covariance"
+ADVANTAGES = "make the advantages from the rewards"
+ENTROPY = "reward entropy"
+STEER = "steer by the entropy"
 
-def _require(holds: bool, control: "NoControl", field: str, what: str) -> None:
+
+def require(holds: bool, control: "NoControl", field: str, what: str) -> None:
+    """Raises ErltoolError, naming the control and the field, where it does not hold."""
     if not holds:
         raise ErltoolError(f"control {control.name}: {field} must be {what}")
 
@@ -48,17 +50,146 @@ class NoControl:
 
     name: ClassVar[str] = "none"
     min_updates: ClassVar[int] = 1  # updates per iteration from which on the control can act
-    needs: ClassVar[tuple[str, ...]] = ()  # optional fields of Tokens that `apply` reads
-    reaches_zero_advantage: ClassVar[bool] = False  # whether a token of advantage 0 can get a gradient
+    needs: ClassVar[tuple[str, ...]] = ()  # optional fields of Tokens that it reads
+    zero_advantage_acts: ClassVar[bool] = False  # whether a token of advantage 0 can get a gradient
+    mean_of_responses: ClassVar[bool] = False  # loss: mean over each response's tokens first, then over responses
+    roles: ClassVar[tuple[str, ...]] = ()  # what no other part of a composition may do
+    steered: ClassVar[float | None] = None  # the value that `after` changes
+
+    @property
+    def parts(self) -> tuple["NoControl", ...]:
+        """Itself, or what it is made of."""
+        return (self,)
 
     def clip_range(self, low: float, high: float) -> Clip:
         return low, high
 
-    def select(self, tokens: Tokens, clip: Clip, generator: torch.Generator | None = None) -> Tensor:
+    def reshape(self, tokens: Tokens) -> Tensor:
+        return tokens.advantages
+
+    def select(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.zeros_like(tokens.response_mask, dtype=torch.bool)
 
-    def apply(self, surrogate: Tensor, tokens: Tokens, selected: Tensor) -> Tensor:
+    def log_ratio(self, tokens: Tokens) -> Tensor:
+        return tokens.log_probs - tokens.old_log_probs
+
+    def surrogate(self, tokens: Tokens, clip: Clip) -> Tensor:
+        ratio = self.log_ratio(tokens).exp()
+        loss = -tokens.advantages * ratio
+        if clip is None:
+            return loss
+        return torch.maximum(loss, -tokens.advantages * ratio.clamp(1 - clip[0], 1 + clip[1]))
+
+    def clipped(self, tokens: Tokens, clip: Clip) -> Tensor:
+        """Tokens (B, T) whose gradient the surrogate's clip has cut: risen and wanted, or fallen and not."""
+        mask = tokens.response_mask.bool()
+        if clip is None:
+            return torch.zeros_like(mask)
+        ratio = self.log_ratio(tokens).detach().exp()
+        risen = (tokens.advantages > 0) & (ratio > 1 + clip[1])
+        fallen = (tokens.advantages < 0) & (ratio < 1 - clip[0])
+        return mask & (risen | fallen)
+
+    def drop(self, surrogate: Tensor, selected: Tensor) -> Tensor:
         return surrogate
+
+    def penalty(self, tokens: Tokens, selected: Tensor) -> Tensor | None:
+        return None
+
+    def after(self, policy_entropy: float) -> Self:
+        return self
+
+    def reaches_zero_advantage(self, on_policy: bool) -> bool:
+        """Whether a token of advantage 0 can get a gradient; on policy, where every ratio is 1, or later."""
+        return self.zero_advantage_acts and not (on_policy and self.min_updates > 1)
+
+    def __add__(self, other: "NoControl") -> "NoControl":
+        """Both at once; `NoControl()` adds nothing. Raises ErltoolError where they cannot act together."""
+        parts = tuple(p for p in (*self.parts, *other.parts) if type(p) is not NoControl)
+        return Composed(parts) if len(parts) > 1 else parts[0] if parts else self
+
+
+@dataclass(frozen=True)
+class Composed(NoControl):
+    """Several controls at once, as in `KLCov() + EntropyBonus()`.
+
+    Advantages are reshaped by one part after the other, those that make them from rewards first; tokens that a
+    part drops lose the surrogate only; penalties are added. What each part selects is kept apart, (B, T, parts).
+    Raises ErltoolError for two of a kind, and where two parts would do what only one can (`NoControl.roles`).
+    """
+
+    members: tuple[NoControl, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "members", tuple(part for member in self.members for part in member.parts))
+        done: dict[str, NoControl] = {}
+        for part in self.members:
+            for role in (f"are {part.name}", *part.roles):
+                if role in done:
+                    both = f"{done[role].name} and {part.name}"
+                    raise ErltoolError(f"control {self.name}: {both} cannot act together: both {role}")
+                done[role] = part
+
+    @property
+    def parts(self) -> tuple[NoControl, ...]:
+        return self.members
+
+    @property
+    def name(self) -> str:
+        return "+".join(part.name for part in self.parts)
+
+    @property
+    def min_updates(self) -> int:
+        return max(part.min_updates for part in self.parts)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(need for part in self.parts for need in part.needs))
+
+    @property
+    def mean_of_responses(self) -> bool:
+        return any(part.mean_of_responses for part in self.parts)
+
+    @property
+    def steered(self) -> float | None:
+        return next((part.steered for part in self.parts if part.steered is not None), None)
+
+    @property
+    def _owner(self) -> NoControl:
+        return next((part for part in self.parts if SURROGATE in part.roles), NoControl())
+
+    def clip_range(self, low: float, high: float) -> Clip:
+        return self._owner.clip_range(low, high)
+
+    def reshape(self, tokens: Tokens) -> Tensor:
+        for part in sorted(self.parts, key=lambda part: ADVANTAGES not in part.roles):
+            tokens = tokens._replace(advantages=part.reshape(tokens))
+        return tokens.advantages
+
+    def select(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.stack([part.select(tokens, clipped, generator) for part in self.parts], -1)
+
+    def surrogate(self, tokens: Tokens, clip: Clip) -> Tensor:
+        return self._owner.surrogate(tokens, clip)
+
+    def clipped(self, tokens: Tokens, clip: Clip) -> Tensor:
+        return self._owner.clipped(tokens, clip)
+
+    def drop(self, surrogate: Tensor, selected: Tensor) -> Tensor:
+        for part, chosen in zip(self.parts, selected.unbind(-1), strict=True):
+            surrogate = part.drop(surrogate, chosen)
+        return surrogate
+
+    def penalty(self, tokens: Tokens, selected: Tensor) -> Tensor | None:
+        found = [part.penalty(tokens, chosen) for part, chosen in zip(self.parts, selected.unbind(-1), strict=True)]
+        found = [penalty for penalty in found if penalty is not None]
+        return sum(found[1:], found[0]) if found else None
+
+    def after(self, policy_entropy: float) -> Self:
+        return Composed(tuple(part.after(policy_entropy) for part in self.parts))
+
+    def reaches_zero_advantage(self, on_policy: bool) -> bool:
+        return any(part.reaches_zero_advantage(on_policy) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -67,10 +198,11 @@ class ClipHigher(NoControl):
 
     name: ClassVar[str] = "clip-higher"
     min_updates: ClassVar[int] = 2  # ratios are 1 on the first update, and nothing is clipped
+    roles: ClassVar[tuple[str, ...]] = (SURROGATE,)
     clip_eps_high: float = 0.28
 
     def __post_init__(self):
-        _require(self.clip_eps_high > 0, self, "clip_eps_high", "above 0")
+        require(self.clip_eps_high > 0, self, "clip_eps_high", "above 0")
 
     def clip_range(self, low: float, high: float) -> Clip:
         return low, self.clip_eps_high
@@ -81,15 +213,16 @@ class EntropyBonus(NoControl):
     """Subtracts coef * token entropy (nats) from every token's loss."""
 
     name: ClassVar[str] = "entropy-bonus"
-    reaches_zero_advantage: ClassVar[bool] = True
+    zero_advantage_acts: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("token_entropy",)
+    roles: ClassVar[tuple[str, ...]] = (ENTROPY,)
     coef: float = 0.01
 
     def __post_init__(self):
-        _require(math.isfinite(self.coef), self, "coef", "finite")
+        require(math.isfinite(self.coef), self, "coef", "finite")
 
-    def apply(self, surrogate: Tensor, tokens: Tokens, selected: Tensor) -> Tensor:
-        return surrogate - self.coef * tokens.token_entropy
+    def penalty(self, tokens: Tokens, selected: Tensor) -> Tensor:
+        return -self.coef * tokens.token_entropy
 
 
 @dataclass(frozen=True)
@@ -101,18 +234,17 @@ class ReferenceKL(NoControl):
     """
 
     name: ClassVar[str] = "reference-kl"
-    reaches_zero_advantage: ClassVar[bool] = True
+    zero_advantage_acts: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("ref_log_probs",)
     coef: float = 0.01
     estimator: str = "k3"
 
     def __post_init__(self):
-        _require(self.coef >= 0, self, "coef", "at least 0")
-        _require(self.estimator in ("k1", "k2", "k3"), self, "estimator", "k1, k2 or k3")
+        require(self.coef >= 0, self, "coef", "at least 0")
+        require(self.estimator in ("k1", "k2", "k3"), self, "estimator", "k1, k2 or k3")
 
-    def apply(self, surrogate: Tensor, tokens: Tokens, selected: Tensor) -> Tensor:
-        log_ratio = tokens.log_probs - tokens.ref_log_probs
-        return surrogate + self.coef * kl_estimate(log_ratio, self.estimator)
+    def penalty(self, tokens: Tokens, selected: Tensor) -> Tensor:
+        return self.coef * kl_estimate(tokens.log_probs - tokens.ref_log_probs, self.estimator)
 
 
 @dataclass(frozen=True)
@@ -134,27 +266,31 @@ class ClipCov(NoControl):
     clip_eps: float | None = None
 
     def __post_init__(self):
-        _require(0 <= self.fraction <= 1, self, "fraction", "in [0, 1]")
-        _require(self.low < self.high, self, "low", "below high")
-        _require(self.bounds in ("absolute", "quantile"), self, "bounds", "absolute or quantile")
+        require(0 <= self.fraction <= 1, self, "fraction", "in [0, 1]")
+        require(self.low < self.high, self, "low", "below high")
+        require(self.bounds in ("absolute", "quantile"), self, "bounds", "absolute or quantile")
         if self.bounds == "quantile":
-            _require(0 <= self.low and self.high <= 1, self, "low and high", "quantiles in [0, 1]")
-        _require(self.clip_eps is None or self.clip_eps > 0, self, "clip_eps", "above 0")
+            require(0 <= self.low and self.high <= 1, self, "low and high", "quantiles in [0, 1]")
+        require(self.clip_eps is None or self.clip_eps > 0, self, "clip_eps", "above 0")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (DROP, COVARIANCE) if self.clip_eps is None else (DROP, COVARIANCE, SURROGATE)
 
     def clip_range(self, low: float, high: float) -> Clip:
         return (low, high) if self.clip_eps is None else (self.clip_eps, self.clip_eps)
 
-    def select(self, tokens: Tokens, clip: Clip, generator: torch.Generator | None = None) -> Tensor:
+    def select(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mask = tokens.response_mask.bool()
         covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
         low, high = self.low, self.high
         if self.bounds == "quantile" and mask.any():
             ordered = covariance[mask].sort().values
             low, high = (ordered[int(q * (len(ordered) - 1))] for q in (low, high))
-        band = mask & (covariance > low) & (covariance < high) & ~is_clipped(tokens, clip)
-        return _draw(band, token_budget(self.fraction, int(mask.sum())), generator)
+        band = mask & (covariance > low) & (covariance < high) & ~clipped
+        return drawn_tokens(band, token_budget(self.fraction, int(mask.sum())), generator)
 
-    def apply(self, surrogate: Tensor, tokens: Tokens, selected: Tensor) -> Tensor:
+    def drop(self, surrogate: Tensor, selected: Tensor) -> Tensor:
         return surrogate.masked_fill(selected, 0)
 
 
@@ -169,29 +305,30 @@ class KLCov(NoControl):
     """
 
     name: ClassVar[str] = "kl-cov"
-    reaches_zero_advantage: ClassVar[bool] = True
+    zero_advantage_acts: ClassVar[bool] = True
     min_updates: ClassVar[int] = 2
+    roles: ClassVar[tuple[str, ...]] = (COVARIANCE, SURROGATE)
     fraction: float = 2e-3
     coef: float = 1.0
     estimator: str = "k1"
 
     def __post_init__(self):
-        _require(0 <= self.fraction <= 1, self, "fraction", "in [0, 1]")
-        _require(self.coef >= 0, self, "coef", "at least 0")
-        _require(self.estimator in ("k1", "k2", "k3"), self, "estimator", "k1, k2 or k3")
+        require(0 <= self.fraction <= 1, self, "fraction", "in [0, 1]")
+        require(self.coef >= 0, self, "coef", "at least 0")
+        require(self.estimator in ("k1", "k2", "k3"), self, "estimator", "k1, k2 or k3")
 
     def clip_range(self, low: float, high: float) -> Clip:
         return None
 
-    def select(self, tokens: Tokens, clip: Clip, generator: torch.Generator | None = None) -> Tensor:
+    def select(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mask = tokens.response_mask.bool()
         covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
-        return _top(covariance, mask, token_budget(self.fraction, int(mask.sum())))
+        return top_tokens(covariance, mask, token_budget(self.fraction, int(mask.sum())))
 
-    def apply(self, surrogate: Tensor, tokens: Tokens, selected: Tensor) -> Tensor:
+    def penalty(self, tokens: Tokens, selected: Tensor) -> Tensor:
         log_ratio = tokens.log_probs - tokens.old_log_probs
         kl = log_ratio.abs() if self.estimator == "k1" else kl_estimate(log_ratio, self.estimator)
-        return surrogate + self.coef * kl.masked_fill(~selected, 0)
+        return self.coef * kl.masked_fill(~selected, 0)
 
 
 @dataclass(frozen=True)
@@ -207,126 +344,17 @@ class RandomClip(NoControl):
     clip_eps: float | None = None
 
     def __post_init__(self):
-        _require(0 <= self.fraction <= 1, self, "fraction", "in [0, 1]")
-        _require(self.clip_eps is None or self.clip_eps > 0, self, "clip_eps", "above 0")
+        require(0 <= self.fraction <= 1, self, "fraction", "in [0, 1]")
+        require(self.clip_eps is None or self.clip_eps > 0, self, "clip_eps", "above 0")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (DROP,) if self.clip_eps is None else (DROP, SURROGATE)
 
     clip_range = ClipCov.clip_range
-    apply = ClipCov.apply
+    drop = ClipCov.drop
 
-    def select(self, tokens: Tokens, clip: Clip, generator: torch.Generator | None = None) -> Tensor:
+    def select(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None = None) -> Tensor:
         mask = tokens.response_mask.bool()
-        candidates = mask & (tokens.advantages > 0) & ~is_clipped(tokens, clip)
-        return _draw(candidates, token_budget(self.fraction, int(mask.sum())), generator)
-
-
-CONTROLS = {c.name: c for c in (NoControl, ClipHigher, EntropyBonus, ReferenceKL, ClipCov, KLCov, RandomClip)}
-
-# The clip of the paper's Clip-Cov scripts is 1, verl's and SkyRL's 0.2. `embedded` was chosen on the embedded
-# policy with seed 100 (data/README.md); the others are those projects' defaults.
-PRESETS = {
-    "paper-7b": (ClipCov(2e-4, 1.0, 5.0, clip_eps=1.0), KLCov(2e-3, 1.0)),
-    "paper-32b": (ClipCov(2e-4, 1.0, 5.0, clip_eps=1.0), KLCov(2e-4, 1.0)),
-    "verl": (ClipCov(2e-4, 1.0, 5.0, clip_eps=0.2), KLCov(2e-4, 0.1)),
-    "skyrl": (ClipCov(2e-4, 1.0, 5.0, clip_eps=0.2), KLCov(0.2, 1.0)),
-    "embedded": (ClipCov(2e-2, 0.5, 5.0), KLCov(0.1, 2.0)),
-}
-
-
-def preset(control: str, name: str) -> ClipCov | KLCov:
-    """The Clip-Cov ("clip-cov") or KL-Cov ("kl-cov") of a preset by name. Raises ErltoolError."""
-    if name not in PRESETS or control not in (ClipCov.name, KLCov.name):
-        raise ErltoolError(
-            f"preset {control}:{name} is not known: use clip-cov or kl-cov with one of {', '.join(PRESETS)}"
-        )
-    return PRESETS[name][control == KLCov.name]
-
-
-def parse_control(text: str) -> NoControl:
-    """The control that a text names: "kl-cov", "kl-cov:embedded" or "kl-cov:fraction=0.1,coef=2".
-
-    Raises ErltoolError for an unknown control, preset or field, or a value of the wrong type.
-    """
-    name, _, rest = text.partition(":")
-    if rest and "=" not in rest:
-        return preset(name, rest)
-    pairs = [part.partition("=") for part in rest.split(",") if part]
-    return control_from_dict({"name": name} | {key.strip(): _value(raw) for key, _, raw in pairs})
-
-
-def control_from_dict(fields: dict) -> NoControl:
-    """The control with these fields, "name" among them: the inverse of `control_to_dict`."""
-    fields = dict(fields)
-    name = fields.pop("name", None)
-    if name not in CONTROLS:
-        raise ErltoolError(f"control {name!r} is not known: use one of {', '.join(CONTROLS)}")
-    kinds = {f.name: f.type for f in dataclasses.fields(CONTROLS[name])}
-    for key, value in fields.items():
-        if key not in kinds:
-            known = f"its fields are {', '.join(kinds)}" if kinds else "it has no fields"
-            raise ErltoolError(f"control {name} has no field {key!r}: {known}")
-        wanted = (str,) if kinds[key] is str else (int, float)
-        optional = value is None and kinds[key] not in (str, float)
-        if not optional and (isinstance(value, bool) or not isinstance(value, wanted)):
-            what = "text" if wanted == (str,) else "a number"
-            raise ErltoolError(f"control {name}: {key} is {value!r}, it must be {what}")
-    return CONTROLS[name](**fields)
-
-
-def control_to_dict(control: NoControl) -> dict:
-    """Name and fields of a control, ready for JSON."""
-    return {"name": control.name} | dataclasses.asdict(control)
-
-
-def kl_estimate(log_ratio: Tensor, estimator: str) -> Tensor:
-    """Per-token estimate of KL(pi || q) in nats from log_ratio = log pi - log q of tokens sampled from pi.
-
-    Schulman (2020, "Approximating KL divergence"): k1 = log_ratio; k2 = log_ratio^2 / 2;
-    k3 = exp(-log_ratio) - 1 + log_ratio, which is never negative.
-    """
-    if estimator == "k1":
-        return log_ratio
-    if estimator == "k2":
-        return log_ratio.square() / 2
-    return torch.expm1(-log_ratio) + log_ratio
-
-
-def is_clipped(tokens: Tokens, clip: Clip) -> Tensor:
-    """Tokens (B, T) whose gradient the surrogate's clip has cut: risen and wanted, or fallen and not."""
-    mask = tokens.response_mask.bool()
-    if clip is None:
-        return torch.zeros_like(mask)
-    ratio = torch.exp(tokens.log_probs - tokens.old_log_probs).detach()
-    risen = (tokens.advantages > 0) & (ratio > 1 + clip[1])
-    fallen = (tokens.advantages < 0) & (ratio < 1 - clip[0])
-    return mask & (risen | fallen)
-
-
-def token_budget(fraction: float, count: int) -> int:
-    """max(1, floor(fraction * count)) of `count` response tokens; 0 when the fraction or the count is 0."""
-    # 0.29 * 100 is 28.999999999999996; it means 29.
-    return min(count, max(1, math.floor(fraction * count + 1e-9))) if fraction > 0 else 0
-
-
-def _top(values: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """Mask of the `count` candidates with the highest values, fewer where there are fewer candidates."""
-    flat = values.masked_fill(~candidates, -torch.inf).flatten()
-    selected = torch.zeros_like(flat, dtype=torch.bool)
-    selected[flat.topk(min(count, flat.numel())).indices] = True
-    return selected.view(values.shape) & candidates
-
-
-def _draw(candidates: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """Mask of `count` candidates drawn uniformly without replacement, all of them where they are fewer."""
-    device = generator.device if generator is not None else candidates.device
-    keys = torch.rand(candidates.shape, generator=generator, device=device).to(candidates.device)
-    return _top(keys, candidates, count)
-
-
-def _value(raw: str) -> float | str | None:
-    raw = raw.strip()
-    if raw.lower() == "none":
-        return None
-    try:
-        return float(raw)
-    except ValueError:
-        return raw
+        candidates = mask & (tokens.advantages > 0) & ~clipped
+        return drawn_tokens(candidates, token_budget(self.fraction, int(mask.sum())), generator)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from erltool.catalog import preset
 from erltool.config import TrainConfig
-from erltool.controls import NoControl, preset
+from erltool.controls import NoControl
 from erltool.errors import ErltoolError
 from erltool.fit import LawFit, fit_law
 from erltool.plots import new_axes, plot_fit, plot_run

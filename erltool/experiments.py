@@ -26,8 +26,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from erltool.catalog import parse_control
 from erltool.config import TrainConfig
-from erltool.controls import parse_control
 from erltool.errors import Diverged, ErltoolError
 from erltool.evaluate import Evaluation, evaluate
 from erltool.resources import shipped

@@ -42,6 +42,7 @@ METRICS = {
     "zero_spread_fraction": ("in [0, 1]", "share of the iteration's sampled groups whose rewards are all equal"),
     "selected_fraction": ("in [0, 1]", "share of response tokens that the control acts on"),
     "selected_tokens": ("tokens", "the same as a count"),
+    "control_value": ("1", "what the control steers, as it is in this update: a share of tokens, or a coefficient"),
     "clip_fraction": ("in [0, 1]", "share of response tokens whose gradient the surrogate's clip has cut"),
     "kl_k1": ("nats/token", "KL(pi_old || pi) by mean of -log_ratio"),
     "kl_k3": ("nats/token", "KL(pi_old || pi) by mean of ratio - 1 - log_ratio"),
@@ -57,6 +58,7 @@ TIMED = ("tokens_per_second",)
 SPARSE = (
     "eval_accuracy",
     "sampler_mismatch",
+    "control_value",
     "group_covariance_hard",
     "group_covariance_middle",
     "group_covariance_easy",

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from erltool.alarms import Alarm
-from erltool.controls import Tokens, kl_estimate
 from erltool.covariance import group_covariance, masked_mean, response_mean, top_means
 from erltool.policy import Policy
 from erltool.rollouts import Rollouts
 from erltool.runs import TOKEN_COLUMNS
+from erltool.tokens import Tokens, kl_estimate
 
 TOP_SHARES = {f"covariance_top_{share:g}": share for share in (0.0002, 0.002, 0.02, 0.2, 0.5)}  # as in Table 1
 

@@ -24,19 +24,20 @@ from torch import Tensor
 
 from erltool.advantages import group_advantages
 from erltool.alarms import Watch
+from erltool.catalog import control_from_dict, control_to_dict
 from erltool.config import TrainConfig
-from erltool.controls import Tokens
 from erltool.covariance import token_covariance
 from erltool.errors import Diverged, ErltoolError
 from erltool.evaluate import accuracy
 from erltool.logprobs import entropy_changes
-from erltool.losses import policy_loss, select_tokens
+from erltool.losses import by_any_part, loss_normalizer, policy_loss, reshape_advantages, select_tokens
 from erltool.plan import check_fits
 from erltool.policy import Policy, load_policy
 from erltool.rollouts import Rollouts, concatenate, contexts, response_log_probs, sample_groups
 from erltool.runs import RunWriter, read_run
 from erltool.step import Step, entropy_change_summary, measure, part_texts
 from erltool.tasks import Problem, Task, load_task
+from erltool.tokens import Tokens
 
 PROMPTS, SAMPLING, CONTROL, EVALUATION, DROPOUT = range(5)  # purposes of random draws
 SAMPLER_IS_EXACT = 1e-4  # nats; above, old log-probs are computed again by training's own forward
@@ -117,6 +118,7 @@ class _Trainer:
         self.parameters = list(policy.trainable().values())
         self.optimizer = torch.optim.AdamW(self.parameters, config.learning_rate, weight_decay=0.0, fused=True)
         self.fingerprint = policy.fingerprint()
+        self.control = config.control  # a controller changes it from update to update
         self.step = self.iteration = self.position = 0
         self.writer: RunWriter | None = None
         self.saved_step = 0
@@ -219,11 +221,10 @@ class _Trainer:
 
         Those without spread are most of a trained policy's groups.
         """
-        control, counted = self.config.control, torch.ones(len(rollouts), dtype=torch.bool)
+        counted = torch.ones(len(rollouts), dtype=torch.bool)
         if self.config.mask_truncated:
             counted = rollouts.finished.cpu()
-        silent = on_policy and control.min_updates > 1
-        return counted if control.reaches_zero_advantage and not silent else counted & (advantages != 0).cpu()
+        return counted if self.control.reaches_zero_advantage(on_policy) else counted & (advantages != 0).cpu()
 
     def with_exact_log_probs(self, rollouts: Rollouts, advantages: Tensor, later: Sequence[Tensor]) -> Rollouts:
         """The rollouts with old log-probs made again for the later updates, where the sampler's are not exact.
@@ -284,16 +285,18 @@ class _Trainer:
         on_policy: bool,
     ) -> Step:
         """One optimiser update on all responses of `part`, scored as `lp` and `entropy`."""
-        config, mask = self.config, part.response_mask
+        config, control, mask = self.config, self.control, part.response_mask
         if config.mask_truncated:
             mask = mask & part.finished[:, None]
         old = lp.detach() if on_policy else part.log_probs
         reference = self.reference_log_probs(part, live)
-        tokens = Tokens(lp.detach(), old, advantages[:, None].expand(mask.shape), mask, entropy.detach(), reference)
+        of_tokens = advantages[:, None].expand(mask.shape)
+        tokens = Tokens(lp.detach(), old, of_tokens, mask, entropy.detach(), reference, rewards, config.group_size)
+        tokens = reshape_advantages(tokens, control)
         clip = config.clip_eps_low, config.clip_eps_high
-        selected = select_tokens(tokens, config.control, *clip, self.generator(CONTROL, self.step))
+        selected = select_tokens(tokens, control, *clip, self.generator(CONTROL, self.step))
         covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
-        count = mask.sum().clamp(min=1)
+        normalizer = loss_normalizer(mask, control)
         clipped = torch.zeros_like(mask)
         pieces = self.micro_batches(part)
         for rows in pieces:
@@ -304,19 +307,20 @@ class _Trainer:
             loss = policy_loss(
                 lp,
                 lp.detach() if on_policy else old[rows, :width],
-                advantages[rows],
+                tokens.advantages[rows, :width],
                 mask[rows, :width],
-                control=config.control,
+                control=control,
                 clip_eps_low=config.clip_eps_low,
                 clip_eps_high=config.clip_eps_high,
                 token_entropy=entropy,
                 ref_log_probs=None if reference is None else reference[rows, :width],
                 selected=selected[rows, :width],
-                normalizer=count,
+                normalizer=normalizer,
             )
             if loss.loss.requires_grad:
                 loss.loss.backward()
             clipped[rows, :width] = loss.clipped
+        selected = by_any_part(selected)
         for p in self.parameters:  # no response was live: Adam's momentum moves on, as it does for a gradient of 0
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
@@ -327,6 +331,9 @@ class _Trainer:
         before = self.contexts(part) if self.entropy_change_is_due() else None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if control.steered is not None:
+            metrics["control_value"] = control.steered
+        self.control = control.after(metrics["policy_entropy"])
         change = None
         if before is not None:
             change = self.entropy_change(part, *before)
@@ -430,6 +437,8 @@ class _Trainer:
         self.step, self.iteration, self.position, self.moved = (
             state[k] for k in ("step", "iteration", "position", "moved")
         )
+        if "control" in state:
+            self.control = control_from_dict(state["control"])
         self.saved_step = self.step
         for row in read_run(out).metrics.to_dict("records"):  # what is warned of depends on all steps before
             self.watch.see(row)
@@ -456,6 +465,7 @@ class _Trainer:
             "iteration": self.iteration,
             "position": self.position,
             "moved": self.moved,
+            "control": control_to_dict(self.control),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)

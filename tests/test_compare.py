@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from erltool import ErltoolError, read_run
+from erltool.catalog import parse_control
 from erltool.compare import differences, end_values, paired_difference, setting_of, share_by_step
-from erltool.controls import parse_control
 from erltool.resources import shipped
 from erltool.runs import Run
 

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from erltool import ClipCov, ErltoolError, KLCov, NoControl, RandomClip, TrainConfig, parse_control, preset
-from erltool.controls import CONTROLS, PRESETS, Tokens, control_from_dict, control_to_dict, kl_estimate
+from erltool.catalog import CONTROLS, PRESETS, control_from_dict, control_to_dict
 from erltool.covariance import token_covariance
 from erltool.losses import select_tokens
+from erltool.tokens import Tokens, kl_estimate
 
 
 def make_tokens(generator, rows=6, width=20):

@@ -14,7 +14,7 @@ PACKAGE = Path(erltool.__file__).parent
 # From the ground up. A module imports only modules of lower rows, or earlier ones of its own.
 FLOORS = (
     ("errors", "resources"),
-    ("logprobs", "advantages", "covariance", "controls", "losses", "bandit"),
+    ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
     ("runs", "compare", "fit", "plots", "alarms"),
     ("lora", "policy", "plan", "rollouts", "evaluate", "step", "training"),

@@ -3,9 +3,25 @@ import math
 import pytest
 import torch
 
-from erltool import ClipCov, ClipHigher, EntropyBonus, ErltoolError, KLCov, NoControl, ReferenceKL, policy_loss
-from erltool.controls import CONTROLS, RandomClip, Tokens
-from erltool.losses import select_tokens
+from erltool import (
+    GSPO,
+    AdaptiveEntropyBonus,
+    ClipCov,
+    ClipHigher,
+    EntropyBonus,
+    EntropyShapedAdvantage,
+    ErltoolError,
+    HighEntropyMask,
+    KLCov,
+    NoControl,
+    QuantileAdvantage,
+    RandomClip,
+    ReferenceKL,
+    policy_loss,
+)
+from erltool.catalog import CONTROLS
+from erltool.losses import by_any_part, loss_normalizer, reshape_advantages, select_tokens
+from erltool.tokens import Tokens
 
 
 @pytest.fixture
@@ -86,9 +102,12 @@ def test_dropped_tokens_have_exactly_zero_gradient_and_stay_in_the_denominator(b
 def test_kl_cov_estimators_by_hand(estimator, value):
     # One selected token with A = 0 leaves the penalty alone: log_ratio 0.3.
     out = policy_loss(
-        torch.tensor([[-0.7]]), torch.tensor([[-1.0]]), torch.zeros(1), torch.ones(1, 1).bool(),
+        torch.tensor([[-0.7]]),
+        torch.tensor([[-1.0]]),
+        torch.zeros(1),
+        torch.ones(1, 1).bool(),
         control=KLCov(1.0, 2.0, estimator),
-    )  # fmt: skip
+    )
     assert out.loss.item() == pytest.approx(2 * value, rel=1e-5)
 
 
@@ -111,23 +130,42 @@ def test_clip_higher_and_clip_eps_move_the_clip():
     assert policy_loss(*arguments, control=ClipCov(clip_eps=1.0)).loss.item() == pytest.approx(-1.25)
 
 
-@pytest.mark.parametrize("control", [c() for c in CONTROLS.values()] + [KLCov(0.2), ClipCov(0.2, 0, 5)])
+ALL = [c() for c in CONTROLS.values()] + [
+    KLCov(0.2),
+    ClipCov(0.2, 0, 5),
+    AdaptiveEntropyBonus(target=9, coef=5e-3),
+    GSPO(0.1, 0.1),
+    KLCov(0.2) + EntropyBonus(0.1) + QuantileAdvantage(),
+    GSPO(0.1, 0.1) + HighEntropyMask(0.5) + ReferenceKL(0.3) + EntropyShapedAdvantage(),
+]
+
+
+def extra_inputs(log_probs, old):
+    entropy, reference = 0.5 - log_probs, old - 0.1
+    return {"token_entropy": entropy, "ref_log_probs": reference}
+
+
+OF_RESPONSES = {"rewards": torch.tensor([1.0, 0, 0, 1, 1, 0]).double(), "group_size": 3}
+
+
+@pytest.mark.parametrize("control", ALL, ids=lambda c: c.name)
 @pytest.mark.parametrize("size", [1, 2, 4, 6])
 def test_micro_batches_of_any_size_sum_to_the_update(batch, control, size):
     log_probs, old, advantages, mask = batch
-    extra = {"token_entropy": -log_probs, "ref_log_probs": old - 0.1}
-    whole = policy_loss(
-        log_probs, old, advantages, mask, control=control, generator=torch.Generator().manual_seed(3), **extra
-    )
-    tokens = Tokens(log_probs.detach(), old, advantages[:, None].expand(mask.shape), mask)
+    extra = extra_inputs(log_probs, old)
+    seeded = torch.Generator().manual_seed(3)
+    whole = policy_loss(log_probs, old, advantages, mask, control=control, generator=seeded, **extra, **OF_RESPONSES)
+    of_tokens = advantages[:, None].expand(mask.shape)
+    tokens = Tokens(*(x.detach() for x in (log_probs, old, of_tokens, mask, *extra.values())), *OF_RESPONSES.values())
+    tokens = reshape_advantages(tokens, control)
     selected = select_tokens(tokens, control, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(selected, whole.selected)
+    assert torch.equal(by_any_part(selected), whole.selected)
     parts = [
         policy_loss(
-            *(x[rows] for x in (log_probs, old, advantages, mask)),
+            *(x[rows] for x in (log_probs, old, tokens.advantages, mask)),
             control=control,
             selected=selected[rows],
-            normalizer=mask.sum(),
+            normalizer=loss_normalizer(mask, control),
             **{k: v[rows] for k, v in extra.items()},
         ).loss
         for rows in torch.arange(6).split(size)
@@ -136,13 +174,21 @@ def test_micro_batches_of_any_size_sum_to_the_update(batch, control, size):
     torch.testing.assert_close(torch.autograd.grad(sum(parts), log_probs)[0], gradient(whole, log_probs))
 
 
-def test_padding_reaches_neither_value_nor_gradient(batch):
+@pytest.mark.parametrize("control", ALL, ids=lambda c: c.name)
+def test_padding_reaches_neither_value_nor_gradient(batch, control):
     log_probs, old, advantages, mask = batch
-    expected = policy_loss(log_probs, old, advantages, mask, control=KLCov(0.2))
+
+    def found(log_probs, old, extra):
+        seeded = torch.Generator().manual_seed(3)
+        out = policy_loss(log_probs, old, advantages, mask, control=control, generator=seeded, **extra, **OF_RESPONSES)
+        return out.loss, gradient(out, log_probs), out.selected, out.clipped
+
+    expected = found(log_probs, old, extra_inputs(log_probs, old))
     hostile = log_probs.detach().masked_fill(~mask, math.inf).requires_grad_()
-    found = policy_loss(hostile, old.masked_fill(~mask, math.nan), advantages, mask, control=KLCov(0.2))
-    torch.testing.assert_close(found.loss, expected.loss)
-    torch.testing.assert_close(gradient(found, hostile), gradient(expected, log_probs))
+    padded = {k: v.masked_fill(~mask, math.nan) for k, v in extra_inputs(hostile, old).items()}
+    for one, other in zip(found(hostile, old.masked_fill(~mask, math.nan), padded), expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert not (expected[2] & ~mask).any() and not (expected[3] & ~mask).any()
 
 
 def test_an_empty_mask_has_loss_zero():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from erltool.controls import CONTROLS, PRESETS
+from erltool.catalog import CONTROLS, PRESETS
 from erltool.runs import METRICS
 
 ROOT = Path(__file__).parent.parent

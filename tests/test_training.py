@@ -16,14 +16,25 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import erltool
-from erltool import ClipCov, EntropyBonus, ErltoolError, KLCov, RandomClip, ReferenceKL, TrainConfig, read_run
+from erltool import ClipCov, EntropyBonus, ErltoolError, KLCov, RandomClip, ReferenceKL, TrainConfig, catalog, read_run
 from erltool.policy import load_policy
 from erltool.rollouts import response_log_probs
 from erltool.runs import METRICS, SPARSE, TIMED, RunWriter
 from erltool.step import covariance_by_accuracy
 from erltool.training import _Trainer
 
-CONTROLS = [KLCov(0.2, 2.0), ClipCov(0.2, 0.05, 5.0), RandomClip(0.2), EntropyBonus(0.1), ReferenceKL(0.5)]
+CONTROLS = [
+    KLCov(0.2, 2.0),
+    ClipCov(0.2, 0.05, 5.0),
+    RandomClip(0.2),
+    EntropyBonus(0.1),
+    ReferenceKL(0.5),
+    erltool.AdaptiveEntropyBonus(target=9.0, coef=5e-3),
+    erltool.TargetEntropy(control=KLCov(0.2, 2.0)),
+    KLCov(0.2, 2.0) + EntropyBonus(0.1) + erltool.QuantileAdvantage(),
+]
+CONTROLS += [c() for name, c in catalog.CONTROLS.items() if name not in {c.name for c in CONTROLS}]
+SELECTING = ("kl-cov", "clip-cov", "random-clip", "adaptive-entropy-bonus", "high-entropy-mask", "target-entropy")
 
 
 def untimed(steps):
@@ -50,13 +61,14 @@ def test_selection_loss_and_gradient_are_equal_for_any_micro_batch(monkeypatch, 
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step_and_note)
     found = {}
-    for size in (1, 2, 4, 0):
+    sizes = (1, 2, 4) if control.name in ("kl-cov", "clip-cov", "gspo") else (1,)
+    for size in (*sizes, 0):
         config = tiny_config(micro_batch=size, control=control, steps=4, eval_every=0, max_grad_norm=1e9)
         found[size] = list(erltool.train(config)), gradients[:]
         gradients.clear()
     whole, expected = found[0]
-    assert any(s.selected.any() for s in whole) == (control.name in ("kl-cov", "clip-cov", "random-clip"))
-    for size in (1, 2, 4):
+    assert any(s.selected.any() for s in whole) == any(part.name in SELECTING for part in control.parts)
+    for size in sizes:
         steps, gradients = found[size]
         for one, other in zip(steps, whole, strict=True):
             assert torch.equal(one.rollouts.token_ids, other.rollouts.token_ids)
@@ -79,7 +91,15 @@ def test_kl_cov_pulls_at_nothing_while_the_policy_has_not_moved(monkeypatch, tin
 
 
 @pytest.mark.parametrize(
-    "control", [erltool.NoControl(), KLCov(0.2, 2.0), ClipCov(0.2, 0.05, 5.0)], ids=lambda c: c.name
+    "control",
+    [
+        erltool.NoControl(),
+        KLCov(0.2, 2.0),
+        ClipCov(0.2, 0.05, 5.0),
+        erltool.GSPO(),
+        KLCov(0.2, 2.0) + erltool.NegativeReinforcement(),
+    ],
+    ids=lambda c: c.name,
 )
 def test_leaving_rows_without_advantage_out_of_the_graph_changes_nothing(monkeypatch, tiny_config, control):
     random_rewards(monkeypatch)

@@ -12,8 +12,8 @@ import torch
 
 import erltool
 from erltool import ErltoolError, bandit
-from erltool.controls import Tokens
 from erltool.resources import shipped
+from erltool.tokens import Tokens
 from erltool.widgets import EntropyLab, TokenInspector
 from erltool.widgets.token_inspector import visible
 

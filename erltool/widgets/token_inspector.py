@@ -8,11 +8,11 @@ import torch
 import traitlets
 from matplotlib.figure import Figure
 
-from erltool.controls import token_budget
 from erltool.covariance import mean_covariance
 from erltool.errors import ErltoolError
 from erltool.plots import new_axes
 from erltool.runs import TOKEN_COLUMNS, Run
+from erltool.tokens import token_budget
 from erltool.widgets.view import View, javascript
 
 QUANTITIES = ("covariance", "entropy", "log_prob", "ratio", "selected")

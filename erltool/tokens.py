@@ -1,0 +1,59 @@
+"""What is known of an update's tokens, and masks made of them: what every control is built from."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tokens(NamedTuple):
+    """What is known of the tokens of an update, (B, T) each; what is optional is there where asked for."""
+
+    log_probs: Tensor
+    old_log_probs: Tensor
+    advantages: Tensor
+    response_mask: Tensor
+    token_entropy: Tensor | None = None
+    ref_log_probs: Tensor | None = None
+    rewards: Tensor | None = None
+    """(B,), in [0, 1]: one a response."""
+    group_size: int | None = None
+    """Consecutive responses that share a prompt."""
+
+
+OF_RESPONSES = ("rewards", "group_size")  # the fields of Tokens that are not (B, T)
+
+
+def kl_estimate(log_ratio: Tensor, estimator: str) -> Tensor:
+    """Per-token estimate of KL(pi || q) in nats from log_ratio = log pi - log q of tokens sampled from pi.
+
+    Schulman (2020, "Approximating KL divergence"): k1 = log_ratio; k2 = log_ratio^2 / 2;
+    k3 = exp(-log_ratio) - 1 + log_ratio, which is never negative.
+    """
+    if estimator == "k1":
+        return log_ratio
+    if estimator == "k2":
+        return log_ratio.square() / 2
+    return torch.expm1(-log_ratio) + log_ratio
+
+
+def token_budget(fraction: float, count: int) -> int:
+    """max(1, floor(fraction * count)) of `count` response tokens; 0 when the fraction or the count is 0."""
+    # 0.29 * 100 is 28.999999999999996; it means 29.
+    return min(count, max(1, math.floor(fraction * count + 1e-9))) if fraction > 0 else 0
+
+
+def top_tokens(values: Tensor, candidates: Tensor, count: int) -> Tensor:
+    """Mask of the `count` candidates with the highest values, fewer where there are fewer candidates."""
+    flat = values.masked_fill(~candidates, -torch.inf).flatten()
+    selected = torch.zeros_like(flat, dtype=torch.bool)
+    selected[flat.topk(min(count, flat.numel())).indices] = True
+    return selected.view(values.shape) & candidates
+
+
+def drawn_tokens(candidates: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Mask of `count` candidates drawn uniformly without replacement, all of them where they are fewer."""
+    device = generator.device if generator is not None else candidates.device
+    keys = torch.rand(candidates.shape, generator=generator, device=device).to(candidates.device)
+    return top_tokens(keys, candidates, count)
