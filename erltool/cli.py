@@ -268,30 +268,34 @@ def _prompt(parser, words) -> int:
 def _experiment(parser, words) -> int:
     parser.add_argument("grid", metavar="GRID", help="a .toml file, or the name of a shipped grid")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs, a folder each")
-    parser.add_argument("--record", type=Path, metavar="FOLDER", help="write the finished runs together, compactly")
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="keep finished runs there together, compactly")
     parser.add_argument("--list", action="store_true", help="only list the runs, and which are over")
     args = parser.parse_args(words)
-    from erltool.experiments import is_over, line_of, load_grid, run_grid
+    from erltool.experiments import is_over, line_of, load_grid, recorded_runs, run_grid
     from erltool.runs import read_run, record_runs
 
     grid = load_grid(args.grid)
-    over = [name for name in grid.configs if is_over(args.out / name)]
-    print(f"{grid.name}: {len(grid.configs)} runs, {len(over)} of them over. {grid.question}")
+    recorded = recorded_runs(grid, args.record)
+    runs = {name: recorded[name] for name in grid.configs if name in recorded}
+    runs |= {name: read_run(args.out / name) for name in grid.configs if name not in runs and is_over(args.out / name)}
+    print(f"{grid.name}: {len(grid.configs)} runs, {len(runs)} of them over. {grid.question}")
+    print("\n".join(line_of(name, run) for name, run in runs.items()))
     if args.list:
-        print("\n".join(f"{'over' if name in over else '-':5} {name}" for name in grid.configs))
+        print("\n".join(f"{name}: to be made" for name in grid.configs if name not in runs))
         return 0
-    print("\n".join(line_of(name, read_run(args.out / name)) for name in over))
-    with _interruptible() as interrupted, contextlib.closing(run_grid(grid, args.out)) as progress:
+    with _interruptible() as interrupted, contextlib.closing(run_grid(grid, args.out, runs)) as progress:
         for name, bar, m in _bars(progress):
             if m.over:
                 bar.close()
+                runs[name] = m.over
                 print(line_of(name, m.over), flush=True)
             if interrupted:
-                return _fail(f"stopped; go on with: erltool experiment {args.grid} --out {args.out}", 130)
-    runs = {name: read_run(args.out / name) for name in grid.configs if is_over(args.out / name)}
-    if args.record:
-        record_runs(runs, args.record)
-        print(f"written: {args.record}, {len(runs)} runs")
+                break
+    if args.record and runs:
+        record_runs(recorded | runs, args.record)
+        print(f"written: {args.record}, {len(recorded | runs)} runs")
+    if interrupted:
+        return _fail(f"stopped; go on with: erltool experiment {args.grid} --out {args.out}", 130)
     return 0
 
 

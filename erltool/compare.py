@@ -138,3 +138,26 @@ def share_by_step(run: Run, shares: Iterable[float], smooth: int = 10) -> pd.Dat
             "accuracy_gained": (at[1] - smoothed[1].iloc[0]) / rise if rise > 0 else np.nan,
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def covariance_and_fall(run: Run, window: int = 20) -> pd.DataFrame:
+    """Covariance beside the fall of the entropy, smoothed (Fig 8, left): one row an iteration that has both windows.
+
+    `step`; `token_covariance` (Eq 10) and `group_covariance` (Eq 8), means of the `window` iterations around it, nats;
+    `fall`, nats/token an iteration: the mean entropy of the `window` iterations before it minus that of those after,
+    divided by `window`. Each iteration has other prompts, so the difference of two iterations is mostly noise. Raises
+    ErltoolError for a run of fewer than 3 * window iterations.
+    """
+    rows = run.metrics.groupby("iteration").mean(numeric_only=True)
+    if len(rows) < 3 * window:
+        raise ErltoolError(
+            f"covariance_and_fall: {len(rows)} iterations; at least {3 * window} are needed to smooth them"
+        )
+    mean = rows.rolling(window).mean()
+    before, after = mean["policy_entropy"], mean["policy_entropy"].shift(-window)
+    around = mean[["mean_covariance", "group_covariance"]].shift(-(window // 2))
+    found = pd.DataFrame({
+        "step": run.metrics.groupby("iteration")["step"].max(), "token_covariance": around["mean_covariance"],
+        "group_covariance": around["group_covariance"], "fall": (before - after) / window,
+    })  # fmt: skip
+    return found.dropna().reset_index(drop=True)

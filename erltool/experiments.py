@@ -22,7 +22,7 @@ import json
 import re
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from erltool.config import TrainConfig
 from erltool.errors import Diverged, ErltoolError
 from erltool.evaluate import Evaluation, evaluate
 from erltool.resources import shipped
-from erltool.runs import EVALUATION, Run, read_run, write_whole, writing
+from erltool.runs import EVALUATION, Run, read_run, read_runs, write_whole, writing
 from erltool.tasks import load_task
 from erltool.training import eval_problems, policy_for_evaluation, train
 
@@ -103,15 +103,26 @@ def _named(field_name: str, values, file: Path) -> list[tuple[str, object]]:
     return named
 
 
-def run_grid(grid: Grid, out: Path) -> Iterator[tuple[str, "Progress"]]:
-    """Makes the runs of a grid that are neither done nor being worked on, in `out`/NAME each; yields how each goes.
+def recorded_runs(grid: Grid, folder: Path | None) -> dict[str, Run]:
+    """All runs of a record (`record_runs`), none without one. Raises ErltoolError where a run of the grid is recorded
+    with another configuration than the grid's."""
+    runs = read_runs(folder) if folder is not None and (folder / "runs.json").is_file() else {}
+    for name, config in grid.configs.items():
+        if name in runs and runs[name].config != config.to_dict():
+            raise ErltoolError(f"{folder}: {name} was made with another configuration; record to another folder")
+    return runs
+
+
+def run_grid(grid: Grid, out: Path, done: Collection[str] = ()) -> Iterator[tuple[str, "Progress"]]:
+    """Makes the runs of a grid that are not in `done`, not over and not being worked on, in `out`/NAME each; yields how
+    each goes.
 
     Yields (name, Progress) after each iteration and once more when the run is over. A run whose numbers are no longer
     finite is recorded as failed, and the others go on. Raises ErltoolError for what a user can mend, as a full disk.
     """
     for name, config in grid.configs.items():
         folder = out / name
-        if is_over(folder):
+        if name in done or is_over(folder):
             continue
         with locked(folder) as mine:
             if not mine or is_over(folder):

@@ -4,7 +4,7 @@ import pytest
 
 from erltool import ErltoolError, read_run
 from erltool.catalog import parse_control
-from erltool.compare import differences, end_values, paired_difference, setting_of, share_by_step
+from erltool.compare import covariance_and_fall, differences, end_values, paired_difference, setting_of, share_by_step
 from erltool.resources import shipped
 from erltool.runs import Run
 
@@ -97,3 +97,16 @@ def test_shares_by_step_of_a_run_that_spends_first_and_of_a_steady_one():
     assert share_by_step(made_run([0.5] * 9, accuracy[:9]), [0.5])["entropy_spent"].isna().all()
     with pytest.raises(ErltoolError, match="at least 4"):
         share_by_step(made_run([0.5] * 3, accuracy[:3]), [0.5])
+
+
+def test_the_fall_is_the_slope_of_the_entropy_and_the_covariance_is_around_it():
+    """Entropy 1 - t / 100 - t^2 / 20000: its fall an iteration is 1 / 100 + t / 10000 in the middle of two windows."""
+    t = np.arange(90)
+    run = made_run(1 - t / 100 - t**2 / 20000, np.full(90, 0.3))
+    run.metrics["mean_covariance"] = run.metrics["group_covariance"] = 3 * (1 / 100 + t / 10000)
+    found = covariance_and_fall(run, window=10)
+    assert len(found) == 90 - 19 and np.corrcoef(found["fall"], found["token_covariance"])[0, 1] > 0.9999
+    at = found["step"].to_numpy() - 1
+    assert found["fall"].to_numpy() == pytest.approx(1 / 100 + (at + 0.5) / 10000, rel=1e-9)
+    with pytest.raises(ErltoolError, match="at least 300"):
+        covariance_and_fall(run, window=100)

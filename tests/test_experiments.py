@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 import pytest
 
 from erltool import ErltoolError, read_run, read_runs
+from erltool.cli import main
 from erltool.experiments import is_over, load_grid, locked, run_grid
 from erltool.runs import METRICS, SPARSE, TIMED, record_runs
 
@@ -98,13 +100,27 @@ def test_recorded_runs_read_back_as_means_of_iterations(finished):
         )
 
 
-@pytest.mark.parametrize("after", [1, 3])
-def test_a_killed_grid_goes_on_and_ends_as_one_that_was_not(finished, grid_file, tmp_path, after):
-    """kill -9 when `after` checkpoints are there: what is lost is at most what came after the last of them."""
+def test_what_is_recorded_is_not_made_again(finished, grid_file, tmp_path):
+    """The record alone is enough, as in a fresh clone; one made with another configuration is refused."""
+    text = finished[1].parent.joinpath("tiny.toml").read_text()
+    grid_file.write_text(
+        text.replace("seed = [0, 1]", "seed = [0, 1, 2]").replace(', kl = "kl-cov:fraction=0.1,coef=2"', "")
+    )
+    record = tmp_path / "kept"
+    shutil.copytree(finished[1], record)
+    assert main(["experiment", str(grid_file), "--out", str(tmp_path / "out"), "--record", str(record)]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").glob("tiny*")) == ["tiny-none-seed2"]
+    assert sorted(read_runs(record)) == sorted([*read_runs(finished[1]), "tiny-none-seed2"])
+    grid_file.write_text(text.replace("steps = 8", "steps = 12"))
+    assert main(["experiment", str(grid_file), "--out", str(tmp_path / "out"), "--record", str(record)]) == 2
+
+
+def test_a_killed_grid_goes_on_and_ends_as_one_that_was_not(finished, grid_file, tmp_path):
+    """kill -9 in the middle of a run: what is lost is at most what came after the last of its checkpoints."""
     out = tmp_path / "killed"
     process = subprocess.Popen(command(grid_file, "--out", out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(list(out.glob("*/checkpoints/0*/manifest.json"))) < after and time.monotonic() < deadline:
+    while len(list(out.glob("*/checkpoints/0*/manifest.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
