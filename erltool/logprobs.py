@@ -143,7 +143,8 @@ class _TokenLogProbs(torch.autograd.Function):
             if grad_rows is not None:
                 torch.mm(grad, weight.to(rows.dtype), out=grad_rows[part])
             if grad_weight is not None:
-                grad_weight += grad.T @ rows[part]
+                # In place: the product alone would be as large as everything else together.
+                grad_weight.addmm_(grad.T.float(), rows[part].float())
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_rows, grad_weight, None, None, None, None

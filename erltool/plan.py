@@ -14,7 +14,7 @@ import transformers
 from erltool.config import TrainConfig
 from erltool.errors import ErltoolError
 from erltool.logprobs import CHUNK_ELEMENTS
-from erltool.policy import DTYPES, find_model, hub_advice, is_offline, resolve_device
+from erltool.policy import find_model, hub_advice, is_offline, resolve_device, resolve_dtype
 
 GIB = 2**30
 CARDS = (16, 24, 48, 80)  # GB of common GPUs
@@ -120,8 +120,7 @@ def plan_memory(
     responses at their longest."""
     s = shape or model_shape(config.policy, config.trust_remote_code)
     lora = config.lora_rank > 0
-    dtype = DTYPES.get(config.dtype) or (s.stored if lora else torch.float32)
-    size = dtype.itemsize
+    size = resolve_dtype(config.dtype, s.stored, torch.device(device), whole=not lora).itemsize
     # NF4: half a byte, and per block of 64 one byte that is itself scaled per 256 blocks.
     per_weight = {"none": size, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0}[config.base]
     trained = s.adapter(config.lora_rank) if lora else s.linear + s.other

@@ -68,6 +68,7 @@ class Rollouts:
 
     def take(self, rows: Sequence[int]) -> "Rollouts":
         """Some of the responses, without the padding that only the others needed."""
+        rows = torch.as_tensor(rows).tolist()
         width = int(self.response_mask[rows].sum(-1).max())
         return Rollouts(*(_take(getattr(self, f.name), rows, width) for f in fields(self)))
 

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import erltool
 from erltool import ErltoolError, TrainConfig, load_policy
-from erltool.policy import Template, find_model
+from erltool.plan import plan_memory
+from erltool.policy import Template, find_model, resolve_dtype
 from erltool.rollouts import response_log_probs
 from erltool.training import policy_for_evaluation
 
@@ -38,6 +39,25 @@ def test_templates(tiny_policy, chat_tokenizer):
     assert question.endswith("Answer: ") and question.count("Question: ") == 2 and r"\boxed{}." in question
     with pytest.raises(ErltoolError, match="has no chat template; use question"):
         Template.choose("boxed", plain, "x")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [({"avx2": True, "avx512_bf16": False}, torch.float32), ({"amx_bf16": True, "sve_max_length": 0}, torch.bfloat16)],
+)
+def test_bf16_weights_are_computed_in_fp32_where_the_cpu_only_emulates_bf16(monkeypatch, instructions, expected):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: instructions)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for dtype in ("auto", "stored"):
+        assert resolve_dtype(dtype, torch.bfloat16, cpu) == expected
+        assert resolve_dtype(dtype, torch.bfloat16, cuda) == torch.bfloat16
+        assert resolve_dtype(dtype, torch.float32, cpu) == torch.float32
+    assert resolve_dtype("bf16", torch.bfloat16, cpu) == torch.bfloat16
+    assert resolve_dtype("auto", torch.bfloat16, cuda, whole=True) == torch.float32
+    assert resolve_dtype("stored", torch.bfloat16, cuda, whole=True) == torch.bfloat16
+    qwen = TrainConfig(policy="Qwen/Qwen2.5-7B")
+    heads = [plan_memory(qwen, device=d).stays["weights, embedding and head"] for d in ("cpu", "cuda")]
+    assert heads[0] / heads[1] == expected.itemsize / 2
 
 
 def test_a_checkpointed_policy_has_the_same_gradients(tiny_policy):

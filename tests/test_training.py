@@ -13,10 +13,13 @@ import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 import erltool
 from erltool import ClipCov, EntropyBonus, ErltoolError, KLCov, RandomClip, ReferenceKL, TrainConfig, catalog, read_run
+from erltool.losses import policy_loss
 from erltool.policy import load_policy
 from erltool.rollouts import response_log_probs
 from erltool.runs import METRICS, SPARSE, TIMED, RunWriter
@@ -144,8 +147,6 @@ def test_dropout_repeats_by_seed_and_is_refused_where_it_would_mislead(monkeypat
 
 @pytest.mark.gpu
 def test_the_loss_path_waits_for_the_device_once_a_step():
-    from erltool.losses import policy_loss
-
     generator = torch.Generator("cuda").manual_seed(0)
     hidden = torch.randn(512, 64, device="cuda", requires_grad=True)
     weight, tokens = torch.randn(1000, 64, device="cuda"), torch.randint(0, 1000, (512,), device="cuda")
@@ -158,6 +159,72 @@ def test_the_loss_path_waits_for_the_device_once_a_step():
         erltool.token_covariance(advantages, lp, mask)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("control", [erltool.NoControl(), ClipCov(0.1), KLCov(0.1, 1.0), RandomClip(0.1)])
+def test_the_loss_path_needs_no_value_on_the_host(control):
+    """Without a GPU: tensors that have shapes and no values, which raise where one would have to be waited for."""
+    with FakeTensorMode():
+        hidden, weight = torch.randn(48, 16, requires_grad=True), torch.randn(100, 16)
+        mask, advantages = torch.ones(4, 12, dtype=torch.bool), torch.randn(4)
+        tokens = torch.randint(0, 100, (48,))
+        lp, entropy = (x.view(4, 12) for x in erltool.token_log_probs(hidden, tokens, weight, chunk_elements=1000))
+        out = policy_loss(lp, lp.detach(), advantages, mask, control=control, token_entropy=entropy, selected=mask)
+        out.loss.backward()
+        erltool.token_covariance(advantages, lp, mask)
+        assert hidden.grad.shape == hidden.shape
+        with pytest.raises(DataDependentOutputException):
+            out.loss.item()
+
+
+def test_an_update_waits_for_the_device_as_often_for_many_tokens_as_for_few(monkeypatch, tiny_config):
+    random_rewards(monkeypatch)
+    found = []
+    for tokens in (3, 12):
+        config = tiny_config(max_response_tokens=tokens, eval_every=0, steps=2, control=KLCov(0.2), record_every=0)
+        update, reads = _Trainer.update, []
+
+        def counted(self, *args, update=update, reads=reads):
+            with HostReads() as mode, pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch.Tensor, "tolist", mode.counting(torch.Tensor.tolist))
+                step = update(self, *args)
+            reads.append(mode.count)
+            return step
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_Trainer, "update", counted)
+            list(erltool.train(config))
+        found.append(reads)
+    # The rows' numbers and width, the control's budget, what was measured, the tokens' ids (a mask, then a list).
+    assert found[0] == found[1] and max(found[0]) <= 6
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what would wait for a GPU: values read on the host, and shapes that depend on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def counting(self, method):
+        def counted(*args):
+            self.count += 1
+            return method(*args)
+
+        return counted
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        by_mask = op is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1])
+        self.count += by_mask or op in HOST_READS
+        return op(*args, **(kwargs or {}))
+
+
+HOST_READS = (
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.equal.default,
+)
 
 
 # --- what a step is --------------------------------------------------------------------------------
