@@ -60,12 +60,16 @@ def test_its_picture_shows_the_state_and_the_bundle_reads_without_a_kernel():
 @pytest.mark.parametrize(
     "bad",
     [dict(probabilities=[1.0], advantages=[1.0]), dict(probabilities=[0.5, 0.0], advantages=[1.0, 0.0]),
+     dict(probabilities="abcd"), dict(advantages=None), dict(names=["one"]),
      dict(probabilities=[0.5, float("nan")], advantages=[1.0, 0.0]), dict(advantages=[1.0]),
      dict(advantages=[1.0, 0.0, 0.0, float("inf")])],
 )  # fmt: skip
-def test_entropy_lab_names_what_is_wrong(bad):
+def test_entropy_lab_says_what_is_wrong_in_the_widget(bad):
+    lab = EntropyLab(**bad)
+    assert lab.problem.startswith("EntropyLab: ") and lab._repr_mimebundle_()[0]["text/plain"] == lab.problem
+    assert [t.get_text() for t in lab.picture().axes[0].texts] == [lab.problem]
     with pytest.raises(ErltoolError, match="EntropyLab: "):
-        EntropyLab(**bad)
+        lab.result  # noqa: B018
 
 
 def test_names_are_only_ever_text():
@@ -156,7 +160,7 @@ def test_bad_input_is_said_in_the_widget(run):
     cases = {
         "no tokens": table.iloc[:0],
         "lacks covariance": table.drop(columns="covariance"),
-        "not finite": table.assign(log_prob=float("nan")),
+        "log_prob is not finite on 1 of": table.assign(log_prob=table["log_prob"].where(table.index != 5)),
         "not dict": {},
     }
     for words, source in cases.items():
@@ -165,9 +169,23 @@ def test_bad_input_is_said_in_the_widget(run):
         inspector.picture()
     one = table[(table["prompt_index"] == 0) & (table["response_index"] == 0)]
     assert TokenInspector(one).result.covariance == pytest.approx(0)  # one response has one advantage
-    assert not TokenInspector(one).problem
-    equal = TokenInspector(table.assign(advantage=0.0, covariance=0.0)).result
-    assert equal.covariance == 0 and not equal.tokens["clip_cov"].any()
+    assert TokenInspector(one.assign(covariance=0.0)).data["note"].startswith("Every covariance is 0: one response")
+    equal = TokenInspector(table.assign(advantage=0.0, covariance=0.0))
+    assert equal.result.covariance == 0 and not equal.result.tokens["clip_cov"].any()
+    assert "all rewards are equal" in equal.data["note"] and not equal.problem
+    assert TokenInspector(table).data["note"] == ""
+    part = TokenInspector(table.assign(text=table["text"].where(table.index % 2 == 0, "\ufffd")))
+    assert "parts of a character" in part.data["note"]
+
+
+def test_a_step_or_response_that_is_not_there_is_named(run):
+    assert "no tokens of step 5;" in TokenInspector(run, step=5).problem
+    inspector = TokenInspector(run)
+    for trait, value in (("step", 5), ("response", 10_000), ("response", -1)):
+        before = inspector.sentence
+        with pytest.raises(ErltoolError, match=f"{trait} {value}"):
+            setattr(inspector, trait, value)
+        assert inspector.sentence == before
 
 
 def test_hostile_and_broken_tokens_are_shown_as_themselves(run):

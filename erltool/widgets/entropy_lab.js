@@ -19,6 +19,10 @@ const A = "#0072B2", B = "#D55E00", MAX_STEPS = 400;
 function render({ model, el }) {
   const root = make("div", { class: "erltool" }), save = saver(model);
   el.append(root);
+  if (model.get("problem")) {
+    root.append(problem(model.get("problem")));
+    return;
+  }
   const names = model.get("names"), n = names.length;
   let z = [...model.get("logits")], a = [...model.get("advantages")];
   let history = model.get("history").map((h) => [...h]), timer = null;
@@ -43,12 +47,11 @@ function render({ model, el }) {
   }
 
   const etaText = make("span", { class: "number" });
-  const eta = slider("step size eta", { min: 0.02, max: 2, step: 0.02, value: model.get("eta") }, (value) => { model.set("eta", value); save(); paint(eta); });
+  const eta = slider("step size eta", { min: 0.02, max: 2, step: 0.02, value: model.get("eta") }, (value) => { model.set("eta", value); save(); });
   const group = `method-${Math.random().toString(36).slice(2)}`;
   const methods = [["pg", "policy gradient"], ["npg", "natural policy gradient"]].map(([key, text]) => {
     const input = keepKeys(make("input", { type: "radio", name: group, value: key }));
-    input.checked = model.get("method") === key;
-    input.addEventListener("change", () => { model.set("method", key); save(); paint(); });
+    input.addEventListener("change", () => { model.set("method", key); save(); });
     return make("label", {}, input, text);
   });
   const play = button("Play", () => (timer === null ? start() : stop()));
@@ -86,6 +89,7 @@ function render({ model, el }) {
       row.shown.share.textContent = fixed((-p[i] * (log[i] + h) * (dz[i] - mz)) / e, 4);
     });
     if (source !== eta) eta.value = e;
+    methods.forEach((m) => { m.firstChild.checked = m.firstChild.value === method; });
     etaText.textContent = fixed(e, 2);
     status.textContent = `entropy ${fixed(h)} nats of at most ${fixed(Math.log(n))}; the next step changes it by ` +
       `${fixed(exact, 4)}, predicted ${fixed(predicted, 4)}; ${history.length} steps made`;
@@ -111,16 +115,15 @@ function render({ model, el }) {
       draw("text", { x: x1, y: 182, "text-anchor": "end", "font-size": 12, fill: "#111" }, `${history.length} steps`));
     return nodes;
   }
+  const ours = () => JSON.stringify([model.get("logits"), model.get("advantages")]) === JSON.stringify([z, a]);
   const fromKernel = () => {
+    if (timer || ours()) return;
     z = [...model.get("logits")]; a = [...model.get("advantages")];
     history = model.get("history").map((h) => [...h]);
-    methods.forEach((m) => { m.firstChild.checked = m.firstChild.value === model.get("method"); });
     paint();
   };
-  ["change:logits", "change:advantages", "change:eta", "change:method"].forEach((e) => model.on(e, (_, __, options) => {
-    if (!timer && JSON.stringify(model.get("logits")) + JSON.stringify(model.get("advantages")) !== JSON.stringify(z) + JSON.stringify(a)) fromKernel();
-    else paint(document.activeElement);
-  }));
+  ["logits", "advantages"].forEach((t) => model.on(`change:${t}`, fromKernel));
+  ["eta", "method"].forEach((t) => model.on(`change:${t}`, () => paint(document.activeElement)));
   paint();
   return () => stop();
 }

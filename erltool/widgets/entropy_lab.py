@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from erltool import bandit
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, new_axes
-from erltool.widgets.view import View, javascript
+from erltool.widgets.view import View, javascript, message
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class EntropyLab(View):
 
     Sliders set each action's probability and advantage; Step and Play make policy gradient ("pg", Theorem 1) or
     natural policy gradient ("npg", Theorem 2) steps of size `eta`. The arithmetic is in the browser and equals
-    erltool.bandit's. Raises ErltoolError for fewer than two actions, probabilities that are not positive and
-    finite, or advantages that do not fit.
+    erltool.bandit's. Fewer than two actions, probabilities that are not positive and finite, advantages or names
+    that do not fit: said in the widget, `problem`; `.result` then raises ErltoolError with it.
     """
 
     _esm = javascript("entropy_lab.js")
@@ -59,16 +59,16 @@ class EntropyLab(View):
         method: str = "npg",
         names: Sequence[str] | None = None,
     ):
-        p = np.asarray(probabilities, dtype=float)
-        if p.ndim != 1 or len(p) < 2 or not np.isfinite(p).all() or (p <= 0).any():
-            raise ErltoolError("EntropyLab: probabilities must be two or more positive finite numbers")
-        if len(advantages) != len(p) or not np.isfinite(np.asarray(advantages, dtype=float)).all():
-            raise ErltoolError(f"EntropyLab: give {len(p)} finite advantages, one an action")
+        try:
+            p, a = _checked(probabilities, advantages)
+            names = [f"a{i + 1}" for i in range(len(p))] if names is None else [str(x) for x in names]
+            if len(names) != len(p):
+                raise ErltoolError(f"EntropyLab: give {len(p)} names, one an action")
+        except ErltoolError as e:
+            super().__init__(problem=str(e))
+            return
         logits = np.log(p / p.sum()).tolist()
-        names = [f"a{i + 1}" for i in range(len(p))] if names is None else [str(x) for x in names]
-        super().__init__(
-            names=names, start=logits, logits=logits, advantages=[float(x) for x in advantages], eta=eta, method=method
-        )
+        super().__init__(names=names, start=logits, logits=logits, advantages=a.tolist(), eta=eta, method=method)
 
     def step(self, count: int = 1) -> "EntropyLab":
         """Makes steps here in Python, as the button does."""
@@ -86,6 +86,8 @@ class EntropyLab(View):
     @property
     def result(self) -> EntropyLabResult:
         """The state as it is now."""
+        if self.problem:
+            raise ErltoolError(self.problem)
         z, change = self._next()
         return EntropyLabResult(
             torch.softmax(z, -1).numpy(),
@@ -106,6 +108,8 @@ class EntropyLab(View):
 
     def picture(self) -> Figure:
         """Probabilities, and entropy by step beside what the theorem predicts."""
+        if self.problem:
+            return message(self.problem)
         r = self.result
         left, right = new_axes(2)
         left.bar(range(len(self.names)), r.probabilities, color=COLOURS[0])
@@ -120,3 +124,16 @@ class EntropyLab(View):
         right.set(xlabel="step", ylabel="entropy (nats)", ylim=(0, 1.05 * np.log(len(r.probabilities))))
         right.legend(fontsize=8)
         return left.figure
+
+
+def _checked(probabilities: Sequence[float], advantages: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays (A,). Raises ErltoolError for what is no policy over two or more actions with its advantages."""
+    try:
+        p, a = (np.asarray(x, dtype=float) for x in (probabilities, advantages))
+    except (TypeError, ValueError):
+        raise ErltoolError("EntropyLab: probabilities and advantages must be numbers, one an action") from None
+    if p.ndim != 1 or len(p) < 2 or not np.isfinite(p).all() or (p <= 0).any():
+        raise ErltoolError("EntropyLab: probabilities must be two or more positive finite numbers")
+    if a.shape != p.shape or not np.isfinite(a).all():
+        raise ErltoolError(f"EntropyLab: give {len(p)} finite advantages, one an action")
+    return p, a

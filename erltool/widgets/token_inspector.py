@@ -13,7 +13,7 @@ from erltool.errors import ErltoolError
 from erltool.plots import new_axes
 from erltool.runs import TOKEN_COLUMNS, Run
 from erltool.tokens import token_budget
-from erltool.widgets.view import View, javascript
+from erltool.widgets.view import View, javascript, message
 
 QUANTITIES = ("covariance", "entropy", "log_prob", "ratio", "selected")
 
@@ -39,7 +39,7 @@ class TokenInspector(View):
     what the run's own control took. Sliders for Clip-Cov (band, share) and KL-Cov (share, coef) show at once which
     tokens they would take among the step's shown prompts, and how that changes the mean covariance, which is to
     first order what the entropy falls by. A run has the tokens it recorded; a live step all of its own. Bad input
-    is said in the widget: `problem`.
+    is said in the widget: `problem`; a step or response that is not there raises ErltoolError where it is set later.
     """
 
     _esm = javascript("token_inspector.js")
@@ -55,6 +55,8 @@ class TokenInspector(View):
     data = traitlets.Dict().tag(sync=True)
     """The step's tokens as columns: texts, float32 bytes, and where each response begins."""
 
+    _responses = 0  # of the step; before one is loaded any number may be asked for
+
     def __init__(self, source, **settings):
         try:
             self._table = _tokens_of(source)
@@ -62,10 +64,23 @@ class TokenInspector(View):
         except ErltoolError as e:
             self._table, problem = pd.DataFrame({c: [] for c in TOKEN_COLUMNS}), str(e)
         steps = sorted(int(s) for s in self._table["step"].unique())
-        settings.setdefault("step", steps[-1] if steps else 0)
+        if steps and settings.setdefault("step", steps[-1]) not in steps:
+            problem, settings["step"] = _unrecorded(settings["step"], steps), steps[-1]
         super().__init__(steps=steps, problem=problem, **settings)
         self._load()
         self.observe(lambda change: self._load(), "step")
+
+    @traitlets.validate("step")
+    def _recorded(self, proposal) -> int:
+        if self.steps and proposal.value not in self.steps:
+            raise ErltoolError(_unrecorded(proposal.value, self.steps))
+        return proposal.value
+
+    @traitlets.validate("response")
+    def _among_responses(self, proposal) -> int:
+        if self._responses and not 0 <= proposal.value < self._responses:
+            raise ErltoolError(f"TokenInspector: response {proposal.value}: the step has 0 to {self._responses - 1}")
+        return proposal.value
 
     def _load(self) -> None:
         table = self._table[self._table["step"] == self.step].reset_index(drop=True)
@@ -78,8 +93,10 @@ class TokenInspector(View):
         # One key a token, as the controls draw them: the sliders' random choice is that of a seeded generator.
         self._keys = np.random.default_rng(0).random(len(table), dtype=np.float32)
         columns = {n: self._shown[n].to_numpy(np.float32) for n in (*QUANTITIES, "advantage")}
-        self.response = min(self.response, max(0, len(begins) - 1))
+        self._responses = len(begins)
+        self.response = max(0, min(self.response, len(begins) - 1))
         self.data = {
+            "note": _note(self._shown),
             "texts": [visible(str(t)) for t in table["text"]],
             "prompts": [visible(str(table["prompt"][b])) for b in begins],
             "rewards": [float(table["reward"][b]) for b in begins],
@@ -115,11 +132,9 @@ class TokenInspector(View):
 
     def picture(self) -> Figure:
         """The shown response's tokens as bars of the chosen quantity."""
+        if self.problem:
+            return message(self.problem)
         ax = new_axes(width=8.4, height=2.6)[0]
-        if self.problem or not len(self._shown):
-            ax.text(0.5, 0.5, self.problem or "no tokens", ha="center", va="center", parse_math=False, wrap=True)
-            ax.set_axis_off()
-            return ax.figure
         begins = [*self.data["begins"], len(self._shown)]
         part = self._shown.iloc[begins[self.response] : begins[self.response + 1]].head(60)
         values = part[self.quantity].to_numpy(float)
@@ -133,7 +148,7 @@ class TokenInspector(View):
 
 def covariance_of(log_prob: np.ndarray, advantage: np.ndarray) -> float:
     """Mean token covariance of tokens in one row, nats; 0 for no tokens."""
-    log_prob, advantage = (torch.from_numpy(x)[None] for x in (log_prob, advantage))
+    log_prob, advantage = (torch.from_numpy(np.array(x))[None] for x in (log_prob, advantage))  # pandas' are read-only
     return mean_covariance(advantage, log_prob, torch.ones_like(log_prob, dtype=torch.bool)).item()
 
 
@@ -161,7 +176,27 @@ def _tokens_of(source) -> pd.DataFrame:
         raise ErltoolError(f"TokenInspector: the table lacks {', '.join(missing)}")
     if not len(table):
         raise ErltoolError("TokenInspector: no tokens were recorded; train with record_every above 0")
-    numbers = table[["log_prob", "old_log_prob", "entropy", "advantage", "covariance"]].to_numpy(float)
-    if not np.isfinite(numbers).all():
-        raise ErltoolError("TokenInspector: log-probs, advantages or covariances are not finite; the step is broken")
+    for name in ("log_prob", "old_log_prob", "entropy", "advantage", "covariance"):
+        broken = int((~np.isfinite(table[name].to_numpy(float))).sum())
+        if broken:
+            raise ErltoolError(
+                f"TokenInspector: {name} is not finite on {broken} of {len(table)} tokens; look for what diverged"
+            )
     return table
+
+
+def _unrecorded(step, steps: list[int]) -> str:
+    return f"TokenInspector: no tokens of step {step}; there are {steps[0]} to {steps[-1]}, {len(steps)} steps"
+
+
+def _note(shown: pd.DataFrame) -> str:
+    """What a reader of a step's tokens must know first: why all covariances are 0, and which texts are none."""
+    notes = []
+    if len(shown) and not shown["covariance"].any():
+        one = len(shown[["prompt_index", "response_index"]].drop_duplicates()) == 1
+        why = "one response has one advantage" if one else "all rewards are equal in each group"
+        notes.append(f"Every covariance is 0: {why}, and a control has nothing to choose by.")
+    broken = int(shown["text"].str.contains("\ufffd", regex=False).sum()) if len(shown) else 0
+    if broken:
+        notes.append(f"{broken} tokens are parts of a character, not text on their own: shown as U+FFFD.")
+    return " ".join(notes)

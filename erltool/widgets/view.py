@@ -7,12 +7,22 @@ import anywidget
 import traitlets
 from matplotlib.figure import Figure
 
+from erltool.plots import new_axes
+
 HERE = Path(__file__).parent
 
 
 def javascript(name: str) -> str:
     """A widget's module: the shared helpers and its own file. As text, because a path would be watched for ever."""
     return (HERE / "shared.js").read_text(encoding="utf-8") + (HERE / name).read_text(encoding="utf-8")
+
+
+def message(text: str) -> Figure:
+    """The picture of a widget that has nothing to draw: what is wrong, as text."""
+    ax = new_axes(width=8.4, height=1.2)[0]
+    ax.text(0.5, 0.5, text, ha="center", va="center", parse_math=False, wrap=True)
+    ax.set_axis_off()
+    return ax.figure
 
 
 class View(anywidget.AnyWidget):
