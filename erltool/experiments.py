@@ -97,6 +97,8 @@ def _named(field_name: str, values, file: Path) -> list[tuple[str, object]]:
         named = list(values.items())
     else:
         raise ErltoolError(f"experiment {file}: vary.{field_name} must be a list or a table of values")
+    if any(isinstance(value, dict) for _, value in named):
+        raise ErltoolError(f"experiment {file}: vary.{field_name} has a name with a dot; put it in quotes")
     for label, _ in named:
         if not re.fullmatch(r"[\w.=+]+(-[\w.=+]+)*", label):
             raise ErltoolError(f"experiment {file}: {label!r} cannot name a folder; use letters, digits and - . _ =")
