@@ -133,8 +133,8 @@ class CISPO(NoControl):
         -sg(clip(ratio_t, 1 - clip_eps_low, 1 + clip_eps_high)) * A_t * log pi_t,  sg: no gradient
 
     MiniMax 2025, arXiv 2506.13585 (MiniMax-M1), Eq 4-5, with the normaliser of all tokens as there. It sets no
-    lower bound, which is clip_eps_low = 1, and tunes clip_eps_high without naming it; 4, where a weight is at
-    most 5, is what others use. On the first update after sampling all weights are 1: it then is REINFORCE, as
+    lower bound, which is clip_eps_low = 1, and tunes clip_eps_high without naming it: 4 is ours, a weight of at
+    most 5. On the first update after sampling all weights are 1: it then is REINFORCE, as
     GRPO is. The loss's value means nothing; its gradient does. `clip_fraction` is 0.
     """
 
@@ -164,8 +164,8 @@ class GSPO(NoControl):
 
     Zheng et al. 2025, arXiv 2507.18071, Eq 5-7. Written token by token (its Eq 13-14): each token carries the
     value s and the gradient of its own log-prob, which with one advantage a response is the same in value and
-    gradient. The clip (3e-4, 4e-4) is the paper's and small, because s averages over thousands of tokens: for
-    responses of a dozen use ranges nearer 0.03.
+    gradient. The clip (3e-4, 4e-4) is the paper's and small, because s averages over thousands of tokens: short
+    responses need a wider one.
     """
 
     name: ClassVar[str] = "gspo"
