@@ -55,7 +55,7 @@ class Alarm:
 class Watch:
     """Looks over a run's metrics, one row a step. Thresholds are relative to the run's start; lengths are iterations.
 
-    A metric that is missing or not finite in a row is left out. Before `trend` iterations nothing is said, nor
+    A metric that is missing or not finite in a row is left out. Before `level` iterations nothing is said, nor
     of an entropy that starts at 0. An alarm of entropy also needs a level that is `sigmas` standard deviations of
     an iteration's mean away from the start.
     """
@@ -65,7 +65,7 @@ class Watch:
     doubled in length ..."""
     floor: float = 0.1
     """... or is at most this share, whatever its rate."""
-    explosion: float = 1.5
+    explosion: float = 1.3
     """Explosion: entropy is at least this multiple of its start, and rises."""
     sigmas: float = 3.0
     """By the changes between the first `noise` iterations, and their median absolute deviation."""
@@ -95,7 +95,7 @@ class Watch:
         for name in WATCHED:
             self._add(name, row.get("iteration", row["step"]), row.get(name))
         entropy = self._means["policy_entropy"]
-        if len(entropy) < self.trend or (start := self._start("policy_entropy")) < TINY:
+        if len(entropy) < self.level or (start := self._start("policy_entropy")) < TINY:
             return ()
         found = []
         for kind in KINDS:
@@ -142,6 +142,8 @@ class Watch:
 
     def _explosion(self, entropy: list[float], start: float, step: int) -> tuple:
         level = self._level("policy_entropy")
+        if level < self.explosion * start / REARM:
+            return False, True
         threshold = max(self.explosion * start, start + self.sigmas * noise(entropy[: self.noise]))
         on = level >= threshold and line(self._recent(entropy))[0] > 0
         message = f"entropy {level:.3g} nats/token, {level / start:.3g} times its start"
@@ -151,9 +153,11 @@ class Watch:
         reward = self._means["reward"][-self.stall :]
         if len(reward) < self.stall or len(entropy) < self.stall:
             return False, False
-        (slope, error), span = line(np.array(reward)), self.stall - 1
         before = statistics.median(entropy[-self.stall :][: self.level])
         now = self._level("policy_entropy")
+        if now > (1 - self.spent) * before and "stall" not in self._raised:
+            return False, False
+        (slope, error), span = line(np.array(reward)), self.stall - 1
         on = (slope + error) * span < self.rise and now <= (1 - self.spent) * before
         message = f"reward {slope * span:+.3f} while entropy went {before:.3g} to {now:.3g}"
         return on, (slope - error) * span > self.rise, message, slope * span, self.rise

@@ -51,21 +51,21 @@ def test_a_collapse_is_raised_once_with_the_step_at_which_it_will_be_complete(rn
 def test_what_is_spent_already_is_a_collapse_at_any_rate():
     entropy = np.r_[np.full(3, 0.5), np.full(40, 0.04)]
     (alarm,) = watched(entropy)
-    assert (alarm.kind, alarm.step) == ("collapse", 4 * 9 + 1)  # the first row of the tenth iteration
+    assert (alarm.kind, alarm.step) == ("collapse", 4 * 5 + 1)  # the median of 5 iterations is there with their third
     assert "by step" not in alarm.message
 
 
 def test_an_explosion_is_raised_once_and_nothing_else_is(rng):
     (alarm,) = watched(noisy(0.5 + 0.02 * np.arange(60), rng, 0.03))
-    assert alarm.kind == "explosion" and alarm.value >= alarm.threshold == pytest.approx(0.75, rel=0.1)
-    assert 4 * 10 < alarm.step < 4 * 20  # the mean crosses at iteration 12.5
+    assert alarm.kind == "explosion" and alarm.value >= alarm.threshold == pytest.approx(Watch.explosion * 0.5, rel=0.1)
+    assert 4 * 5 < alarm.step < 4 * 15  # the mean crosses at iteration 7.5
 
 
 def test_noise_as_large_as_the_rise_is_no_explosion(rng):
     assert watched(0.5 + 0.25 * rng.standard_normal(300).clip(-1.5, 1.5)) == []
 
 
-@pytest.mark.parametrize("held", [0.4, 0.6, 1.0, 1.3])
+@pytest.mark.parametrize("held", [0.4, 0.6, 1.0, 1.1])
 def test_a_plateau_under_control_is_quiet(rng, held):
     iterations = np.arange(200)
     for _ in range(3):
@@ -85,7 +85,7 @@ def test_an_alarm_is_raised_again_only_after_a_recovery():
 
 
 @pytest.mark.parametrize(
-    "entropy", [[], [0.5], 0.5 * np.exp(-np.arange(9)), np.full(100, 0.5), np.zeros(100)],
+    "entropy", [[], [0.5], 0.5 * np.exp(-np.arange(4)), np.full(100, 0.5), np.zeros(100)],
     ids=["empty", "one", "short", "constant", "zero"],
 )  # fmt: skip
 def test_a_short_or_constant_run_is_quiet(entropy):
@@ -107,7 +107,7 @@ def test_reward_that_stands_still_while_entropy_falls_is_a_stall(rng):
 
 @pytest.mark.parametrize(("metric", "name"), [("response_length", "length"), ("grad_norm", "gradient norm")])
 def test_length_or_gradient_that_grows_with_entropy_runs_away(metric, name):
-    growing, entropy = np.linspace(1, 5, 60), 0.5 * np.linspace(1, 1.4, 60)
+    growing, entropy = np.linspace(1, 5, 60), 0.5 * np.linspace(1, 1.25, 60)
     (alarm,) = watched(entropy, **{metric: growing})
     assert alarm.kind == "runaway" and alarm.message.startswith(name)
     assert watched(entropy[::-1], **{metric: growing}) == []
