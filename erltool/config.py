@@ -32,7 +32,7 @@ class TrainConfig:
     task: str = _about("countdown", "task with prompts and verifier")
     policy: str = _about("embedded", "embedded, smollm2-135m, a model's folder, a GGUF file, or a hub id")
     base: str = _about("none", f"quantisation of the weights that do not train: {', '.join(BASES)}")
-    dtype: str = _about("auto", "of weights and computation: fp32, bf16, or auto, as the weights are stored")
+    dtype: str = _about("auto", "of weights and computation: fp32, bf16, or auto: as stored, fp32 where bf16 is slow")
     template: str = _about("auto", f"form in which the policy is given a prompt: auto, {', '.join(TEMPLATES)}")
     shots: int = _about(0, "worked examples from the training problems shown before every prompt")
     control: NoControl = _about(

@@ -240,7 +240,7 @@ def load_policy(
     if compile:
         for layer in policy.causal_lm.get_decoder().layers:
             layer.compile(dynamic=True)
-    _keep_freed_memory()
+    _settle_memory()
     return policy
 
 
@@ -374,17 +374,20 @@ def _from_gguf(file: Path) -> Path:
     return folder
 
 
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Lets glibc keep up to 1 GiB of freed memory instead of handing every tensor's pages back and forth.
+def _settle_memory() -> None:
+    """Has glibc give back what loading left, and from then on keep up to 1 GiB of freed memory instead of handing
+    every tensor's pages back and forth. Elsewhere than on glibc it does nothing.
 
-    Measured on the embedded policy: a fifth of the time of sampling. Elsewhere than on glibc it does nothing.
+    Measured: quantising SmolLM2's layers one by one leaves 309 MiB of freed pieces, which the update's large tensors
+    would not fill; keeping freed memory saves a fifth of the time of sampling from the embedded policy.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        trim, mallopt = libc.malloc_trim, libc.mallopt
     except (AttributeError, OSError, TypeError):
         return
+    trim(0)
     mallopt(m_mmap_threshold, 32 * 2**20)  # the largest that glibc takes
     mallopt(m_trim_threshold, 2**30)
 

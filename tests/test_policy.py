@@ -1,6 +1,8 @@
 """Policies: templates, sources, and a real small LLM under 4-bit (slow)."""
 
 import os
+import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +60,21 @@ def test_bf16_weights_are_computed_in_fp32_where_the_cpu_only_emulates_bf16(monk
     qwen = TrainConfig(policy="Qwen/Qwen2.5-7B")
     heads = [plan_memory(qwen, device=d).stays["weights, embedding and head"] for d in ("cpu", "cuda")]
     assert heads[0] / heads[1] == expected.itemsize / 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc keeps freed memory in other ways")
+def test_what_loading_left_is_given_back(tiny_policy):
+    """As quantising layer by layer does, small pieces are freed between others that stay."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    pieces = [bytearray(b"x" * 2**16) for _ in range(2048)]
+    stay = pieces[::16]
+    del pieces
+    before = resident()
+    load_policy(str(tiny_policy), base="nf4", dtype="fp32", lora_rank=4)
+    assert len(stay) == 128 and before - resident() > 64 * 2**20
 
 
 def test_a_checkpointed_policy_has_the_same_gradients(tiny_policy):
