@@ -32,17 +32,18 @@ def end_values(runs: Mapping[str, Run]) -> pd.DataFrame:
     """One row a run, by name: what it was, where it began and where it ended.
 
     Columns: `setting`, `seed`, `failed` (why, or ""), `entropy_start`, `entropy_end` (nats/token, means of EDGE
-    iterations), `entropy_spent` (fraction of the start that is gone), `accuracy_start`, `accuracy_end` and
-    `accuracy_best` (held-out, while training; `accuracy_end` is the mean of the last three evaluations), `average` and
-    `pass@k` of the last policy's evaluation, `length_end` (tokens), `covariance_start`, `covariance_end` (nats),
-    `selected` (mean fraction of the tokens that the control acted on). NaN for what was not measured.
+    iterations), `entropy_spent` (fraction of the start that is gone), `accuracy_start`, `accuracy_best` and
+    `accuracy_late` (held-out, while training; `accuracy_late` is the mean over the second half of the steps, because
+    a single policy's may swing by more than controls differ), `average` and `pass@k` of the last policy's evaluation,
+    `length_end` (tokens), `covariance_start`, `covariance_end` (nats), `selected` (mean fraction of the tokens that
+    the control acted on). NaN for what was not measured.
     """
     return pd.DataFrame({name: _end_values(run) for name, run in runs.items()}).T.infer_objects()
 
 
 def _end_values(run: Run) -> dict:
     rows = run.metrics.groupby("iteration").mean(numeric_only=True)
-    accuracy = run.evaluated()["eval_accuracy"]
+    accuracy = run.evaluated().set_index("step")["eval_accuracy"]
     values = {"setting": setting_of(run), "seed": run.config["seed"], "failed": run.evaluation.get("failed", "")}
     if not len(rows):
         return values
@@ -52,7 +53,7 @@ def _end_values(run: Run) -> dict:
         "entropy_end": last["policy_entropy"],
         "entropy_spent": 1 - last["policy_entropy"] / first["policy_entropy"],
         "accuracy_start": accuracy.iloc[0] if len(accuracy) else np.nan,
-        "accuracy_end": accuracy.tail(3).mean() if len(accuracy) else np.nan,
+        "accuracy_late": accuracy[accuracy.index > run.metrics["step"].max() / 2].mean(),
         "accuracy_best": accuracy.max() if len(accuracy) else np.nan,
         "length_end": last["response_length"],
         "covariance_start": first["mean_covariance"],

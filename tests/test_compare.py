@@ -64,7 +64,7 @@ def test_end_values_of_a_made_run():
     run = made_run(entropy, np.linspace(0.1, 0.29, 20), evaluation={"average": 0.3, "pass@8": 0.6, "right": [1]})
     row = end_values({"a": run}).loc["a"]
     assert row["entropy_start"] == pytest.approx(0.5) and row["entropy_spent"] == pytest.approx(0.8)
-    assert row["accuracy_end"] == pytest.approx(0.28) and row["accuracy_best"] == pytest.approx(0.29)
+    assert row["accuracy_late"] == pytest.approx(0.245) and row["accuracy_best"] == pytest.approx(0.29)
     assert row["average"] == 0.3 and row["pass@8"] == 0.6 and "right" not in row
 
 
@@ -72,12 +72,12 @@ def test_differences_are_against_the_baseline_of_the_same_seed():
     kl = {"name": "kl-cov", "fraction": 0.1, "coef": 2.0}
     runs = {f"n{s}": made_run([0.5] * 4, [0.3 + s / 10] * 4, seed=s) for s in range(3)}
     runs |= {f"k{s}": made_run([0.5] * 4, [0.35 + s / 10] * 4, kl, s) for s in range(3)}
-    found = differences(end_values(runs), "accuracy_end", "none")
+    found = differences(end_values(runs), "accuracy_late", "none")
     assert set(found) == {"kl-cov:fraction=0.1,coef=2.0"}
     (only,) = found.values()
     assert only.mean == pytest.approx(0.05) and only.excludes_zero
     with pytest.raises(ErltoolError, match="no runs of 'clip-cov'"):
-        differences(end_values(runs), "accuracy_end", "clip-cov")
+        differences(end_values(runs), "accuracy_late", "clip-cov")
 
 
 def test_a_setting_is_text_that_parses_back():
