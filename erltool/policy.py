@@ -378,8 +378,8 @@ def _settle_memory() -> None:
     """Has glibc give back what loading left, and from then on keep up to 1 GiB of freed memory instead of handing
     every tensor's pages back and forth. Elsewhere than on glibc it does nothing.
 
-    Measured: quantising SmolLM2's layers one by one leaves 309 MiB of freed pieces, which the update's large tensors
-    would not fill; keeping freed memory saves a fifth of the time of sampling from the embedded policy.
+    Measured: quantising SmolLM2's layers one by one leaves 309 MiB of freed pieces; keeping freed memory saves a fifth
+    of the time of sampling from the embedded policy.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3
     try:
