@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import matplotlib.image
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import erltool
+import erltool.widgets
 from erltool import ErltoolError, bandit
 from erltool.resources import shipped
 from erltool.tokens import Tokens
@@ -197,3 +199,32 @@ def test_hostile_and_broken_tokens_are_shown_as_themselves(run):
     assert visible("a\ud800b") == "aU+D800b"  # which no table of tokens can hold
     json.dumps(inspector.data["texts"]).encode()
     inspector.picture().savefig(io.BytesIO(), format="png")
+
+
+# --- lessons ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(shipped("notebooks").glob("0*.ipynb")), ids=lambda p: p.stem)
+def test_every_widget_of_a_lesson_has_a_static_twin_in_the_next_cell(path):
+    code = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    names = re.findall(rf"^(\w+) = (?:{'|'.join(erltool.widgets.__all__)})\(", "\n".join(map(text_of, code)), re.M)
+    shows = [i for i, c in enumerate(code) if text_of(c).rstrip().splitlines()[-1] in names]
+    assert len(shows) == {"02_why_entropy_falls": 1, "03_token_covariance": 2}.get(path.stem, len(shows))
+    for i in shows:
+        bundles = [[o["data"] for o in c["outputs"] if "image/png" in o.get("data", {})] for c in code[i : i + 2]]
+        assert all(bundles), f"cell {i}: no picture of the widget, or none in the next cell"
+        assert ".picture()" in text_of(code[i + 1]) and "widget-view" not in json.dumps(bundles)
+
+
+def text_of(cell):
+    return "".join(cell["source"])
+
+
+@pytest.mark.parametrize("path", sorted(shipped("notebooks").glob("0*.ipynb")), ids=lambda p: p.stem)
+def test_every_exercise_is_followed_by_its_solution(path):
+    cells = json.loads(path.read_text())["cells"]
+    tagged = [(i, c["cell_type"], t) for i, c in enumerate(cells) for t in c["metadata"].get("tags", ())]
+    exercises = [(i, kind) for i, kind, tag in tagged if tag == "exercise"]
+    assert len(exercises) >= 2 or path.stem.startswith("00")
+    assert [(i, "code") for i, kind, tag in tagged if tag == "solution"] == [(i + 1, "code") for i, _ in exercises]
+    assert all(kind == "markdown" for _, kind in exercises)
