@@ -4,7 +4,9 @@ Each draws itself in the browser (anywidget, its JavaScript in the package, noth
 keys from JupyterLab's shortcuts, and shows a PNG and a sentence where there is no kernel.
 """
 
+from erltool.widgets.control_explorer import ControlExplorer
 from erltool.widgets.entropy_lab import EntropyLab
+from erltool.widgets.run_monitor import RunMonitor
 from erltool.widgets.token_inspector import TokenInspector
 
-__all__ = ["EntropyLab", "TokenInspector"]
+__all__ = ["ControlExplorer", "EntropyLab", "RunMonitor", "TokenInspector"]

@@ -1,0 +1,337 @@
+"""ControlExplorer: recorded runs by control and parameter value, against the run without control."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import traitlets
+from matplotlib.figure import Figure
+
+from erltool.compare import end_values, paired_difference
+from erltool.config import TrainConfig
+from erltool.errors import ErltoolError
+from erltool.plots import COLOURS, LABELS, new_axes
+from erltool.runs import METRICS, Run, read_run, read_runs
+from erltool.widgets.view import View, javascript, message
+
+SHOWN = ("policy_entropy", "eval_accuracy", "response_length", "mean_covariance")
+END = ("entropy_end", "accuracy_late", "accuracy_best", "length_end")  # columns of compare.end_values
+ALWAYS = ("none", "random-clip")  # what nothing, and what chance does: drawn beside every other control
+FIRST = ("clip-cov", "kl-cov")
+POINTS = 300  # of a line
+# Fields of a configuration that do not decide what is learned: runs that differ in these alone are compared.
+UNDECIDED = {
+    "control", "seed", "steps", "micro_batch", "sampling_batch", "gradient_checkpointing", "compile", "device",
+    "trust_remote_code", "eval_every", "eval_prompts", "eval_samples", "checkpoint_every", "record_every",
+    "record_prompts", "entropy_change_every",
+}  # fmt: skip
+DASHES = ((), (7, 3), (2, 2), (9, 3, 2, 3))
+
+
+@dataclass(frozen=True)
+class ControlExplorerResult:
+    """What is on show."""
+
+    end: pd.DataFrame
+    """One row a run: `run`, `control`, `seed`, then the columns of compare.end_values"""
+    curves: pd.DataFrame
+    """One row a run and recorded step: `run`, `control`, `seed`, `step` and the metrics of SHOWN"""
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Runs that differ in their seed alone."""
+
+    control: str
+    parameters: dict
+    """The control's fields: a number, or a text."""
+    setting: int
+    runs: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        return label_of(self.control, self.parameters)
+
+
+class ControlExplorer(View):
+    """`ControlExplorer(runs)`: runs by control and parameter, over their seeds; `.result` is what is on show.
+
+    `runs` are `Run`s, folders of runs, or one folder that holds runs (runs.read_runs). Choose controls, and of the
+    values that were recorded those of each control's parameters; `none` and the null control `random-clip` stay
+    beside them. A thin line is a run, a thick one the mean over its seeds where all have a value; above 300 steps a
+    point is the mean of several. The table has compare.end_values: mean over seeds, lowest and highest, and the
+    difference to `none` paired by seed. Runs with different fields of TrainConfig beside the control (advantages,
+    learning_rate, ...) are in different settings. What cannot be compared is said in the widget: `problem`.
+    """
+
+    _esm = javascript("control_explorer.js")
+    data = traitlets.Dict().tag(sync=True)
+    setting = traitlets.Int(0).tag(sync=True)
+    chosen = traitlets.Dict().tag(sync=True)
+    """Control -> position in `groups` of the parameters on show."""
+    metrics = traitlets.List(traitlets.Enum(SHOWN)).tag(sync=True)
+
+    def __init__(self, runs, *, metrics: Iterable[str] = SHOWN[:2]):
+        try:
+            self._runs, problem = _comparable(runs)
+        except ErltoolError as e:
+            self._runs, problem = [], f"ControlExplorer: {e}"
+        self.groups, settings = _grouped(self._runs)
+        self._end = end_values(dict(enumerate(self._runs)))
+        self._binned, steps = _curves(self._runs)
+        super().__init__(problem=problem, data=self._data(settings, steps), metrics=list(metrics))
+        here = {c for c in self.data["controls"]}
+        self.chosen = dict.fromkeys(here & {*FIRST} or here, -1)
+        self.observe(lambda change: setattr(self, "chosen", dict(self.chosen)), "setting")
+
+    def choose(self, control: str, /, **parameters) -> "ControlExplorer":
+        """Puts a control on show with these parameters, of the other ones those that change least.
+
+        Raises ErltoolError for a control, or parameters, that were not recorded together in this setting.
+        """
+        here = [i for i, g in enumerate(self.groups) if (g.control, g.setting) == (control, self.setting)]
+        wanted = {k: _plain(v) for k, v in parameters.items()}
+        fits = [i for i in here if wanted.items() <= self.groups[i].parameters.items()]
+        if not fits:
+            labels = [self.groups[i].label for i in here] or self.data["controls"]
+            asked = ", ".join([control, *(f"{k}={v}" for k, v in parameters.items())])
+            raise ErltoolError(f"ControlExplorer: {asked} was not recorded here; there are {'; '.join(labels)}")
+        self.chosen = self.chosen | {control: self._nearest(fits, self.chosen.get(control, -1))}
+        return self
+
+    @traitlets.validate("chosen")
+    def _of_this_setting(self, proposal) -> dict:
+        """The same controls, each with parameters that were recorded in this setting; ALWAYS among them."""
+        kept = {}
+        for control in self.data["controls"]:
+            here = [i for i, g in enumerate(self.groups) if (g.control, g.setting) == (control, self.setting)]
+            if here and (control in proposal.value or control in ALWAYS):
+                at = proposal.value.get(control, -1)
+                kept[control] = at if at in here else self._nearest(here, at)
+        return kept
+
+    def _nearest(self, candidates: list[int], at: int) -> int:
+        """Of these groups the one that differs from group `at` in the fewest parameters; without it, the one with the
+        most runs."""
+        if not 0 <= at < len(self.groups):
+            return max(candidates, key=lambda i: (len(self.groups[i].runs), -i))
+        now = self.groups[at].parameters
+        return min(candidates, key=lambda i: sum(now.get(k) != v for k, v in self.groups[i].parameters.items()))
+
+    def _data(self, settings: list[str], steps: np.ndarray) -> dict:
+        controls = list(dict.fromkeys(g.control for g in self.groups))
+        return {
+            "controls": controls,
+            "styles": {c: {"colour": _style(c, controls)[0], "dash": list(_style(c, controls)[1])} for c in controls},
+            "settings": settings,
+            "groups": [
+                {"control": g.control, "parameters": g.parameters, "setting": g.setting, "runs": list(g.runs),
+                 "label": g.label, "end": self._end_of(g)} for g in self.groups
+            ],
+            "metrics": {m: f"{_name(m)} ({METRICS[m][0]})" for m in SHOWN},
+            "steps": steps.astype(np.float32).tobytes(),
+            "last": float(max((r.metrics["step"].max() for r in self._runs), default=0)),
+            "curves": {m: self._binned[m].tobytes() for m in SHOWN},
+        }  # fmt: skip
+
+    def _end_of(self, group: _Group) -> dict:
+        """Mean, lowest and highest of each END column over a group's runs, None where nothing was measured; how its
+        accuracy_late differs from that of `none`; how many of its runs failed."""
+        rows = self._end.loc[list(group.runs)]
+        found = {"failed": int((rows["failed"] != "").sum()), "difference": None}
+        for column in END:
+            values = rows[column].dropna().astype(float) if column in rows else ()
+            found[column] = [float(f(values)) for f in (np.mean, np.min, np.max)] if len(values) else None
+        baseline = [g for g in self.groups if (g.control, g.setting) == ("none", group.setting)]
+        if baseline and group.control != "none":
+            pair = [self._end.loc[list(g.runs)].set_index("seed")["accuracy_late"] for g in (group, baseline[0])]
+            try:
+                d = paired_difference(*(p.dropna() for p in pair))
+            except ErltoolError:
+                return found
+            if d.seeds > 1:
+                found["difference"] = [d.mean, d.low, d.high]
+        return found
+
+    @property
+    def shown(self) -> list[_Group]:
+        """The groups on show, `none` first."""
+        return [self.groups[i] for i in self.chosen.values()]
+
+    @property
+    def result(self) -> ControlExplorerResult:
+        """The chosen runs' end values and curves, as they were recorded."""
+        end, curves = [], []
+        for group in self.shown:
+            for i in group.runs:
+                run = self._runs[i]
+                who = {"run": run.name, "control": group.label, "seed": run.config["seed"]}
+                end.append(who | self._end.loc[i].to_dict())
+                curves.append(run.metrics.reindex(columns=["step", *SHOWN]).assign(**who))
+        order = ["run", "control", "seed", "step", *SHOWN]
+        return ControlExplorerResult(
+            pd.DataFrame(end), pd.concat(curves, ignore_index=True)[order] if curves else pd.DataFrame(columns=order)
+        )
+
+    @property
+    def sentence(self) -> str:
+        if not self.groups:
+            return self.problem
+        parts = []
+        for group in self.shown:
+            end, n = self._end_of(group), len(group.runs)
+            accuracy = f"{end['accuracy_late'][0]:.3f}" if end["accuracy_late"] else "not measured"
+            parts.append(f"{group.label}, {n} seed{'s' * (n > 1)}: {end['entropy_end'][0]:.3f} and {accuracy}")
+        return "Entropy at the end (nats/token) and late held-out accuracy: " + "; ".join(parts) + "."
+
+    def picture(self) -> Figure:
+        """The chosen metrics by step: a thin line a run, a thick one the mean over a group's seeds."""
+        if not self.groups or not self.metrics:
+            return message(self.problem or "no metric is chosen")
+        axes = new_axes(len(self.metrics))
+        steps = np.frombuffer(self.data["steps"], np.float32)
+        for ax, metric in zip(axes, self.metrics, strict=True):
+            for group in self.shown:
+                colour, dash = _style(group.control, self.data["controls"])
+                rows = self._binned[metric][list(group.runs)]
+                lines = [(row, dict(linewidth=0.7, alpha=0.5)) for row in rows] if len(rows) > 1 else []
+                thick = dict(linewidth=2, linestyle=(0, dash) if dash else "-", label=group.label)
+                for row, look in [*lines, (rows.mean(0), thick)]:
+                    at = np.isfinite(row)
+                    ax.plot(steps[at], row[at], color=colour, **look)
+            ax.set(xlabel="optimiser step", ylabel=self.data["metrics"][metric])
+            ax.grid(alpha=0.25)
+        for text in axes[0].legend(fontsize=7).get_texts():
+            text.set_parse_math(False)
+        return axes[0].figure
+
+
+def binned(steps: np.ndarray, values: np.ndarray, last: float) -> np.ndarray:
+    """Means of values over equal spans of the steps 1 to `last`, at most POINTS of them; NaN where there are none."""
+    width = max(1, math.ceil(last / POINTS))
+    bins = math.ceil(last / width)
+    kept = np.isfinite(values) & np.isfinite(steps)
+    at = ((steps[kept] - 1) // width).astype(int)
+    count = np.bincount(at, minlength=bins)
+    return np.bincount(at, values[kept], bins) / np.where(count, count, np.nan)
+
+
+def middles(last: float) -> np.ndarray:
+    """The middle step of each span of `binned`."""
+    width = max(1, math.ceil(last / POINTS))
+    return np.arange(math.ceil(last / width)) * width + (width + 1) / 2
+
+
+def _curves(runs: list[Run]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Each metric of SHOWN binned, (runs, spans) float32, and the spans' middle steps."""
+    last = float(max((r.metrics["step"].max() for r in runs), default=0))
+    tables = [r.metrics.reindex(columns=["step", *SHOWN]).astype(float) for r in runs]
+    curves = {
+        m: np.array([binned(t["step"].to_numpy(), t[m].to_numpy(), last) for t in tables], np.float32) for m in SHOWN
+    }
+    return curves, middles(last)
+
+
+def _comparable(runs) -> tuple[list[Run], str]:
+    """The runs that can be compared, and which were left out and why. Raises ErltoolError where none is left, or where
+    they are of different tasks or policies."""
+    kept, left_out = [], []
+    for source in _sources(runs):
+        try:
+            run = source if isinstance(source, Run) else read_run(source)
+            if not isinstance(run.config.get("control"), Mapping) or "seed" not in run.config:
+                raise ErltoolError(f"run {run.path}: its config.json names no control and seed")
+            if run.metrics.empty:
+                raise ErltoolError(f"run {run.path}: has no steps yet")
+        except ErltoolError as e:
+            left_out.append(str(e))
+            continue
+        kept.append(run)
+    if not kept:
+        raise ErltoolError("; ".join(left_out) or "there are no runs; give runs, their folders, or a folder of them")
+    what = sorted({f"{r.config.get('policy')} on {r.config.get('task')}" for r in kept})
+    if len(what) > 1:
+        raise ErltoolError(f"runs of {' and of '.join(what)} do not compare; give those of one policy and task")
+    problems = [f"left out: {'; '.join(left_out)}"] if left_out else []
+    unmeasured = [r.name for r in kept if r.evaluated().empty]
+    if unmeasured:
+        names = ", ".join(unmeasured[:3]) + (f" and {len(unmeasured) - 3} more" if len(unmeasured) > 3 else "")
+        problems.append(f"no held-out accuracy was measured in {names}; train with eval_every above 0")
+    return kept, "; ".join(problems)
+
+
+def _sources(runs) -> list:
+    """Runs, or folders of runs, as a list."""
+    if isinstance(runs, Run):
+        return [runs]
+    if isinstance(runs, str | Path):
+        return [runs] if (Path(runs) / "config.json").is_file() else list(read_runs(runs).values())
+    if isinstance(runs, Mapping):
+        return list(runs.values())
+    if not isinstance(runs, Iterable):
+        raise ErltoolError(f"give runs, their folders, or a folder of them, not {type(runs).__name__}")
+    return list(runs)
+
+
+def _grouped(runs: list[Run]) -> tuple[list[_Group], list[str]]:
+    """Runs by setting and control with its parameters, `none` and the null control first; and the settings' texts."""
+    configs = [TrainConfig().to_dict() | r.config for r in runs]
+    fields = [f for f in (configs[0] if configs else ()) if f not in UNDECIDED and len({c[f] for c in configs}) > 1]
+    of = [", ".join(f"{f} {c[f]}" for f in fields) for c in configs]
+    settings = sorted(set(of))
+    members: dict[tuple, list[int]] = {}
+    for i, run in enumerate(runs):
+        name, parameters = parts_of(run.config["control"])
+        members.setdefault((name, tuple(parameters.items()), settings.index(of[i])), []).append(i)
+    groups = [_Group(name, dict(p), setting, tuple(at)) for (name, p, setting), at in members.items()]
+    return sorted(groups, key=_order), settings
+
+
+def _order(group: _Group):
+    rank = ALWAYS.index(group.control) if group.control in ALWAYS else len(ALWAYS)
+    values = [(isinstance(v, str), v if isinstance(v, float) else 0.0, str(v)) for v in group.parameters.values()]
+    return rank, group.control, group.setting, values
+
+
+def parts_of(control: Mapping) -> tuple[str, dict[str, float | str]]:
+    """Name and parameters of a control given as in a configuration; of composed ones, and of one inside another,
+    the parameters have the name of theirs before them."""
+    if "members" in control:
+        parts = [parts_of(member) for member in control["members"]]
+        return "+".join(n for n, _ in parts), {f"{n} {k}": v for n, fields in parts for k, v in fields.items()}
+    parameters: dict[str, float | str] = {}
+    for key, value in control.items():
+        if isinstance(value, Mapping):
+            inner, fields = parts_of(value)
+            parameters |= {key: inner} | {f"{inner} {k}": v for k, v in fields.items()}
+        elif key != "name":
+            parameters[key] = _plain(value)
+    return str(control.get("name")), parameters
+
+
+def label_of(name: str, parameters: Mapping[str, float | str]) -> str:
+    """A control with its parameters, for a reader."""
+    shown = ", ".join(f"{k} {f'{v:g}' if isinstance(v, float) else v}" for k, v in parameters.items() if v != "none")
+    return f"{name} ({shown})" if shown else name
+
+
+def _plain(value) -> float | str:
+    """A parameter's value as a number or a text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return "none" if value is None else str(value)
+
+
+def _name(metric: str) -> str:
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def _style(control: str, controls: list[str]) -> tuple[str, tuple]:
+    """Colour and dashes of a control: black for those of ALWAYS, for each other one a pair of its own."""
+    if control in ALWAYS:
+        return COLOURS[4], DASHES[2 * ALWAYS.index(control)]
+    i = [c for c in controls if c not in ALWAYS].index(control)
+    return COLOURS[i % 4], DASHES[(i + i // 4) % len(DASHES)]

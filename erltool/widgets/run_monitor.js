@@ -1,0 +1,59 @@
+const COLOUR = { policy_entropy: "#0072B2", reward: "#D55E00", eval_accuracy: "#009E73", mean_covariance: "#CC79A7" };
+const QUIET = 10000; // ms between announcements to a screen reader while the run goes on
+
+function render({ model, el }) {
+  const root = make("div", { class: "erltool" }), wrong = make("div"), bar = make("progress", { "aria-label": "steps made" });
+  const numbers = make("p", { class: "status" }), status = make("p", { class: "status", role: "status" });
+  const charts = make("div", { class: "charts" }), alarms = make("ul", { class: "alarms", role: "log", "aria-label": "alarms" });
+  let asked = "", said = 0, saidState = "";
+  // A button that cannot act stays where it is: one that vanished would take the keyboard's focus along.
+  const command = (name, text, acts) => {
+    const node = button(text, () => {
+      if (node.getAttribute("aria-disabled") === "true") return;
+      asked = name;
+      model.send({ command: name });
+      paint();
+    });
+    return { node, acts };
+  };
+  const buttons = {
+    start: command("start", "Start", (s, d) => s === "paused" || (d.startable && s !== "running" && s !== "done")),
+    pause: command("pause", "Pause", (s) => s === "running"), stop: command("stop", "Stop", (s) => s === "running" || s === "paused") };
+  root.append(make("p", {}, model.get("data").about), make("div", { class: "row" }, ...Object.values(buttons).map((b) => b.node), bar), wrong, numbers, status, alarms, charts);
+  el.append(root);
+
+  const duration = (s) => (s < 90 ? `${Math.round(s)} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`);
+  const paint = () => {
+    const d = model.get("data"), state = model.get("state"), at = floats(d.at);
+    for (const { node, acts } of Object.values(buttons)) node.setAttribute("aria-disabled", String(!acts(state, d)));
+    buttons.start.node.textContent = state === "paused" ? "Resume" : state === "stopped" || state === "failed" ? "Go on" : "Start";
+    bar.max = Math.max(1, d.steps);
+    bar.value = d.step;
+    const last = Object.entries(d.latest).map(([m, v]) => `${d.metrics[m].replace(/ \(.*/, "")} ${fixed(v)}`);
+    const pace = state === "running" && d.rate ? [`${fixed(d.rate, 1)} steps/s`, `about ${duration((d.steps - d.step) / d.rate)} to go`] : [];
+    numbers.textContent = [`step ${d.step} of ${d.steps}`, ...pace, ...last].join(" \u00b7 ");
+    const doing = d.asked || asked;
+    const now = state === "running" && !d.step && !doing ? "running: loading the policy" : doing ? `${state}: ${doing} asked for${d.asked ? ", at the end of the iteration" : ""}` : state;
+    if (now !== saidState || Date.now() - said > QUIET) {
+      status.textContent = `${now}, ${numbers.textContent}`.replaceAll(" \u00b7 ", ", ");
+      [said, saidState] = [Date.now(), now];
+    }
+    const text = model.get("problem");
+    if (wrong.textContent !== text) wrong.replaceChildren(...(text ? [problem(text)] : []));
+    const shown = model.get("alarms");
+    if (alarms.childElementCount > shown.length) alarms.replaceChildren();
+    alarms.append(...shown.slice(alarms.childElementCount).map((a) => make("li", {}, a)));
+    if (!d.steps) return;
+    charts.replaceChildren(...Object.entries(d.metrics).map(([metric, title]) => {
+      const svg = lineChart(title, at, d.steps, [{ y: floats(d.curves[metric]), colour: COLOUR[metric], dash: "", width: 1.8, opacity: 1 }], 376, 180);
+      svg.setAttribute("aria-label", `${title} by optimiser step: ${metric in d.latest ? fixed(d.latest[metric]) : "not measured yet"}`);
+      return svg;
+    }));
+  };
+  let due = false;
+  const soon = () => { if (!due) { due = true; requestAnimationFrame(() => { due = false; paint(); }); } };
+  model.on("change:data", () => { asked = ""; soon(); });
+  model.on("change:state change:problem change:alarms", soon);
+  paint();
+}
+export default { render };

@@ -1,0 +1,315 @@
+"""RunMonitor: a run that trains beside the notebook, watched, paused and stopped from it."""
+
+import atexit
+import contextlib
+import contextvars
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import traitlets
+from matplotlib.figure import Figure
+
+from erltool.catalog import control_to_dict
+from erltool.config import TrainConfig
+from erltool.errors import ErltoolError
+from erltool.plots import COLOURS, LABELS, new_axes
+from erltool.runs import METRICS, read_run
+from erltool.widgets.control_explorer import binned, label_of, middles, parts_of
+from erltool.widgets.token_inspector import visible
+from erltool.widgets.view import View, javascript, message
+
+if TYPE_CHECKING:  # they load transformers, which takes seconds: not before a run starts
+    from erltool.step import Step
+
+DRAWN = ("policy_entropy", "reward", "eval_accuracy", "mean_covariance")
+STATES = ("ready", "running", "paused", "stopped", "done", "failed")
+APART = 0.1  # seconds between messages to the browser
+LAST_ITERATION = 30  # seconds that the end of Python waits for
+RECENT = 20  # steps that the rate is measured over
+# Loading a policy sets the default dtype of the whole process for a moment, and two runs at once would share the
+# cores to neither's gain: runs take turns, an update each.
+_TURN = threading.Lock()
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunMonitorResult:
+    """A run as far as it came."""
+
+    state: str
+    """One of STATES."""
+    metrics: pd.DataFrame
+    """One row a step; the columns are runs.METRICS"""
+    step: "Step | None"
+    """The last update, with its tokens; None before the first"""
+
+
+class RunMonitor(View):
+    """`RunMonitor(config)`: trains in a thread when started; `.result` is the run so far, for the next cell.
+
+    Start, Pause and Stop are buttons of the view and methods here; the notebook's cells go on meanwhile. A run
+    pauses and stops at the end of an iteration. With `out` it is written there as by `train`, a stop leaves a
+    checkpoint, and start goes on from it, also in another monitor with `resume`. Monitors of one kernel take turns,
+    an update each. Nothing of this raises: what is wrong (a configuration that cannot train, a full disk, stopping
+    what does not run) is said in the view, `problem`, in one line.
+    """
+
+    _esm = javascript("run_monitor.js")
+    state = traitlets.Enum(STATES, "ready").tag(sync=True)
+    data = traitlets.Dict().tag(sync=True)
+    alarms = traitlets.List(traitlets.Unicode()).tag(sync=True)
+
+    def __init__(self, config: TrainConfig, out: str | Path | None = None, resume: bool = False):
+        self._config, self._out, self._resume = config, out, resume
+        self._rows: list[dict] = []
+        self._last: Step | None = None
+        self._times: deque[tuple[int, float]] = deque(maxlen=RECENT)
+        self._sent = 0.0
+        self._lock = threading.RLock()
+        self._may_run, self._stopping, self._at_rest = threading.Event(), threading.Event(), threading.Event()
+        self._at_rest.set()
+        self._alone = _without_parent()
+        problem = ""
+        if not isinstance(config, TrainConfig):
+            problem = f"RunMonitor: give a TrainConfig, not {type(config).__name__}"
+        super().__init__(problem=problem)
+        self.on_msg(lambda _, content, buffers: self._on_button(content))
+        self._show()
+
+    # --- from the notebook and the view ---------------------------------------------------------------
+
+    def start(self) -> "RunMonitor":
+        """Begins the run, or goes on with one that is paused, or that was stopped and is in a folder."""
+        with self._lock:
+            if self.state == "paused":
+                return self.resume()
+            if self.state in ("running", "done"):
+                return self._say(f"the run is {self.state}; make another RunMonitor for another run")
+            if not self._startable:
+                return self._say(f"a run without out= that {self.state} cannot go on; make another RunMonitor")
+            if isinstance(self._config, TrainConfig):
+                self._times.clear()
+                self._stopping.clear()
+                self._may_run.set()
+                self._to("running")
+                atexit.register(self._leave)
+                threading.Thread(target=self._work, name="RunMonitor", daemon=True).start()
+        return self
+
+    def pause(self) -> "RunMonitor":
+        """Halts the run at the end of the iteration."""
+        with self._lock:
+            if self.state != "running":
+                return self._say(f"nothing to pause; the run is {self.state}")
+            self._may_run.clear()
+            return self._say("")
+
+    def resume(self) -> "RunMonitor":
+        """Goes on after a pause."""
+        with self._lock:
+            if self.state not in ("running", "paused") or self._may_run.is_set():
+                return self._say(f"nothing to resume; the run is {self.state}")
+            self._times.clear()
+            self._may_run.set()
+            self._to("running")
+        return self
+
+    def stop(self) -> "RunMonitor":
+        """Ends the run at the end of the iteration; one with a folder leaves a checkpoint there."""
+        with self._lock:
+            if self.state not in ("running", "paused"):
+                return self._say(f"nothing to stop; the run is {self.state}")
+            self._stopping.set()
+            self._may_run.set()
+            self._at_rest.clear()
+            return self._say("")
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until the run is not running, or for `timeout` seconds. Returns whether it is not."""
+        return self._at_rest.wait(timeout)
+
+    @property
+    def result(self) -> RunMonitorResult:
+        """The run so far, at any moment."""
+        with self._lock:
+            rows = list(self._rows)
+            return RunMonitorResult(self.state, pd.DataFrame(rows, columns=None if rows else list(METRICS)), self._last)
+
+    @property
+    def sentence(self) -> str:
+        with self._lock:
+            row, steps, about = self._rows[-1] if self._rows else {}, self._steps, self.data["about"]
+            if not row:
+                return f"{about}: {self.state}, no step yet of {steps}."
+            accuracy = [r["eval_accuracy"] for r in self._rows if "eval_accuracy" in r]
+            measured = f", held-out accuracy {accuracy[-1]:.3f}" if accuracy else ""
+            return (
+                f"{about}: {self.state} at step {row['step']} of {steps}; entropy {row['policy_entropy']:.3f} "
+                f"nats/token, reward {row['reward']:.3f}{measured}."
+            )
+
+    def picture(self) -> Figure:
+        """The view's metrics by step."""
+        metrics = self.result.metrics
+        if metrics.empty:
+            return message(self.problem or self.sentence)
+        axes = new_axes(len(DRAWN), width=3.3, height=2.6)
+        for index, (ax, name) in enumerate(zip(axes, DRAWN, strict=True)):
+            rows = metrics.reindex(columns=["step", name]).dropna()
+            ax.plot(rows["step"], rows[name], color=COLOURS[index % 4], marker="." if len(rows) < 50 else None)
+            ax.set(xlabel="optimiser step", ylabel=f"{_name(name)} ({METRICS[name][0]})", xlim=(0, self._steps))
+            ax.grid(alpha=0.25)
+        return axes[0].figure
+
+    # --- the thread -----------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        end, problem = "failed", ""
+        try:
+            with _TURN:
+                from erltool.training import train
+
+                steps = train(self._config, self._out, self._resume)
+                if self._resume:
+                    self._read_back()
+                self._resume = self._out is not None  # from here on the folder holds this run
+            with contextlib.closing(steps):
+                while self._goes_on():
+                    with _TURN:
+                        step = next(steps, None)
+                    if step is None:
+                        break
+                    self._take(step)
+            end = "done" if self._rows and self._rows[-1]["step"] >= self._config.steps else "stopped"
+        except ErltoolError as e:
+            problem = str(e)
+        except Exception as e:
+            _log.exception("RunMonitor: the run failed")
+            problem = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        with self._lock:
+            self._to(end, visible(problem))
+        atexit.unregister(self._leave)
+
+    def _leave(self) -> None:
+        """Python is ending: a thread that is inside PyTorch then would abort the process."""
+        self.stop()
+        self.wait(LAST_ITERATION)
+
+    def _goes_on(self) -> bool:
+        """Whether another step is to be made; waits here while the run is paused. Always true within an iteration."""
+        if self._rows and self._rows[-1]["step"] % self._config.updates_per_iteration:
+            return True
+        if not self._may_run.is_set():
+            with self._lock:
+                if not self._may_run.is_set():  # not resumed since
+                    self._to("paused")
+            self._may_run.wait()
+        return not self._stopping.is_set()
+
+    def _read_back(self) -> None:
+        rows = read_run(self._out).metrics.to_dict("records")
+        with self._lock:
+            self._rows, self._last = [{k: v for k, v in row.items() if v == v} for row in rows], None
+
+    def _take(self, step: "Step") -> None:
+        with self._lock:
+            self._rows.append(step.metrics)
+            self._last = step
+            self._times.append((step.metrics["step"], time.monotonic()))
+            new = [visible(str(alarm)) for alarm in step.alarms]
+            if new or time.monotonic() - self._sent >= APART:
+                self._show(alarms=[*self.alarms, *new])
+
+    # --- to the view ----------------------------------------------------------------------------------
+
+    def _on_button(self, content) -> None:
+        command = content.get("command") if isinstance(content, dict) else None
+        if command in ("start", "pause", "stop"):
+            getattr(self, command)()
+
+    def _say(self, problem: str) -> "RunMonitor":
+        """Shows what is wrong, or with "" that a request is under way."""
+        self._show(problem=problem and f"RunMonitor: {problem}")
+        return self
+
+    def _to(self, state: str, problem: str = "") -> None:
+        """Changes the state; the lock is held."""
+        self._show(state=state, problem=problem)
+        self._at_rest.clear() if state == "running" else self._at_rest.set()
+
+    def _show(self, **traits) -> None:
+        """Sends traits with the run so far, as one message."""
+        self._sent = time.monotonic()
+        with self.hold_sync():
+            for name, value in traits.items():
+                setattr(self, name, value)
+            self.data = self._data()
+
+    @property
+    def _startable(self) -> bool:
+        return self._out is not None or not self._rows
+
+    @property
+    def _steps(self) -> int:
+        return self._config.steps if isinstance(self._config, TrainConfig) else 0
+
+    def _data(self) -> dict:
+        steps = np.array([r["step"] for r in self._rows], float)
+        curves = {m: binned(steps, np.array([r.get(m, np.nan) for r in self._rows], float), self._steps) for m in DRAWN}
+        rate = 0.0
+        if len(self._times) > 1:
+            (first, began), (last, now) = self._times[0], self._times[-1]
+            rate = (last - first) / max(now - began, 1e-9)
+        asked = "stop" if self._stopping.is_set() else "" if self._may_run.is_set() else "pause"
+        accuracy = [r["eval_accuracy"] for r in self._rows if "eval_accuracy" in r]
+        latest = {m: float(self._rows[-1][m]) for m in DRAWN if self._rows and m in self._rows[-1]}
+        return {
+            "about": _about(self._config),
+            "startable": self._startable,
+            "asked": asked if self.state == "running" else "",
+            "step": len(steps) and int(steps[-1]),
+            "steps": self._steps,
+            "rate": rate,
+            "latest": latest | ({"eval_accuracy": float(accuracy[-1])} if accuracy else {}),
+            "metrics": {m: f"{_name(m)} ({METRICS[m][0]})" for m in DRAWN},
+            "at": middles(self._steps).astype(np.float32).tobytes(),
+            "curves": {m: v.astype(np.float32).tobytes() for m, v in curves.items()},
+        }
+
+    def open(self) -> None:
+        self._alone.copy().run(super().open)
+
+    def _send(self, msg, buffers=None) -> None:
+        self._alone.copy().run(super()._send, msg, buffers)
+
+
+def _without_parent() -> contextvars.Context:
+    """A context in which what is sent answers no request, neither a cell's nor another widget's.
+
+    ipykernel handles a widget's messages in the thread of the request that the widget last answered: after a cell has
+    touched it, in the main thread, where a button waits until the cells end. A widget that answers none is handled
+    beside them, wherever JupyterLab asks for it.
+    """
+    context = contextvars.copy_context()
+    for variable in list(context):
+        if variable.name == "shell_parent":
+            context.run(variable.set, {})
+    return context
+
+
+def _about(config) -> str:
+    if not isinstance(config, TrainConfig):
+        return "no run"
+    control = label_of(*parts_of(control_to_dict(config.control)))
+    return visible(f"{config.policy} on {config.task}, {control}, seed {config.seed}")
+
+
+def _name(metric: str) -> str:
+    return LABELS.get(metric, metric.replace("_", " "))
