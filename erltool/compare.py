@@ -118,9 +118,9 @@ def differences(
 def share_by_step(run: Run, shares: Iterable[float], smooth: int = 10) -> pd.DataFrame:
     """How much of a run's entropy is spent, and of its accuracy gained, by each share of its steps (Fig 1 left, 2).
 
-    One row a share in (0, 1]: `share`, `entropy_spent` and `accuracy_gained`, fractions of the run's whole fall and
-    whole rise, of means of `smooth` iterations and of three evaluations; NaN where entropy did not fall, or accuracy
-    did not rise. Raises ErltoolError for a run with fewer than four evaluations.
+    One row a share in (0, 1]: `share`, `entropy_spent`, fraction of the run's whole fall, and `accuracy_gained`,
+    fraction of the rise to its best, of means of `smooth` iterations and of three evaluations; NaN where entropy did
+    not fall, or accuracy never rose. Raises ErltoolError for a run with fewer than four evaluations.
     """
     accuracy = run.evaluated().set_index("step")["eval_accuracy"]
     if len(accuracy) < 4:
@@ -132,7 +132,7 @@ def share_by_step(run: Run, shares: Iterable[float], smooth: int = 10) -> pd.Dat
     steps, rows = run.metrics["step"].max(), []
     for share in shares:
         at = [s[s.index <= max(share * steps, s.index[0])].iloc[-1] for s in smoothed]
-        fall, rise = smoothed[0].iloc[0] - smoothed[0].iloc[-1], smoothed[1].iloc[-1] - smoothed[1].iloc[0]
+        fall, rise = smoothed[0].iloc[0] - smoothed[0].iloc[-1], smoothed[1].max() - smoothed[1].iloc[0]
         rows.append({
             "share": share,
             "entropy_spent": (smoothed[0].iloc[0] - at[0]) / fall if fall > 0 else np.nan,
