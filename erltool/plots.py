@@ -112,7 +112,7 @@ def plot_seeds(
 ) -> Axes:  # fmt: skip
     """A metric by optimiser step for runs of one setting: each seed thin, their mean thick. Returns the Axes.
 
-    Curves are means of `smooth` iterations, or of as many evaluations for a metric that is measured on some steps only.
+    One seed is drawn thick alone. Curves are means of `smooth` iterations, or of as many evaluations for a metric that is measured on some steps only.
     The mean is over the seeds that reached a step. Raises ErltoolError for no runs, or a metric that none has.
     """
     curves = [r.metrics.dropna(subset=[metric]).groupby("iteration").mean(numeric_only=True) for r in runs
@@ -122,10 +122,10 @@ def plot_seeds(
     ax = new_axes()[0] if ax is None else ax
     style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
     smoothed = [c.set_index("step")[metric].rolling(smooth, min_periods=1).mean() for c in curves]
-    for curve in smoothed:
+    for curve in smoothed if len(smoothed) > 1 else ():
         ax.plot(curve.index, curve, **style, linewidth=0.6, alpha=0.45)
     mean = pd.concat(smoothed, axis=1).sort_index().mean(axis=1)
-    ax.plot(mean.index, mean, **style, linewidth=2, label=f"{label} ({len(curves)} seeds)" if label else None)
+    ax.plot(mean.index, mean, **style, linewidth=2, label=label or None)
     ax.set(xlabel="optimiser step", ylabel=f"{LABELS.get(metric, metric.replace('_', ' '))} ({METRICS[metric][0]})")
     ax.grid(alpha=0.25)
     return ax

@@ -5,6 +5,7 @@ import pytest
 from erltool import ErltoolError, read_run
 from erltool.catalog import parse_control
 from erltool.compare import covariance_and_fall, differences, end_values, paired_difference, setting_of, share_by_step
+from erltool.plots import plot_seeds
 from erltool.resources import shipped
 from erltool.runs import Run
 
@@ -110,3 +111,18 @@ def test_the_fall_is_the_slope_of_the_entropy_and_the_covariance_is_around_it():
     assert found["fall"].to_numpy() == pytest.approx(1 / 100 + (at + 0.5) / 10000, rel=1e-9)
     with pytest.raises(ErltoolError, match="at least 300"):
         covariance_and_fall(run, window=100)
+
+
+def test_seeds_are_drawn_thin_and_their_mean_thick():
+    runs = [made_run([0.5, 0.4, 0.3], [0.1, 0.2, 0.3], seed=0), made_run([0.3, 0.2, 0.1], [0.1, 0.2, 0.3], seed=1)]
+    ax = plot_seeds(runs, "policy_entropy", label="none", smooth=2)
+    thin, mean = ax.get_lines()[:2], ax.get_lines()[2]
+    assert [line.get_ydata().tolist() for line in thin] == [
+        pytest.approx([0.5, 0.45, 0.35]),
+        pytest.approx([0.3, 0.25, 0.15]),
+    ]
+    assert mean.get_ydata() == pytest.approx([0.4, 0.35, 0.25]) and mean.get_xdata().tolist() == [1, 2, 3]
+    assert mean.get_linewidth() > thin[0].get_linewidth() and "nats/token" in ax.get_ylabel()
+    assert len(plot_seeds(runs[:1], "eval_accuracy").get_lines()) == 1
+    with pytest.raises(ErltoolError, match="none of 2 runs has"):
+        plot_seeds(runs, "grad_norm")
