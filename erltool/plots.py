@@ -112,8 +112,9 @@ def plot_seeds(
 ) -> Axes:  # fmt: skip
     """A metric by optimiser step for runs of one setting: each seed thin, their mean thick. Returns the Axes.
 
-    One seed is drawn thick alone. Curves are means of `smooth` iterations, or of as many evaluations for a metric that is measured on some steps only.
-    The mean is over the seeds that reached a step. Raises ErltoolError for no runs, or a metric that none has.
+    One seed is drawn thick alone. Curves are means of `smooth` iterations, or of as many evaluations for a metric that
+    is measured on some steps only. The mean is over the seeds that reached a step. Raises ErltoolError for no runs, or
+    a metric that none has.
     """
     curves = [r.metrics.dropna(subset=[metric]).groupby("iteration").mean(numeric_only=True) for r in runs
               if metric in r.metrics]  # fmt: skip
