@@ -1,5 +1,6 @@
 """The README's code runs, its tables are the package's, and every path it names is there."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -38,3 +39,11 @@ def test_every_path_it_names_is_there(path):
 def test_every_module_is_in_its_file_list():
     for module in (ROOT / "erltool").glob("[a-z]*.py"):
         assert f"`erltool/{module.name}`" in README
+
+
+def test_its_tables_of_experiments_are_what_the_recorded_runs_give():
+    spec = importlib.util.spec_from_file_location("report", ROOT / "data/experiments/report.py")
+    report = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(report)
+    for line in [*report.headline(), *report.figures()]:
+        assert line in README
