@@ -130,6 +130,13 @@ def test_its_picture_has_a_thin_line_a_run_and_a_thick_mean(grid):
     assert data["image/png"][:4] == b"\x89PNG" and data["text/plain"] == explorer.sentence
 
 
+def test_folders_of_runs_are_explored_together(grid, tmp_path):
+    write_run(tmp_path / "more", "cispo", 0)
+    explorer = ControlExplorer([grid, tmp_path, erltool.read_run(grid / "0-0")])
+    assert not explorer.problem and "cispo" in explorer.data["controls"]
+    assert len(explorer.groups[0].runs) == 3 and explorer.data["groups"][0]["end"]["difference"] is None
+
+
 def test_what_is_sent_is_small_and_keeps_the_curves_means():
     steps, values = np.arange(1.0, 1001), np.arange(1000.0)
     values[::7] = np.nan
@@ -140,8 +147,9 @@ def test_what_is_sent_is_small_and_keeps_the_curves_means():
 
 
 def test_what_cannot_be_compared_is_said_and_the_rest_is_drawn(grid, tmp_path):
-    foreign = tmp_path / "foreign"
+    foreign, bare = tmp_path / "foreign", tmp_path / "bare"
     foreign.mkdir()
+    bare.mkdir()
     (foreign / "config.json").write_text('{"config": {"steps": 3}}')
     empty = write_run(tmp_path / "empty", "none", 0)
     (empty / "metrics.jsonl").unlink()
@@ -149,7 +157,9 @@ def test_what_cannot_be_compared_is_said_and_the_rest_is_drawn(grid, tmp_path):
     other = write_run(tmp_path / "other", "none", 0, task="addition:20")
     cases = {
         "there are no runs": [],
-        "holds no runs": tmp_path / "nothing",
+        "no such folder": tmp_path / "nothing",
+        "holds no runs": [bare],
+        "a float is no run": [0.5],
         "not int": 3,
         "names no control": [foreign],
         "has no steps yet": [empty],
@@ -248,7 +258,7 @@ def test_what_is_wrong_is_a_line_in_the_panel(tiny_config, tmp_path, monkeypatch
     assert "nothing to pause" in monitor.pause().problem and "nothing to resume" in monitor.resume().problem
     monitor.start().start()
     assert "the run is running" in monitor.problem and monitor.wait(60) and "the run is done" in monitor.start().problem
-    assert "give a TrainConfig, not dict" in RunMonitor({}).start().problem
+    assert "give a TrainConfig, not dict" in RunMonitor({}).start().stop().problem
     missing = RunMonitor(TrainConfig(policy=str(tmp_path / "nothing"))).start()
     assert missing.wait(60) and missing.state == "failed" and str(tmp_path / "nothing") in missing.problem
     (tmp_path / "run").mkdir()

@@ -6,9 +6,12 @@ function render({ model, el }) {
   el.append(root);
   if (model.get("problem")) root.append(problem(model.get("problem")));
   if (!d.groups.length) return;
-  const steps = floats(d.steps), n = steps.length, curves = {}, means = {};
-  for (const metric of Object.keys(d.metrics)) curves[metric] = floats(d.curves[metric]);
-  const rows = (metric, group) => group.runs.map((r) => curves[metric].subarray(r * n, (r + 1) * n));
+  const steps = floats(d.steps), n = steps.length, runs = {}, means = {};
+  for (const metric of Object.keys(d.metrics)) {
+    const all = floats(d.curves[metric]);
+    runs[metric] = Array.from({ length: all.length / n }, (_, r) => all.subarray(r * n, (r + 1) * n));
+  }
+  const rows = (metric, group) => group.runs.map((r) => runs[metric][r]);
   const meanOf = (metric, i) => (means[`${metric} ${i}`] ??= (() => {
     const lines = rows(metric, d.groups[i]);
     return Float32Array.from(steps, (_, k) => lines.reduce((sum, y) => sum + y[k], 0) / lines.length);

@@ -59,9 +59,9 @@ class _Group:
 class ControlExplorer(View):
     """`ControlExplorer(runs)`: runs by control and parameter, over their seeds; `.result` is what is on show.
 
-    `runs` are `Run`s, folders of runs, or one folder that holds runs (runs.read_runs). Choose controls, and of the
-    values that were recorded those of each control's parameters; `none` and the null control `random-clip` stay
-    beside them. A thin line is a run, a thick one the mean over its seeds where all have a value; above 300 steps a
+    `runs` are `Run`s, runs' folders, or folders that hold runs (runs.read_runs), one or several. Choose controls, and
+    of the values that were recorded those of each control's parameters; `none` and the null control `random-clip`
+    stay beside them. A thin line is a run, a thick one the mean over its seeds where all have a value; above 300 steps a
     point is the mean of several. The table has compare.end_values: mean over seeds, lowest and highest, and the
     difference to `none` paired by seed. Runs with different fields of TrainConfig beside the control (advantages,
     learning_rate, ...) are in different settings. What cannot be compared is said in the widget: `problem`.
@@ -69,10 +69,11 @@ class ControlExplorer(View):
 
     _esm = javascript("control_explorer.js")
     data = traitlets.Dict().tag(sync=True)
-    setting = traitlets.Int(0).tag(sync=True)
-    chosen = traitlets.Dict().tag(sync=True)
+    # Not echoed: an echo would undo in the browser what was chosen since.
+    setting = traitlets.Int(0).tag(sync=True, echo_update=False)
+    chosen = traitlets.Dict().tag(sync=True, echo_update=False)
     """Control -> position in `groups` of the parameters on show."""
-    metrics = traitlets.List(traitlets.Enum(SHOWN)).tag(sync=True)
+    metrics = traitlets.List(traitlets.Enum(SHOWN)).tag(sync=True, echo_update=False)
 
     def __init__(self, runs, *, metrics: Iterable[str] = SHOWN[:2]):
         try:
@@ -241,15 +242,17 @@ def _comparable(runs) -> tuple[list[Run], str]:
     kept, left_out = [], []
     for source in _sources(runs):
         try:
-            run = source if isinstance(source, Run) else read_run(source)
-            if not isinstance(run.config.get("control"), Mapping) or "seed" not in run.config:
-                raise ErltoolError(f"run {run.path}: its config.json names no control and seed")
-            if run.metrics.empty:
-                raise ErltoolError(f"run {run.path}: has no steps yet")
+            found = _opened(source)
         except ErltoolError as e:
             left_out.append(str(e))
             continue
-        kept.append(run)
+        for run in found:
+            if not isinstance(run.config.get("control"), Mapping) or "seed" not in run.config:
+                left_out.append(f"run {run.path}: its config.json names no control and seed")
+            elif run.metrics.empty:
+                left_out.append(f"run {run.path}: has no steps yet")
+            else:
+                kept.append(run)
     if not kept:
         raise ErltoolError("; ".join(left_out) or "there are no runs; give runs, their folders, or a folder of them")
     what = sorted({f"{r.config.get('policy')} on {r.config.get('task')}" for r in kept})
@@ -264,16 +267,22 @@ def _comparable(runs) -> tuple[list[Run], str]:
 
 
 def _sources(runs) -> list:
-    """Runs, or folders of runs, as a list."""
-    if isinstance(runs, Run):
+    if isinstance(runs, Run | str | Path):
         return [runs]
-    if isinstance(runs, str | Path):
-        return [runs] if (Path(runs) / "config.json").is_file() else list(read_runs(runs).values())
-    if isinstance(runs, Mapping):
-        return list(runs.values())
     if not isinstance(runs, Iterable):
         raise ErltoolError(f"give runs, their folders, or a folder of them, not {type(runs).__name__}")
-    return list(runs)
+    return list(runs.values() if isinstance(runs, Mapping) else runs)
+
+
+def _opened(source) -> list[Run]:
+    """The run, or the runs, of a source. Raises ErltoolError where it holds none."""
+    if isinstance(source, Run):
+        return [source]
+    if not isinstance(source, str | Path):
+        raise ErltoolError(f"a {type(source).__name__} is no run, and no folder")
+    if (Path(source) / "config.json").is_file() or not Path(source).is_dir():
+        return [read_run(source)]
+    return list(read_runs(source).values())
 
 
 def _grouped(runs: list[Run]) -> tuple[list[_Group], list[str]]:

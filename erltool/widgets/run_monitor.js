@@ -1,11 +1,10 @@
 const COLOUR = { policy_entropy: "#0072B2", reward: "#D55E00", eval_accuracy: "#009E73", mean_covariance: "#CC79A7" };
-const QUIET = 10000; // ms between announcements to a screen reader while the run goes on
 
 function render({ model, el }) {
   const root = make("div", { class: "erltool" }), wrong = make("div"), bar = make("progress", { "aria-label": "steps made" });
   const numbers = make("p", { class: "status" }), status = make("p", { class: "status", role: "status" });
   const charts = make("div", { class: "charts" }), alarms = make("ul", { class: "alarms", role: "log", "aria-label": "alarms" });
-  let asked = "", said = 0, saidState = "";
+  let asked = "";
   // A button that cannot act stays where it is: one that vanished would take the keyboard's focus along.
   const command = (name, text, acts) => {
     const node = button(text, () => {
@@ -33,11 +32,9 @@ function render({ model, el }) {
     const pace = state === "running" && d.rate ? [`${fixed(d.rate, 1)} steps/s`, `about ${duration((d.steps - d.step) / d.rate)} to go`] : [];
     numbers.textContent = [`step ${d.step} of ${d.steps}`, ...pace, ...last].join(" \u00b7 ");
     const doing = d.asked || asked;
-    const now = state === "running" && !d.step && !doing ? "running: loading the policy" : doing ? `${state}: ${doing} asked for${d.asked ? ", at the end of the iteration" : ""}` : state;
-    if (now !== saidState || Date.now() - said > QUIET) {
-      status.textContent = `${now}, ${numbers.textContent}`.replaceAll(" \u00b7 ", ", ");
-      [said, saidState] = [Date.now(), now];
-    }
+    // A screen reader announces this line: it changes with the state, the numbers above it with every message.
+    const now = doing ? `${state}: ${doing} asked for${d.asked ? ", at the end of the iteration" : ""}` : state === "running" && !d.step ? "running: loading the policy" : state;
+    if (status.textContent !== now) status.textContent = now;
     const text = model.get("problem");
     if (wrong.textContent !== text) wrong.replaceChildren(...(text ? [problem(text)] : []));
     const shown = model.get("alarms");
@@ -52,8 +49,7 @@ function render({ model, el }) {
   };
   let due = false;
   const soon = () => { if (!due) { due = true; requestAnimationFrame(() => { due = false; paint(); }); } };
-  model.on("change:data", () => { asked = ""; soon(); });
-  model.on("change:state change:problem change:alarms", soon);
+  model.on("change:data change:state change:problem change:alarms", () => { asked = ""; soon(); });
   paint();
 }
 export default { render };

@@ -76,10 +76,9 @@ class RunMonitor(View):
         self._may_run, self._stopping, self._at_rest = threading.Event(), threading.Event(), threading.Event()
         self._at_rest.set()
         self._alone = _without_parent()
-        problem = ""
-        if not isinstance(config, TrainConfig):
-            problem = f"RunMonitor: give a TrainConfig, not {type(config).__name__}"
-        super().__init__(problem=problem)
+        known = isinstance(config, TrainConfig)
+        self._no_run = "" if known else f"RunMonitor: give a TrainConfig, not {type(config).__name__}"
+        super().__init__(problem=self._no_run)
         self.on_msg(lambda _, content, buffers: self._on_button(content))
         self._show()
 
@@ -93,14 +92,13 @@ class RunMonitor(View):
             if self.state in ("running", "done"):
                 return self._say(f"the run is {self.state}; make another RunMonitor for another run")
             if not self._startable:
-                return self._say(f"a run without out= that {self.state} cannot go on; make another RunMonitor")
-            if isinstance(self._config, TrainConfig):
-                self._times.clear()
-                self._stopping.clear()
-                self._may_run.set()
-                self._to("running")
-                atexit.register(self._leave)
-                threading.Thread(target=self._work, name="RunMonitor", daemon=True).start()
+                return self._say(f"a {self.state} run without out= cannot go on; make another RunMonitor")
+            self._times.clear()
+            self._stopping.clear()
+            self._may_run.set()
+            self._to("running")
+            atexit.register(self._leave)
+            threading.Thread(target=self._work, name="RunMonitor", daemon=True).start()
         return self
 
     def pause(self) -> "RunMonitor":
@@ -236,7 +234,7 @@ class RunMonitor(View):
 
     def _say(self, problem: str) -> "RunMonitor":
         """Shows what is wrong, or with "" that a request is under way."""
-        self._show(problem=problem and f"RunMonitor: {problem}")
+        self._show(problem=self._no_run or problem and f"RunMonitor: {problem}")
         return self
 
     def _to(self, state: str, problem: str = "") -> None:
@@ -254,11 +252,11 @@ class RunMonitor(View):
 
     @property
     def _startable(self) -> bool:
-        return self._out is not None or not self._rows
+        return not self._no_run and (self._out is not None or not self._rows)
 
     @property
     def _steps(self) -> int:
-        return self._config.steps if isinstance(self._config, TrainConfig) else 0
+        return 0 if self._no_run else self._config.steps
 
     def _data(self) -> dict:
         steps = np.array([r["step"] for r in self._rows], float)
@@ -271,7 +269,7 @@ class RunMonitor(View):
         accuracy = [r["eval_accuracy"] for r in self._rows if "eval_accuracy" in r]
         latest = {m: float(self._rows[-1][m]) for m in DRAWN if self._rows and m in self._rows[-1]}
         return {
-            "about": _about(self._config),
+            "about": "no run" if self._no_run else _about(self._config),
             "startable": self._startable,
             "asked": asked if self.state == "running" else "",
             "step": len(steps) and int(steps[-1]),
@@ -304,9 +302,7 @@ def _without_parent() -> contextvars.Context:
     return context
 
 
-def _about(config) -> str:
-    if not isinstance(config, TrainConfig):
-        return "no run"
+def _about(config: TrainConfig) -> str:
     control = label_of(*parts_of(control_to_dict(config.control)))
     return visible(f"{config.policy} on {config.task}, {control}, seed {config.seed}")
 

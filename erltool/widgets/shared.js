@@ -40,6 +40,17 @@ const ticks = (low, high, count) => {
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push([i * step, fixed(i * step, digits)]);
   return found;
 };
+const SPARSE = 60; // points of a line that are marked
+// A line's path, kept for as long as its values and the chart's scale are the same: most lines stay when one is changed.
+const kept = new WeakMap();
+const traced = (y, scale, at) => {
+  if (kept.get(y)?.scale !== scale) {
+    const found = [];
+    for (let i = 0; i < y.length; i++) if (Number.isFinite(y[i])) found.push(at(i));
+    kept.set(y, { scale, count: found.length, path: found.length ? `M${found.join("L")}` : "", points: found.map((p) => `M${p}h0`).join("") });
+  }
+  return kept.get(y);
+};
 // A line chart by step as SVG, black on white in either theme. Lines are {y, colour, dash, width, opacity} on the steps `x`;
 // what is not finite was not measured, and is passed over.
 const lineChart = (title, x, end, lines, width = 376, height = 200) => {
@@ -64,11 +75,10 @@ const lineChart = (title, x, end, lines, width = 376, height = 200) => {
   for (const [v, text] of ticks(0, end, 5)) words([px(v), bottom + 16], text, { "text-anchor": "middle" });
   words([right, height - 4], "optimiser step", { "text-anchor": "end", "font-size": 11 });
   for (const { y, colour, dash, width: stroke, opacity } of lines) {
-    let path = "", count = 0;
-    for (let i = 0; i < y.length; i++) if (Number.isFinite(y[i])) path += `${count++ ? "L" : "M"}${px(x[i]).toFixed(1)} ${py(y[i]).toFixed(1)}`;
-    if (count === 1) path += "h0.1";
-    svg.append(draw("path", { d: path, fill: "none", stroke: colour, "stroke-width": stroke, "stroke-dasharray": dash, "stroke-opacity": opacity,
-      "stroke-linejoin": "round", "stroke-linecap": count === 1 ? "round" : "butt" }));
+    const { path, points, count } = traced(y, [width, height, end, low, high].join(), (i) => `${px(x[i]).toFixed(1)} ${py(y[i]).toFixed(1)}`);
+    const look = { fill: "none", stroke: colour, "stroke-opacity": opacity };
+    svg.append(draw("path", { d: path, "stroke-width": stroke, "stroke-dasharray": dash, "stroke-linejoin": "round", ...look }));
+    if (count <= SPARSE) svg.append(draw("path", { d: points, "stroke-width": stroke + 3, "stroke-linecap": "round", ...look }));
   }
   return svg;
 };
