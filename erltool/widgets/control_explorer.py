@@ -61,8 +61,8 @@ class ControlExplorer(View):
 
     `runs` are `Run`s, runs' folders, or folders that hold runs (runs.read_runs), one or several. Choose controls, and
     of the values that were recorded those of each control's parameters; `none` and the null control `random-clip`
-    stay beside them. A thin line is a run, a thick one the mean over its seeds where all have a value; above 300 steps a
-    point is the mean of several. The table has compare.end_values: mean over seeds, lowest and highest, and the
+    stay beside them. A thin line is a run, a thick one the mean over its seeds where all have a value; beyond 300 steps
+    a point is the mean of several. The table has compare.end_values: mean over seeds, lowest and highest, and the
     difference to `none` paired by seed. Runs with different fields of TrainConfig beside the control (advantages,
     learning_rate, ...) are in different settings. What cannot be compared is said in the widget: `problem`.
     """
