@@ -10,7 +10,8 @@ import pytest
 
 from erltool import ErltoolError, read_run, read_runs
 from erltool.cli import main
-from erltool.experiments import is_over, load_grid, locked, run_grid
+from erltool.experiments import is_over, load_grid, locked, recorded_runs, run_grid
+from erltool.resources import shipped
 from erltool.runs import METRICS, SPARSE, TIMED, record_runs
 
 GRID = """
@@ -172,6 +173,15 @@ def test_a_wrong_grid_is_one_line_that_names_it(grid_file, change, message):
 def test_an_unknown_grid_names_those_that_are_shipped():
     with pytest.raises(ErltoolError, match="headline"):
         load_grid("headlin")
+
+
+@pytest.mark.parametrize("name", ["headline", "bonus", "reference", "sweep"])
+def test_what_is_recorded_is_what_the_shipped_grid_declares(name):
+    grid = load_grid(name)
+    runs = recorded_runs(grid, shipped(f"data/runs/{name}"))
+    assert list(runs) == list(grid.configs)
+    assert all(r.metrics["step"].max() == c.steps for r, c in zip(runs.values(), grid.configs.values(), strict=True))
+    assert all(len(r.evaluation["right"]) == grid.problems for r in runs.values())
 
 
 def test_damaged_recordings_are_one_line(finished, tmp_path):
