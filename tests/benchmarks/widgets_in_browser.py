@@ -41,9 +41,10 @@ HOSTILE = '<img src=x onerror="window.hostile=1">'
 CONTROLS = "input, select, button, [tabindex='0']"
 
 SETUP = f"""
-import numpy as np, pandas as pd
+import dataclasses, numpy as np, pandas as pd
+from erltool.runs import read_runs
 from erltool.resources import shipped
-from erltool.widgets import EntropyLab, TokenInspector
+from erltool.widgets import ControlExplorer, EntropyLab, RunMonitor, TokenInspector
 import erltool
 hostile = {HOSTILE!r}
 def tokens(length, responses=2):
@@ -57,6 +58,15 @@ def tokens(length, responses=2):
         log_prob=log_prob, old_log_prob=log_prob - rng.normal(0, 0.05, n), entropy=rng.exponential(0.5, n),
         advantage=advantage, covariance=covariance, selected=False))
 few = tokens(12)
+def swept(run, share):
+    "A recorded KL-Cov run as if made with another share, so that a slider has somewhere to go."
+    metrics = run.metrics.assign(policy_entropy=run.metrics["policy_entropy"] * (1 + share))
+    control = run.config["control"] | dict(fraction=share)
+    return dataclasses.replace(run, metrics=metrics, config=run.config | dict(control=control))
+def runs():
+    found = list(read_runs(shipped("data/runs/headline")).values())
+    made = [swept(r, k / 20) for r in found if r.config["control"]["name"] == "kl-cov" for k in range(1, 13)]
+    return [r for r in found if r.config["control"]["name"] != "kl-cov"] + made
 """
 
 
@@ -74,6 +84,7 @@ WIDGETS = (
     Widget("EntropyLab", "EntropyLab()", "probability of a1", 16),
     Widget("TokenInspector, 300 tokens", "TokenInspector(tokens(300))", "KL-Cov share", 40),
     Widget("TokenInspector, 10,000 tokens", "TokenInspector(tokens(10_000))", "KL-Cov share", 200),
+    Widget("ControlExplorer, 4 controls, 5 seeds", "ControlExplorer(runs())", "kl-cov fraction", 40),
 )
 SHOWN_AS_ITSELF = ("TokenInspector(few.assign(text=hostile, prompt=hostile))", "EntropyLab(names=[hostile] * 4)")
 BAD = (  # what, expression, words that the widget must show
@@ -85,6 +96,11 @@ BAD = (  # what, expression, words that the widget must show
     ("wrong type", "TokenInspector(42)", "not int"),
     ("wrong table", "TokenInspector(pd.DataFrame())", "lacks step"),
     ("step that is not there", "TokenInspector(few, step=7)", "no tokens of step 7"),
+    ("ControlExplorer, no runs", "ControlExplorer([])", "there are no runs"),
+    ("ControlExplorer, foreign folder", "ControlExplorer('.')", "holds no runs"),
+    ("ControlExplorer, other policies", "ControlExplorer(shipped('data/runs'))", "do not compare"),
+    ("RunMonitor, no configuration", "RunMonitor(42)", "give a TrainConfig"),
+    ("RunMonitor, stopped before start", "RunMonitor(erltool.TrainConfig()).stop()", "nothing to stop"),
     ("EntropyLab, one action", "EntropyLab([1.0], [1.0])", "two or more"),
     ("EntropyLab, NaN", "EntropyLab(advantages=[np.nan] * 4)", "finite"),
     ("EntropyLab, all advantages equal", "EntropyLab(advantages=[1.0] * 4)", "the next step changes it by 0.0000"),
