@@ -23,6 +23,8 @@ def setting_of(run: Run) -> str:
 
 
 def _text(control: Mapping) -> str:
+    if "members" in control:
+        return "+".join(_text(member) for member in control["members"])
     fields = {k: v for k, v in control.items() if k != "name" and v is not None}
     inside = ",".join(f"{k}={f'({_text(v)})' if isinstance(v, Mapping) else v}" for k, v in fields.items())
     return f"{control['name']}:{inside}" if inside else control["name"]

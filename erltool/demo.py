@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from erltool.catalog import preset
+from erltool.compare import EDGE
 from erltool.config import TrainConfig
 from erltool.controls import NoControl
 from erltool.errors import ErltoolError
@@ -17,7 +18,6 @@ from erltool.plots import new_axes, plot_fit, plot_run
 from erltool.runs import Run, write_whole, writing
 
 LABELS = {"none": "no control", "kl-cov": "KL-Cov"}
-EDGE = 5  # iterations averaged at the start and at the end, for what a single batch measures noisily
 
 
 def demo_configs(iterations: int, seed: int) -> dict[str, TrainConfig]:
