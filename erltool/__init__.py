@@ -18,6 +18,7 @@ _HOMES = {
         "ClipCov",
         "KLCov",
         "RandomClip",
+        "RandomKL",
     ),
     "covariance": ("token_covariance", "mean_covariance"),
     "compare": ("end_values", "paired_difference"),

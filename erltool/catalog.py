@@ -11,6 +11,7 @@ from erltool.controls import (
     KLCov,
     NoControl,
     RandomClip,
+    RandomKL,
     ReferenceKL,
 )
 from erltool.errors import ErltoolError
@@ -28,7 +29,7 @@ from erltool.zoo import (
 CONTROLS = {
     c.name: c
     for c in (
-        NoControl, ClipHigher, EntropyBonus, ReferenceKL, ClipCov, KLCov, RandomClip, AdaptiveEntropyBonus,
+        NoControl, ClipHigher, EntropyBonus, ReferenceKL, ClipCov, KLCov, RandomClip, RandomKL, AdaptiveEntropyBonus,
         HighEntropyMask, EntropyShapedAdvantage, CISPO, GSPO, NegativeReinforcement, QuantileAdvantage, TargetEntropy,
     )
 }  # fmt: skip

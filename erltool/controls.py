@@ -358,3 +358,19 @@ class RandomClip(NoControl):
         mask = tokens.response_mask.bool()
         candidates = mask & (tokens.advantages > 0) & ~clipped
         return drawn_tokens(candidates, token_budget(self.fraction, int(mask.sum())), generator)
+
+
+@dataclass(frozen=True)
+class RandomKL(KLCov):
+    """KL-Cov's null control: as many tokens as under KL-Cov pay coef * KL, drawn at random.
+
+    Drawn among all response tokens, whatever their covariance; surrogate and penalty are KL-Cov's, so what KL-Cov
+    gains over this is due to the covariance.
+    """
+
+    name: ClassVar[str] = "random-kl"
+    roles: ClassVar[tuple[str, ...]] = (SURROGATE,)
+
+    def select(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        mask = tokens.response_mask.bool()
+        return drawn_tokens(mask, token_budget(self.fraction, int(mask.sum())), generator)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from erltool import ClipCov, ErltoolError, KLCov, NoControl, RandomClip, TrainConfig, parse_control, preset
+from erltool import ClipCov, ErltoolError, KLCov, NoControl, RandomClip, RandomKL, TrainConfig, parse_control, preset
 from erltool.catalog import CONTROLS, PRESETS, control_from_dict, control_to_dict
 from erltool.covariance import token_covariance
 from erltool.losses import select_tokens
@@ -26,7 +26,7 @@ def test_kl_cov_takes_the_top_of_the_whole_update(generator):
     assert covariance[selected].min() >= covariance[rest].max()
 
 
-@pytest.mark.parametrize("control", [KLCov(0.1), ClipCov(0.1, -1e9, 1e9), RandomClip(0.1)])
+@pytest.mark.parametrize("control", [KLCov(0.1), ClipCov(0.1, -1e9, 1e9), RandomClip(0.1), RandomKL(0.1)])
 def test_adversarial_padding_is_never_selected(generator, control):
     tokens = make_tokens(generator)
     hostile = tokens._replace(
@@ -96,7 +96,21 @@ def test_the_null_control_looks_at_the_sign_of_the_advantage_only(generator):
     assert (tokens.advantages[selected] > 0).all() and selected.sum() == int(0.1 * tokens.response_mask.sum())
 
 
-@pytest.mark.parametrize("control", [ClipCov(0.1, 0, 5), RandomClip(0.1)])
+def test_the_null_of_kl_cov_differs_in_its_choice_alone(generator):
+    tokens = make_tokens(generator, 30, 40)
+    null, ours = RandomKL(0.1, 3.0), KLCov(0.1, 3.0)
+    selected = select_tokens(tokens, null, generator=generator)
+    covariance = token_covariance(tokens.advantages, tokens.log_probs, tokens.response_mask)
+    assert selected.sum() == select_tokens(tokens, ours).sum() and not (selected & ~tokens.response_mask).any()
+    # a random tenth of 600 tokens has a mean covariance within four standard errors of all tokens' mean
+    every = covariance[tokens.response_mask]
+    error = every.std() / selected.sum().sqrt()
+    assert abs(covariance[selected].mean() - every.mean()) < 4 * error
+    assert torch.equal(null.penalty(tokens, selected), ours.penalty(tokens, selected))
+    assert null.clip_range(0.2, 0.2) is None
+
+
+@pytest.mark.parametrize("control", [ClipCov(0.1, 0, 5), RandomClip(0.1), RandomKL(0.1)])
 def test_the_same_seed_draws_the_same_tokens(generator, control):
     tokens = make_tokens(generator)
     draws = [select_tokens(tokens, control, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
