@@ -1,8 +1,8 @@
-"""The law R = -a exp(H) + b between policy entropy and performance, and its uncertainty.
+"""The law R = -a exp(H) + b between policy entropy and performance, its uncertainty, and when not to believe it.
 
-Cui et al. 2025 (arXiv 2505.22617), Eq 6. In x = exp(H) the law is a line, so the fit is ordinary least
-squares in closed form. Points of a run are autocorrelated: intervals come from a moving-block bootstrap of the
-residuals (Kuensch 1989), which keeps the x as they are.
+Cui et al. 2025 (arXiv 2505.22617), Eq 6. In x = exp(H) the law is a line, so the fit is least squares in closed
+form. Points of a run are autocorrelated: intervals come from a moving-block bootstrap of the residuals (Kuensch
+1989), which keeps the x as they are. forecasting.py, rivals.py and scaling.py build on it.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,30 @@ from scipy import stats
 from erltool.errors import ErltoolError
 
 RESAMPLES = 2000
+UNITS = ("fraction", "percentage points", "as given")
+SURE = 0.01  # two-sided p below which a departure from the law is spoken of
+
+
+@dataclass(frozen=True)
+class Diagnostics:
+    """What the residuals say of a fit."""
+
+    autocorrelation: float
+    """Of neighbouring residuals, in [-1, 1]."""
+    independent_points: float
+    """n (1 - r) / (1 + r) for autocorrelation r > 0: points that would tell as much if they were independent."""
+    curvature_p: float
+    """Two-sided p of a quadratic term in exp(H): where it is small the points bend away from the law."""
+    drift: float
+    """Performance gained from first to last point at equal entropy, bending allowed for, in the unit of R."""
+    drift_p: float
+    """Its p: where it is small something else than entropy moves performance, as a control does. Both p count the
+    independent points that are left once the term is in."""
 
 
 @dataclass(frozen=True)
 class LawFit:
-    """A fitted law. Units of a, b and performance are those given: fractions or percentage points."""
+    """A fitted law. a, b, ceiling, rmse and performance are in `unit`."""
 
     a: float
     """Performance bought per unit of exp(H)."""
@@ -27,11 +46,23 @@ class LawFit:
     r_squared: float
     """Share of the variance of performance that the law explains; NaN where performance does not vary."""
     rmse: float
-    """Root mean square of the residuals, with n in the denominator."""
+    """Root of the (weighted) mean square of the residuals, with n in the denominator."""
     entropy: np.ndarray
-    """(n,) nats"""
+    """(n,) nats, in the order of the run"""
     performance: np.ndarray
     """(n,)"""
+    weights: np.ndarray | None
+    """(n,) where they were given"""
+    unit: str
+    """Of performance: one of UNITS."""
+    unit_stated: bool
+    """False where it was read off the values."""
+    entropy_average: str
+    """Which average of token entropies `entropy` is; "not stated" where nobody said."""
+    method: str
+    """"least squares", "weighted least squares" or "errors in both"."""
+    line_covariance: np.ndarray
+    """(2, 2) of (slope, intercept) in exp(H), as theory gives it for independent errors."""
     block_length: int
     """Points in a block of the bootstrap."""
     seed: int
@@ -49,61 +80,190 @@ class LawFit:
         """Performance that the law gives at an entropy (nats); scalar or array."""
         return self.b - self.a * np.exp(entropy)
 
-    def interval(self, level: float = 0.95) -> dict[str, tuple[float, float]]:
-        """Interval of a, b and ceiling at a level in (0, 1), by moving-block bootstrap.
+    def interval(self, level: float = 0.95, method: str | None = None) -> dict[str, tuple[float, float]]:
+        """Interval of a, b and ceiling at a level in (0, 1).
 
-        The estimate plus and minus Student's quantile times the standard deviation over RESAMPLES refits. The
-        quantile has n / block_length - 2 degrees of freedom (at least 1), because so many blocks tell of the
-        spread, as for batch means. tests/test_fit.py states its coverage by simulation.
-        Raises ErltoolError for a level outside (0, 1).
+        `method` is "bootstrap" or "analytic"; by default the bootstrap, but for errors in both. Either is the
+        estimate plus and minus Student's quantile times a standard deviation: over RESAMPLES refits to residuals drawn
+        in blocks, with n / block_length - 2 degrees of freedom (at least 1), because so many blocks tell of the
+        spread; or of least squares with n - 2, right for independent errors only. tests/test_fit.py states the
+        coverage by simulation. Raises ErltoolError for a level outside (0, 1), or a bootstrap of errors in both.
         """
+        t, c = self._quantile(level, method), self._covariance(method)
+        variances = {"a": c[0, 0], "b": c[1, 1], "ceiling": c.sum()}
+        half = {name: t * np.sqrt(max(0.0, v)) for name, v in variances.items()}
+        return {name: (getattr(self, name) - h, getattr(self, name) + h) for name, h in half.items()}
+
+    def band(self, entropy, level: float = 0.95, method: str | None = None, *, new_point: bool = False):
+        """(low, high) of the law's R at an entropy (nats), or of a new measurement there; scalars or arrays."""
+        half = self._quantile(level, method) * self.standard_error(entropy, method, new_point=new_point)
+        return self.predict(entropy) - half, self.predict(entropy) + half
+
+    def standard_error(self, entropy, method: str | None = None, *, new_point: bool = False):
+        """Standard deviation of `predict` at an entropy (nats), or of a new measurement about it."""
+        x, c, n = np.exp(entropy), self._covariance(method), len(self.entropy)
+        scatter = self.rmse**2 * n / (n - 2) if new_point else 0.0
+        return np.sqrt(np.maximum(0, c[0, 0] * x**2 + 2 * c[0, 1] * x + c[1, 1]) + scatter)
+
+    def _quantile(self, level: float, method: str | None) -> float:
         if not 0 < level < 1:
             raise ErltoolError(f"interval level {level}: must be between 0 and 1, as 0.95")
-        width = stats.t.ppf((1 + level) / 2, max(1.0, len(self.entropy) / self.block_length - 2))
-        values = {"a": self.a, "b": self.b, "ceiling": self.ceiling}
-        half = {name: width * self._spread[name] for name in values}
-        return {name: (value - half[name], value + half[name]) for name, value in values.items()}
+        n = len(self.entropy)
+        degrees = n - 2 if self._method(method) == "analytic" else n / self.block_length - 2
+        return float(stats.t.ppf((1 + level) / 2, max(1.0, degrees)))
+
+    def _covariance(self, method: str | None) -> np.ndarray:
+        return self.line_covariance if self._method(method) == "analytic" else self._bootstrapped
+
+    def _method(self, method: str | None) -> str:
+        both = self.method == "errors in both"
+        method = method or ("analytic" if both else "bootstrap")
+        if method not in ("bootstrap", "analytic") or (both and method == "bootstrap"):
+            raise ErltoolError(f"interval method {method!r}: use analytic" + ("" if both else " or bootstrap"))
+        return method
 
     @cached_property
-    def _spread(self) -> dict[str, float]:
-        """Standard deviation of a, b and ceiling over the bootstrap's refits."""
+    def _bootstrapped(self) -> np.ndarray:
+        """(2, 2) covariance of slope and intercept over the bootstrap's refits.
+
+        Both are linear in the residuals, so a refit is a sum over its blocks of what each block would add there.
+        """
         n, length = len(self.entropy), self.block_length
-        rng = np.random.default_rng(self.seed)
+        count = -(-n // length)
+        scale = np.ones(n) if self.weights is None else np.sqrt(self.weights)
         # Residuals of a fit with two parameters are too small by sqrt((n - 2) / n).
-        residuals = self.residuals * np.sqrt(n / (n - 2))
-        starts = rng.integers(0, n - length + 1, (RESAMPLES, -(-n // length)))
-        at = (starts[:, :, None] + np.arange(length)).reshape(RESAMPLES, -1)[:, :n]
-        noise = residuals[at]
-        slope, intercept = _line(np.exp(self.entropy), noise)
-        return {"a": np.std(slope), "b": np.std(intercept), "ceiling": np.std(intercept + slope)}
+        residuals = self.residuals * scale * np.sqrt(n / (n - 2))
+        windows = np.lib.stride_tricks.sliding_window_view(residuals, length)
+        starts = np.random.default_rng(self.seed).integers(0, n - length + 1, (RESAMPLES, count))
+        adds = np.zeros((2, count * length))
+        adds[:, :n] = _line_coefficients(np.exp(self.entropy), self.weights) / scale
+        refits = [(a.reshape(count, length) @ windows.T)[np.arange(count), starts].sum(1) for a in adds]
+        return np.cov(*refits, bias=True)
+
+    @cached_property
+    def diagnostics(self) -> Diagnostics:
+        """Autocorrelation, curvature and drift of the residuals; NaN where the fit is exact or points are below 6."""
+        n, e, x = len(self.entropy), self.residuals, np.exp(self.entropy)
+        if n < 6 or np.sum(e**2) <= 1e-20 * np.sum(self.performance**2):
+            return Diagnostics(np.nan, float(n), np.nan, np.nan, np.nan)
+        scaled = (x - x.mean()) / x.std()
+        line = [np.ones(n), scaled, scaled**2]
+        curvature = _last_term(np.column_stack(line), self.performance)
+        drift = _last_term(np.column_stack([*line, np.linspace(0, 1, n)]), self.performance)
+        return Diagnostics(*_independent(e), curvature[1], drift[0], drift[1])
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against believing this fit, one sentence each; empty where nothing was found."""
+        d, h, unit = self.diagnostics, self.entropy, self.unit
+        n, edge = len(h), max(1, len(h) // 10)
+        found, start = [], np.median(h[:edge])
+        if h.max() > 1.5 * start and np.argmax(h) > edge:
+            found.append(
+                f"Entropy rises from {start:.2f} to {h.max():.2f} nats: an explosion, no trade for performance."
+            )
+        elif np.corrcoef(np.arange(n), h)[0, 1] > 0.3:
+            found.append("Entropy rises over the run; the law is of runs that spend it.")
+        if self.a <= 0:
+            found.append(f"a is {self.a:.3g}: performance does not rise as entropy falls.")
+        if self.r_squared < 0.5:
+            found.append(f"The law explains {self.r_squared:.0%} of the variance: too little to forecast from.")
+        if d.curvature_p < SURE:
+            found.append(f"The points bend away from the law (p {d.curvature_p:.1g}); look at the rival laws.")
+        smooth = _smooth(self.performance)
+        if d.drift_p < SURE and abs(d.drift) > np.ptp(smooth) / 4:
+            found.append(
+                f"Performance moved by {d.drift:+.3g} ({unit}) at equal entropy (p {d.drift_p:.1g}): something else "
+                "than entropy is at work, as under a control, and the ceiling does not bound this run."
+            )
+        after_best = self.performance[np.argmax(smooth) :]
+        if len(after_best) > n // 4 and smooth.max() - np.mean(after_best[-edge:]) > 2.5 * self.rmse:
+            found.append("Performance falls after its best while entropy goes on falling: the law has no such branch.")
+        if d.independent_points < 10:
+            found.append(f"About {d.independent_points:.0f} independent points: intervals are rough.")
+        if h.max() < 0.3:
+            found.append("All H lie below 0.3 nats, where exp(H) is nearly a line: rival laws cannot be told apart.")
+        return tuple(found)
 
     def summary(self) -> str:
-        """The fit in a few lines of text."""
-        interval = self.interval()
+        """The fit in a few lines of text of at most 80 columns, with its warnings."""
+        interval, d = self.interval(), self.diagnostics
         lines = [
             f"R = -a exp(H) + b on {len(self.entropy)} points, "
-            f"H from {self.entropy.min():.3f} to {self.entropy.max():.3f} nats"
+            f"H from {self.entropy.min():.3f} to {self.entropy.max():.3f} nats",
+            f"R in {self._unit_words}; entropy: {self.entropy_average}",
         ]
         for name in ("a", "b", "ceiling"):
             low, high = interval[name]
             what = "  (b - a, at H = 0)" if name == "ceiling" else ""
             lines.append(f"{name:>8} = {getattr(self, name):8.4f}   95 % interval {low:8.4f} to {high:8.4f}{what}")
-        lines.append(f"R² = {self.r_squared:.3f}, RMSE = {self.rmse:.4f}, blocks of {self.block_length} points")
-        return "\n".join(lines)
+        lines.append(f"R² = {self.r_squared:.3f}, RMSE = {self.rmse:.4f}, {self.method}, blocks of {self.block_length}")
+        lines.append(f"residuals: autocorrelation {d.autocorrelation:.2f}, {d.independent_points:.0f} independent")
+        return "\n".join([*lines, *(line for w in self.warnings for line in _wrapped(f"note: {w}"))])
+
+    @property
+    def _unit_words(self) -> str:
+        return self.unit if self.unit_stated or self.unit == "as given" else f"{self.unit} (read off the values)"
+
+    def to_dict(self, level: float = 0.95) -> dict:
+        """The numbers of the fit, ready for JSON; None for what is not a number."""
+        numbers = {n: _json(getattr(self, n)) for n in ("a", "b", "ceiling", "r_squared", "rmse")}
+        return numbers | {
+            "unit": self.unit, "unit_stated": self.unit_stated, "entropy_average": self.entropy_average,
+            "points": len(self.entropy), "method": self.method, "level": level,
+            "interval": {k: list(map(float, v)) for k, v in self.interval(level).items()},
+            "diagnostics": {k: _json(v) for k, v in vars(self.diagnostics).items()}, "warnings": list(self.warnings),
+        }  # fmt: skip
+
+    def latex(self, level: float = 0.95) -> str:
+        """The coefficients with their intervals as a LaTeX tabular."""
+        rows = [
+            f"{symbol} & {getattr(self, name):.4f} & [{low:.4f}, {high:.4f}] \\\\"
+            for (name, (low, high)), symbol in zip(
+                self.interval(level).items(), ("$a$", "$b$", "$b-a$"), strict=True
+            )
+        ]  # fmt: skip
+        head = f"coefficient & {self.unit} & {100 * level:g}\\,\\% interval \\\\"
+        foot = f"$R^2$ & {self.r_squared:.3f} & {len(self.entropy)} points \\\\"
+        return "\n".join(
+            ["\\begin{tabular}{lrr}", "\\hline", head, "\\hline", *rows, "\\hline", foot, "\\hline", "\\end{tabular}"]
+        )
+
+    def _repr_html_(self) -> str:
+        interval = self.interval()
+        cells = "".join(
+            f"<tr><th scope='row'>{name}</th><td>{getattr(self, name):.4f}</td><td>{low:.4f} to {high:.4f}</td></tr>"
+            for name, (low, high) in interval.items()
+        )
+        notes = "".join(f"<li>{w}</li>" for w in self.warnings)  # made of numbers and our own words
+        return (
+            f"<table><caption>R = −a·exp(H) + b, {len(self.entropy)} points, R² {self.r_squared:.3f}, RMSE "
+            f"{self.rmse:.4f}</caption><thead><tr><th></th><th scope='col'>{self._unit_words}</th>"
+            f"<th scope='col'>95 % interval</th></tr></thead><tbody>{cells}</tbody></table>"
+            + (f"<ul>{notes}</ul>" if notes else "")
+        )
 
 
-def fit_law(entropy, performance, *, block_length: int | None = None, seed: int = 0) -> LawFit:
+def fit_law(
+    entropy, performance, *, weights=None, entropy_error=None, performance_error=None, unit: str | None = None,
+    entropy_average: str = "not stated", block_length: int | None = None, seed: int = 0,
+) -> LawFit:  # fmt: skip
     """The least-squares fit of R = -a exp(H) + b to points (H, R) in the order of the run.
 
-    `entropy` in nats, `performance` in any unit, both of shape (n,). `block_length` is the number of points in
-    a block of the bootstrap, by default round(n^(1/2)); 1 takes the points as independent. Raises ErltoolError
-    for fewer than 4 points, lengths that differ, values that are not finite, or entropy that does not vary.
+    `entropy` in nats and `performance`, both of shape (n,). `weights` (n,) weigh the squares, as inverse variances
+    do. With `entropy_error` and `performance_error`, standard deviations in the units of H and R, scalars or (n,), the
+    fit is orthogonal: errors in both (ODRPACK95). `unit` is one of UNITS; without it values in [0, 1] are taken as
+    fractions, others up to 100 as percentage points, and the result says so. `entropy_average` says which average H
+    is, such as "token mean" or "mean of responses (Eq 5)". `block_length` is the number of points in a block of the
+    bootstrap, by default round(n^(1/2)); 1 takes the points as independent. Raises ErltoolError for fewer than 3
+    points, lengths that differ, values that are not finite, entropy that does not vary, fractions mixed with
+    percentage points, weights or errors that are not positive, or one error without the other.
     """
     h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
     if len(h) != len(r):
         raise ErltoolError(f"fit_law: {len(h)} entropies but {len(r)} performances; give as many of both")
-    if len(h) < 4:
-        raise ErltoolError(f"fit_law: {len(h)} points; at least 4 are needed for two parameters and their interval")
+    if len(h) < 3:
+        raise ErltoolError(f"fit_law: {len(h)} points; at least 3 are needed for two parameters and their interval")
     if not (np.isfinite(h).all() and np.isfinite(r).all()):
         bad = int((~(np.isfinite(h) & np.isfinite(r))).sum())
         raise ErltoolError(f"fit_law: {bad} of {len(h)} points are not finite; drop them first (DataFrame.dropna)")
@@ -112,30 +272,137 @@ def fit_law(entropy, performance, *, block_length: int | None = None, seed: int 
     if not np.isfinite(x).all() or np.ptp(x) <= 1e-12 * np.abs(x).max():
         raise ErltoolError("fit_law: entropy does not vary (or overflows), so no law can be fitted to it")
     if block_length is None:
-        block_length = max(1, round(len(h) ** 0.5))
+        block_length = min(len(h) // 2, max(1, round(len(h) ** 0.5)))
     if not 1 <= block_length <= len(h) // 2:
         raise ErltoolError(f"fit_law: block_length {block_length}; must be from 1 to half of the {len(h)} points")
-    slope, intercept = _line(x, r)
-    residuals = r - (intercept + slope * x)
-    total = np.sum((r - r.mean()) ** 2)
-    r_squared = 1 - np.sum(residuals**2) / total if total > 0 else np.nan
+    if (entropy_error is None) != (performance_error is None):
+        raise ErltoolError("fit_law: errors in both need entropy_error and performance_error; give the other one too")
+    w = _positive("weights", weights, len(h))
+    method = "least squares" if w is None else "weighted least squares"
+    if entropy_error is not None:
+        if w is not None:
+            raise ErltoolError("fit_law: give weights, or the errors of both, not all three")
+        errors = [_positive(n, v, len(h)) for n, v in (("entropy_error", entropy_error),
+                                                       ("performance_error", performance_error))]  # fmt: skip
+        method, (slope, intercept, covariance) = "errors in both", _orthogonal(h, r, *errors)
+    else:
+        slope, intercept = _line(x, r, w)
+        covariance = _line_covariance(x, r - (intercept + slope * x), w)
+    residuals, mass = r - (intercept + slope * x), np.ones(len(h)) if w is None else w
+    total = np.sum(mass * (r - np.average(r, weights=mass)) ** 2)
+    r_squared = 1 - np.sum(mass * residuals**2) / total if total > 0 else np.nan
+    rmse = np.sqrt(np.average(residuals**2, weights=mass))
     return LawFit(
-        float(-slope),
-        float(intercept),
-        float(r_squared),
-        float(np.sqrt(np.mean(residuals**2))),
-        h,
-        r,
-        block_length,
-        seed,
+        float(-slope), float(intercept), float(r_squared), float(rmse), h, r, w, unit_of(r, unit), unit is not None,
+        entropy_average, method, covariance, block_length, seed,
+    )  # fmt: skip
+
+
+def unit_of(performance: np.ndarray, unit: str | None = None) -> str:
+    """The unit of performances: the one stated, else read off the values. Raises ErltoolError for an unknown one,
+    fractions outside [0, 1], or values of which some look like fractions and the others like percentage points."""
+    low, high = float(np.min(performance)), float(np.max(performance))
+    if unit is not None:
+        if unit not in UNITS:
+            raise ErltoolError(f"unit {unit!r} is not known: use one of {', '.join(UNITS)}")
+        if unit == "fraction" and not 0 <= low <= high <= 1:
+            raise ErltoolError(f"performance from {low:g} to {high:g} is no fraction; use unit='percentage points'")
+        return unit
+    if 0 <= low and high <= 1:
+        return "fraction"
+    if low < 0 or high > 100:
+        return "as given"
+    ordered = np.sort(performance[performance > 0])
+    jump = ordered[1:] / ordered[:-1]
+    if ordered[0] <= 1 and np.any((jump > 20) & (ordered[:-1] <= 1) & (ordered[1:] > 1)):
+        few = int((performance <= 1).sum())
+        raise ErltoolError(
+            f"performance mixes units: {few} of {len(performance)} lie in [0, 1] and others near {high:.0f}; "
+            "multiply the fractions by 100, or state the unit"
+        )
+    return "percentage points"
+
+
+def _positive(name: str, values, n: int) -> np.ndarray | None:
+    if values is None:
+        return None
+    values = (
+        np.broadcast_to(np.asarray(values, dtype=float), (n,)) if np.ndim(values) == 0 else np.asarray(values, float)
     )
+    if values.shape != (n,) or not (np.isfinite(values).all() and (values > 0).all()):
+        raise ErltoolError(f"fit_law: {name} must be above 0 and finite, one or {n} of them")
+    return values
 
 
-def _line(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slope and intercept of least squares of y (..., n) on x (n,), with x centred first for accuracy."""
-    centre = x.mean()
-    slope = y @ (x - centre) / np.sum((x - centre) ** 2)
-    # Centring y as well keeps digits where its mean is large against its variation.
-    mean = y.mean(-1)
-    slope = slope if y.ndim > 1 else (y - mean) @ (x - centre) / np.sum((x - centre) ** 2)
-    return slope, mean - slope * centre
+def _line(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
+    """Slope and intercept of least squares of y on x, both (n,); y is centred first, which keeps digits."""
+    w = np.full(len(x), 1 / len(x)) if weights is None else weights / weights.sum()
+    mean = w @ y
+    slope, intercept = _line_coefficients(x, weights) @ (y - mean)
+    return slope, intercept + mean
+
+
+def _line_coefficients(x: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """(2, n): what slope and intercept of least squares on x take of each y."""
+    w = np.full(len(x), 1 / len(x)) if weights is None else weights / weights.sum()
+    centre = w @ x
+    slope = w * (x - centre) / (w @ (x - centre) ** 2)
+    return np.stack([slope, w - centre * slope])
+
+
+def _line_covariance(x: np.ndarray, residuals: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """(2, 2) covariance of slope and intercept for independent errors of variance proportional to 1 / weights."""
+    w = np.ones(len(x)) if weights is None else weights
+    centre = np.average(x, weights=w)
+    variance = np.sum(w * residuals**2) / (len(x) - 2)
+    slope = variance / np.sum(w * (x - centre) ** 2)
+    return np.array([[slope, -centre * slope], [-centre * slope, variance / w.sum() + centre**2 * slope]])
+
+
+def _orthogonal(h, r, entropy_error, performance_error) -> tuple[float, float, np.ndarray]:
+    """Slope, intercept in exp(H) and their covariance, with errors in H and R."""
+    from odrpack import odr_fit  # needed here alone
+
+    start = np.array(_line(np.exp(h), r))
+    fitted = odr_fit(
+        lambda x, beta: beta[0] * np.exp(x) + beta[1], h, r, start,
+        weight_x=1 / entropy_error**2, weight_y=1 / performance_error**2,
+    )  # fmt: skip
+    if not fitted.success:
+        raise ErltoolError(f"fit_law: errors in both did not converge ({fitted.stopreason}); fit without entropy_error")
+    return float(fitted.beta[0]), float(fitted.beta[1]), np.array(fitted.cov_beta) * fitted.res_var
+
+
+def _independent(residuals: np.ndarray) -> tuple[float, float]:
+    """Autocorrelation of neighbours, and how many independent points would tell as much."""
+    r = float(np.sum(residuals[1:] * residuals[:-1]) / np.sum(residuals**2))
+    return r, len(residuals) * (1 - r) / (1 + r) if r > 0 else float(len(residuals))
+
+
+def _last_term(design: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """The last coefficient of a least-squares fit and its two-sided p, with the residuals' autocorrelation counted;
+    NaN where it is not determined."""
+    (n, k), (beta, _, rank, _) = design.shape, np.linalg.lstsq(design, y, rcond=None)
+    residuals = y - design @ beta
+    square = np.sum(residuals**2)
+    if rank < k or square <= 1e-20 * np.sum(y**2):
+        return np.nan, np.nan
+    independent = _independent(residuals)[1]
+    error = np.sqrt(square / (n - k) * n / independent * np.linalg.inv(design.T @ design)[-1, -1])
+    return float(beta[-1]), float(2 * stats.t.sf(abs(beta[-1]) / error, max(1.0, independent - k)))
+
+
+def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
+    """Running means of `width` neighbours, fewer at the ends."""
+    ones = np.ones(min(width, len(values)))
+    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+
+
+def _wrapped(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, 80, subsequent_indent="      ")
+
+
+def _json(value) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -98,7 +98,7 @@ def test_summary_names_every_number_with_its_interval():
     ("entropy", "performance", "words"),
     [
         ([0.1] * 5, range(5), "does not vary"),
-        ([0.1, 0.2, 0.3], [1, 2, 3], "at least 4"),
+        ([0.1, 0.2], [1, 2], "at least 3"),
         ([0.1, 0.2], [1], "2 entropies but 1"),
         ([0.1, 0.2, 0.3, np.nan], range(4), "1 of 4 points are not finite"),
         ([0.1, 0.2, 0.3, 900.0], range(4), "overflows"),

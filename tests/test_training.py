@@ -37,7 +37,9 @@ CONTROLS = [
     KLCov(0.2, 2.0) + EntropyBonus(0.1) + erltool.QuantileAdvantage(),
 ]
 CONTROLS += [c() for name, c in catalog.CONTROLS.items() if name not in {c.name for c in CONTROLS}]
-SELECTING = ("kl-cov", "clip-cov", "random-clip", "random-kl", "adaptive-entropy-bonus", "high-entropy-mask", "target-entropy")
+SELECTING = (
+    "kl-cov", "clip-cov", "random-clip", "random-kl", "adaptive-entropy-bonus", "high-entropy-mask", "target-entropy",
+)  # fmt: skip
 
 
 def untimed(steps):

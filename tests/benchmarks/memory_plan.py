@@ -1,12 +1,13 @@
 """Predicted against measured peak memory: `erltool plan` beside the peak RSS of real training on this CPU.
 
-Each row is a process of its own that trains for two iterations and reports its peak. The prompt length given to the
-plan is that of the task's longest prompt in the iteration; responses are taken at their longest, so a plan is an
-upper estimate where a policy stops early: the rows here are set up so that it does not (an untrained length limit).
+Each row is a process of its own that trains for one or two iterations and reports its peak. The plan is asked about
+what was trained on: the longest prompt and the longest response. Before a run only the limit on responses is known, so
+there a plan is an upper estimate where a policy stops early.
 
     python tests/benchmarks/memory_plan.py
 """
 
+import dataclasses
 import json
 import resource
 import subprocess
@@ -23,7 +24,7 @@ ROWS = {
     "SmolLM2, fp32": dict(dtype="fp32", max_response_tokens=32),
 }
 SMOLLM2 = dict(
-    policy="smollm2-135m", task="addition", template="none", steps=4, updates_per_iteration=2, eval_every=0,
+    policy="smollm2-135m", task="addition", template="none", steps=2, updates_per_iteration=2, eval_every=0,
     prompts_per_iteration=16,
 )  # fmt: skip
 
@@ -34,13 +35,13 @@ def measure(row: dict) -> None:
 
     # A bonus of nothing reaches every token, so that every row has a gradient whatever its group's rewards.
     config = TrainConfig(device="cpu", record_every=0, control=EntropyBonus(0.0), **row)
-    longest = 0
+    prompt = response = 0
     for step in train(config):
-        longest = max(longest, *map(len, step.rollouts.prompt_ids))
-        tokens = step.metrics["response_tokens"] / len(step.rollouts)
+        prompt = max(prompt, *map(len, step.rollouts.prompt_ids))
+        response = max(response, int(step.rollouts.response_mask.sum(-1).max()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    plan = plan_memory(config, longest, "cpu")
-    print(json.dumps({"measured": peak, "planned": plan.peak, "prompt": longest, "response": tokens}))
+    plan = plan_memory(dataclasses.replace(config, max_response_tokens=response), prompt, "cpu")
+    print(json.dumps({"measured": peak, "planned": plan.peak, "prompt": prompt, "response": response}))
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
             continue
         r = json.loads(done.stdout.splitlines()[-1])
         sizes = f"{r['measured'] / 2**20:7.0f} MiB{r['planned'] / 2**20:6.0f} MiB"
-        print(f"{name:34}{r['prompt']:7}{r['response']:9.1f}{sizes}{r['planned'] / r['measured']:7.2f}", flush=True)
+        print(f"{name:34}{r['prompt']:7}{r['response']:9}{sizes}{r['planned'] / r['measured']:7.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,167 @@
+"""Forecasts by the law: what the first part of a run says of the rest, and whether the entropy is spent.
+
+Cui et al. 2025 (arXiv 2505.22617), Section 2.4: a, b from the first 36 of 236 steps predict performance at the
+entropies of the others, and at entropy 0. Such a forecast is of performance at a given entropy, not at a given step.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from erltool.errors import ErltoolError
+from erltool.fit import LawFit, fit_law
+
+FAR = 3  # times the scatter of one measurement, from which on a forecast is said to have missed
+LEFT_FOR_GOOD = 3  # neighbouring points outside the interval, by which a run has left the law
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the first points of a run said of the others."""
+
+    law: LawFit
+    """Fitted to the first points alone."""
+    inflation: float
+    """At least 1: by how much the errors exceeded what the fit believed when its first third predicted the rest."""
+    level: float
+    entropy: np.ndarray
+    """(m,) nats, of the points that were forecast"""
+    performance: np.ndarray
+    """(m,) as measured"""
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(m,) performance by the law at the measured entropies."""
+        return self.law.predict(self.entropy)
+
+    @property
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) for a measurement at each of the entropies."""
+        return self.at(self.entropy)
+
+    def at(self, entropy) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) for a measurement at an entropy (nats); at 0 it is that of the ceiling."""
+        low, high = self.law.band(entropy, self.level, new_point=True)
+        middle = (low + high) / 2
+        return middle - self.inflation * (middle - low), middle + self.inflation * (high - middle)
+
+    @property
+    def rmse(self) -> float:
+        """Root mean square of measured minus predicted; NaN where nothing is left to forecast."""
+        return float(np.sqrt(np.mean((self.performance - self.predicted) ** 2))) if len(self.entropy) else np.nan
+
+    @property
+    def covered(self) -> float:
+        """Fraction of the measured points inside the interval; NaN where nothing is left to forecast."""
+        low, high = self.interval
+        return float(np.mean((low <= self.performance) & (self.performance <= high))) if len(low) else np.nan
+
+    @property
+    def departure(self) -> int | None:
+        """Index, among the points that were forecast, of the first of LEFT_FOR_GOOD neighbours outside the interval on
+        one side: there the run leaves its law. None where it does not."""
+        low, high = self.interval
+        for outside in (self.performance > high, self.performance < low):
+            for at in range(len(outside) - LEFT_FOR_GOOD + 1):
+                if outside[at : at + LEFT_FOR_GOOD].all():
+                    return at
+        return None
+
+    @property
+    def advice(self) -> str:
+        """In words: go on, or the entropy is spent, or the law does not hold here."""
+        law, unit = self.law, self.law.unit
+        last = np.concatenate([law.entropy, self.entropy])[-1]
+        gain = law.ceiling - law.predict(last)
+        low, high = self.at(0.0)
+        words = f"By the law {gain:+.3g} ({unit}) is left to gain from H = {last:.3f} nats to the ceiling "
+        words += f"{law.ceiling:.3g} ({low:.3g} to {high:.3g} at {self.level:.0%})."
+        if self.departure is not None:
+            side = "above" if self.performance[self.departure] > self.predicted[self.departure] else "below"
+            away = abs(self.performance - self.predicted)[-max(1, len(self.predicted) // 5) :].mean()
+            return (
+                f"This run has left its law, {side} it, from forecast point {self.departure + 1} on; at the end it is "
+                f"{away:.3g} ({unit}) away. Do not extrapolate the law. What moves performance at equal entropy is not "
+                "the trade: a control, a bonus, or a change of the run."
+            )
+        away = (self.performance - self.predicted)[-max(1, len(self.predicted) // 5) :]
+        if abs(away.mean()) > FAR * law.rmse and (np.sign(away) == np.sign(away[0])).all():
+            side = "above" if away[0] > 0 else "below"
+            return (
+                f"At the end performance lies {abs(away.mean()):.3g} ({unit}) {side} the forecast, "
+                f"{abs(away.mean()) / law.rmse:.0f} times the scatter of one measurement; the interval holds it only "
+                "because few points tell little. Before you extrapolate, fit all points and look whether performance "
+                "moves at equal entropy (`LawFit.warnings`), as under a control."
+            )
+        if law.a <= 0:
+            return "Performance does not rise as entropy falls: the law says nothing here yet. Go on, and fit again."
+        if gain < law.rmse:
+            return f"{words} That is below the scatter of one measurement, {law.rmse:.3g}: the entropy is spent."
+        return f"{words} That is above the scatter of one measurement, {law.rmse:.3g}: go on."
+
+
+def forecast(
+    entropy, performance, *, cut: float = 0.15, level: float = 0.9, unit: str | None = None,
+    entropy_average: str = "not stated", seed: int = 0,
+) -> Forecast:  # fmt: skip
+    """The law fitted to the first `cut` of a run's points, at least 4, and what it says of the others.
+
+    `entropy` (nats) and `performance`, (n,), in the order of the run, measured at even spacing. The interval is for a
+    new measurement: the bootstrap's (`LawFit.band`), widened by how badly the first third of the fitted points
+    predicts the others of them, since the law is extrapolated and need not hold. Its coverage, at 90 %: tests/
+    test_forecasting.py by simulation and on the recorded runs. Raises ErltoolError as `fit_law`, for a cut or level
+    outside (0, 1), or fewer than 5 points.
+    """
+    h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
+    for name, value in (("cut", cut), ("level", level)):
+        if not 0 < value < 1:
+            raise ErltoolError(f"forecast: {name} {value} must be between 0 and 1")
+    if len(h) < 5:
+        raise ErltoolError(f"forecast: {len(h)} points; at least 5 are needed, 4 to fit and one to forecast")
+    first = min(max(4, round(cut * len(h))), len(h) - 1)
+    law = fit_law(h[:first], r[:first], unit=unit, entropy_average=entropy_average, seed=seed)
+    return Forecast(law, _inflation(law), level, h[first:], r[first:])
+
+
+def _inflation(law: LawFit) -> float:
+    """At least 1: root mean square of (measured - predicted) over the standard error that the first third of the
+    points believed, on the others. 1 for fewer than 5 points."""
+    h, r = law.entropy, law.performance
+    third = max(3, round(len(h) / 3))
+    if len(h) < 5 or np.ptp(np.exp(h[:third])) <= 1e-12:
+        return 1.0
+    early = fit_law(h[:third], r[:third], seed=law.seed)
+    error = early.standard_error(h[third:], new_point=True)
+    scale = np.maximum(error, 1e-12 * np.abs(r).max())
+    return float(max(1.0, np.sqrt(np.mean(((r[third:] - early.predict(h[third:])) / scale) ** 2))))
+
+
+def replay(entropy, performance, step=None, *, level: float = 0.9, unit: str | None = None) -> pd.DataFrame:
+    """What one would have said at each point of a run: one row for each point from the 4th to the last but one.
+
+    Columns: `step` (as given, else the point's number), `entropy` (nats) and `performance` there, `a`, `b`, `ceiling`
+    with `ceiling_low` and `ceiling_high`, `gain_left` (ceiling minus the law there), `predicted_last` and its
+    `last_low`, `last_high` for the last point at its measured entropy, `error_last`, and `spent`: whether the advice
+    was that the entropy is spent. Points at which no law can be fitted are left out. Raises ErltoolError as `forecast`.
+    """
+    h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
+    steps = np.arange(1, len(h) + 1) if step is None else np.asarray(step)
+    forecast(h, r, level=level, unit=unit)  # what is wrong with the whole is said of the whole
+    rows = []
+    for first in range(4, len(h)):
+        try:
+            law = fit_law(h[:first], r[:first], unit=unit)
+        except ErltoolError:
+            continue
+        said = Forecast(law, _inflation(law), level, h[-1:], r[-1:])
+        (low,), (high,) = said.interval
+        ceiling_low, ceiling_high = said.at(0.0)
+        left = law.ceiling - law.predict(h[first - 1])
+        rows.append({
+            "step": steps[first - 1], "entropy": h[first - 1], "performance": r[first - 1], "a": law.a, "b": law.b,
+            "ceiling": law.ceiling, "ceiling_low": ceiling_low, "ceiling_high": ceiling_high, "gain_left": left,
+            "predicted_last": said.predicted[0], "last_low": low, "last_high": high,
+            "error_last": r[-1] - said.predicted[0], "spent": law.a > 0 and left < law.rmse,
+        })  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,0 +1,143 @@
+"""Rival laws of performance, and whether the points can tell them apart.
+
+    exponential   R = b - a exp(H)                        Cui et al. 2025, Eq 6
+    linear        R = b - a H
+    log           R = b - a log(H)                        has no ceiling at H = 0
+    power         R = b - a H^c
+    free exponent R = b - a exp(c H)
+    sigmoid       R = R0 + (A - R0) / (1 + (C_mid/C)^B)   ScaleRL (arXiv 2510.13786), in compute C, here steps;
+                                                          R0 is the first performance
+Below H of 0.3 or so exp(H) is nearly 1 + H: there the points of one run cannot choose between the first two.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import optimize
+
+from erltool.errors import ErltoolError
+
+Shape = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
+EXPONENTS = np.concatenate([-np.geomspace(12, 0.05, 25), np.geomspace(0.05, 12, 25)])
+
+
+@dataclass(frozen=True)
+class RivalLaw:
+    """R = offset + factor * shape(u, c): linear in offset and factor, with up to two parameters of shape."""
+
+    formula: str
+    shape: Shape
+    starts: tuple[tuple[float, ...], ...] = ((),)
+    """Where the search for the shape's parameters begins."""
+    in_steps: bool = False
+    """Of steps and not of entropy; its offset is then the first performance, and not fitted."""
+
+    @property
+    def parameters(self) -> int:
+        return (1 if self.in_steps else 2) + len(self.starts[0])
+
+    def fit(self, u: np.ndarray, r: np.ndarray, offset: float = 0.0) -> Callable[[np.ndarray], np.ndarray]:
+        """The least-squares fit to (u, r), as a function of u."""
+
+        def solved(c: tuple[float, ...]) -> tuple[float, float, float]:
+            """Sum of squares, offset and factor for parameters of the shape."""
+            with np.errstate(all="ignore"):
+                s = self.shape(u, c)
+            if not np.isfinite(s).all() or np.ptp(s) == 0:
+                return np.inf, 0.0, 0.0
+            if self.in_steps:
+                factor, first = s @ (r - offset) / (s @ s), offset
+            else:
+                factor = (s - s.mean()) @ (r - r.mean()) / np.sum((s - s.mean()) ** 2)
+                first = r.mean() - factor * s.mean()
+            return float(np.sum((r - first - factor * s) ** 2)), float(first), float(factor)
+
+        c = min(self.starts, key=lambda c: solved(c)[0])
+        if len(c) == 1:  # between the neighbours of the best start
+            at, all_starts = self.starts.index(c), [s[0] for s in self.starts]
+            ends = all_starts[max(0, at - 1)], all_starts[min(len(all_starts) - 1, at + 1)]
+            c = (optimize.minimize_scalar(lambda c: solved((c,))[0], bounds=ends, method="bounded").x,)
+        elif c:
+            c = tuple(optimize.minimize(lambda c: solved(tuple(c))[0], c, method="Nelder-Mead").x)
+        _, first, factor = solved(c)
+
+        def predict(v: np.ndarray) -> np.ndarray:
+            with np.errstate(all="ignore"):
+                return first + factor * self.shape(np.asarray(v, dtype=float), c)
+
+        return predict
+
+
+RIVALS = {
+    "exponential": RivalLaw("R = b - a exp(H)", lambda h, c: np.exp(h)),
+    "linear": RivalLaw("R = b - a H", lambda h, c: h),
+    "log": RivalLaw("R = b - a log(H)", lambda h, c: np.log(h)),
+    "power": RivalLaw("R = b - a H^c", lambda h, c: np.sign(c[0]) * h ** c[0], tuple((c,) for c in EXPONENTS)),
+    "free exponent": RivalLaw(
+        "R = b - a exp(c H)", lambda h, c: np.sign(c[0]) * np.exp(c[0] * h), tuple((c,) for c in EXPONENTS)
+    ),
+    "sigmoid": RivalLaw(
+        "R = R0 + (A - R0) / (1 + (C_mid/C)^B)",
+        lambda steps, c: 1 / (1 + np.exp(np.clip(c[0] * (c[1] - np.log(steps)), -700, 700))),
+        tuple((b, m) for b in (0.5, 1.0, 2.0, 4.0) for m in np.log([3.0, 10.0, 30.0, 100.0, 300.0, 1000.0])),
+        in_steps=True,
+    ),
+}
+
+
+def compare_laws(entropy, performance, step=None, *, blocks: int = 5) -> pd.DataFrame:
+    """One row a law, best first by error on points that it was not fitted to.
+
+    `entropy` (nats, above 0) and `performance`, (n,), in the order of the run; with `step` (n,), above 0, the sigmoid
+    in compute is among them. Columns: `formula`, `parameters`, `rmse`, `aicc` (Akaike's criterion, corrected for few
+    points; smaller is better; it takes the points as independent), `out_of_sample` (rmse of each of `blocks` stretches
+    of the run when predicted from the others, geometric mean, since a stretch at the end is an extrapolation and may
+    outweigh all), `last_block` (that of the last stretch from those before it: a forecast), `at_zero` (performance at
+    H = 0; infinite for the log, NaN for the sigmoid), and `tied`: whether the logarithm of its out-of-sample error is
+    within one standard error of the best's, over the stretches' differences. Raises
+    ErltoolError for fewer than 2 * blocks points, values that are not finite, or entropies or steps not above 0.
+    """
+    h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
+    steps = None if step is None else np.asarray(step, dtype=float).ravel()
+    n = len(h)
+    if n < 2 * blocks or len(r) != n or (steps is not None and len(steps) != n):
+        raise ErltoolError(f"compare_laws: {n} entropies, {len(r)} performances; give as many, at least {2 * blocks}")
+    if not (np.isfinite(h).all() and np.isfinite(r).all() and (h > 0).all()):
+        raise ErltoolError("compare_laws: entropies must be above 0, and all values finite; drop the others first")
+    if steps is not None and not (np.isfinite(steps) & (steps > 0)).all():
+        raise ErltoolError("compare_laws: steps must be above 0 and finite")
+    parts, rows, errors = np.array_split(np.arange(n), blocks), {}, {}
+    for name, law in RIVALS.items():
+        if law.in_steps and steps is None:
+            continue
+        u, k = steps if law.in_steps else h, law.parameters
+        fitted = law.fit(u, r, r[0])
+        rss = max(np.sum((r - fitted(u)) ** 2), np.finfo(float).tiny)
+        errors[name] = np.array([_error(law, u, r, np.setdiff1d(np.arange(n), part), part) for part in parts])
+        rows[name] = {
+            "formula": law.formula, "parameters": k, "rmse": np.sqrt(rss / n),
+            "aicc": n * np.log(rss / n) + 2 * (k + 1) + 2 * (k + 1) * (k + 2) / max(1, n - k - 2),
+            "out_of_sample": np.exp(np.log(errors[name]).mean()),
+            "last_block": _error(law, u, r, np.arange(parts[-1][0]), parts[-1]),
+            "at_zero": np.nan if law.in_steps else float(fitted(np.array(0.0))),
+        }  # fmt: skip
+    table = pd.DataFrame(rows).T.infer_objects().sort_values("out_of_sample")
+    worse = {name: np.log(e / errors[table.index[0]]) for name, e in errors.items()}
+    table["tied"] = [bool(np.mean(worse[i]) <= np.std(worse[i], ddof=1) / np.sqrt(blocks)) for i in table.index]
+    return table
+
+
+def _error(law: RivalLaw, u: np.ndarray, r: np.ndarray, fitted_on: np.ndarray, predicted: np.ndarray) -> float:
+    """Root mean square error on some points of a law fitted to others."""
+    fitted = law.fit(u[fitted_on], r[fitted_on], r[0])
+    return float(np.sqrt(np.mean((r[predicted] - fitted(u[predicted])) ** 2))) + np.finfo(float).tiny
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """What `compare_laws` found, in one sentence."""
+    tied = list(table.index[table["tied"]])
+    if len(tied) == 1:
+        return f"Out of sample the law `{tied[0]}` is ahead by more than a standard error."
+    return f"Out of sample {', '.join(tied)} cannot be told apart (within a standard error of `{tied[0]}`)."
