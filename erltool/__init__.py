@@ -24,6 +24,7 @@ _HOMES = {
     "compare": ("end_values", "paired_difference"),
     "errors": ("ErltoolError",),
     "fit": ("fit_law",),
+    "importers": ("read_log", "align_points"),
     "logprobs": ("token_log_probs",),
     "losses": ("policy_loss",),
     "plots": ("plot_fit", "plot_run"),

@@ -1,4 +1,4 @@
-"""The command line: erltool demo | train | eval | plan | prompt | fit | lab | doctor.
+"""The command line: erltool demo | train | eval | plan | prompt | fit | import | lab | doctor.
 
 A command's flags and modules are loaded only when that command is asked for. What a user can mend is one
 line on stderr and exit status 2; a run that was interrupted exits with 130.
@@ -22,6 +22,7 @@ COMMANDS = {
     "prompt": "show a task's prompts as a policy is given them",
     "experiment": "make the runs of a declared grid, resumable at any point",
     "fit": "fit R = -a exp(H) + b to recorded runs",
+    "import": "read another tool's log: entropy and performance by step, and as a run",
     "lab": "open JupyterLab on the lessons",
     "doctor": "check versions, device, memory, threads and JupyterLab",
 }
@@ -385,6 +386,28 @@ def _fit(parser, words) -> int:
         ax.legend(fontsize=8)
         with writing(args.png):
             ax.figure.savefig(args.png)
+    return 0
+
+
+# --- import --------------------------------------------------------------------------------------
+
+
+def _import(parser, words) -> int:
+    parser.add_argument("log", type=Path, metavar="LOG", help="file or folder: verl, TRL, OpenRLHF, W&B, CSV, ...")
+    parser.add_argument("--entropy", metavar="COL", help="the entropy's column, instead of the guess")
+    parser.add_argument("--performance", metavar="COL", help="the performance's column, instead of the guess")
+    parser.add_argument("--step", metavar="COL", help="the step's column, instead of the guess")
+    parser.add_argument("--window", type=float, help="steps up to a measurement over which entropy is averaged")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the log there as a run")
+    args = parser.parse_args(words)
+    from erltool.importers import log_report, read_log, write_run
+
+    given = {role: getattr(args, role) for role in ("step", "entropy", "performance")}
+    log = read_log(args.log, columns={role: name for role, name in given.items() if name})
+    print(log_report(log, args.window))
+    if args.out:
+        write_run(log, args.out, args.window)
+        print(f"written: {args.out}; fit the law to it with: erltool fit {args.out}")
     return 0
 
 

@@ -16,7 +16,7 @@ FLOORS = (
     ("errors", "resources"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
-    ("runs", "compare", "fit", "plots", "alarms"),
+    ("logformats", "runs", "importers", "compare", "fit", "plots", "alarms"),
     ("lora", "policy", "plan", "rollouts", "evaluate", "step", "training"),
     ("experiments", "demo", "doctor"),
     ("cli",),
