@@ -1,4 +1,4 @@
-"""The command line: erltool demo | train | eval | plan | prompt | fit | import | lab | doctor.
+"""The command line: erltool demo | train | eval | plan | prompt | fit | import | lab | workshop | doctor.
 
 A command's flags and modules are loaded only when that command is asked for. What a user can mend is one
 line on stderr and exit status 2; a run that was interrupted exits with 130.
@@ -24,6 +24,7 @@ COMMANDS = {
     "fit": "fit R = -a exp(H) + b to recorded runs",
     "import": "read another tool's log: entropy and performance by step, and as a run",
     "lab": "open JupyterLab on the lessons",
+    "workshop": "write the lessons without solutions, and a timed plan with them for the instructor",
     "doctor": "check versions, device, memory, threads and JupyterLab",
 }
 
@@ -411,35 +412,37 @@ def _import(parser, words) -> int:
     return 0
 
 
-# --- lab and doctor ------------------------------------------------------------------------------
+# --- lab, workshop and doctor ---------------------------------------------------------------------
 
 
 def _lab(parser, words) -> int:
-    parser.add_argument("--dir", type=Path, help="folder for a copy of the lessons, when installed from a wheel")
+    parser.add_argument("--lesson", type=int, metavar="N", help="open this one; the list of all by default")
+    parser.add_argument("--dir", type=Path, help="folder for a copy of the lessons (erltool-lessons from a wheel)")
+    parser.add_argument("--fresh", action="store_true", help="make another copy, in a new folder with a number")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     args = parser.parse_args(words)
-    folder = lessons_folder(args.dir)
+    from erltool.lessons import lesson_path, lessons_folder
+
+    if args.lesson is not None:
+        lesson_path(args.lesson)  # before anything is copied
+    folder = lessons_folder(args.dir, args.fresh)
     command = [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]
+    if args.lesson is not None:
+        command.append(f"--LabApp.default_url=/lab/tree/{lesson_path(args.lesson, folder).name}")
     print(f"erltool: lessons in {folder}")
     sys.stdout.flush()
     os.execv(sys.executable, command + (["--no-browser"] if args.no_browser else []))
 
 
-def lessons_folder(wanted: Path | None = None) -> Path:
-    """The lessons in a clone; from a wheel, a copy in `wanted` or ./erltool-lessons that keeps what is there."""
-    import shutil
+def _workshop(parser, words) -> int:
+    from erltool.lessons import SESSIONS, write_workshop
 
-    from erltool.resources import in_clone, shipped
-
-    source = shipped("notebooks")
-    if in_clone() and wanted is None:
-        return source
-    folder = (wanted or Path("erltool-lessons")).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    for lesson in sorted(source.glob("*.ipynb")):
-        if not (folder / lesson.name).exists():  # the reader's changes stay
-            shutil.copy(lesson, folder)
-    return folder
+    parser.add_argument("--out", type=Path, required=True, help="folder to write lessons/ and instructor.md into")
+    parser.add_argument("--minutes", type=int, choices=SESSIONS, help="plan only for this length; for each by default")
+    args = parser.parse_args(words)
+    files = write_workshop(args.out, (args.minutes,) if args.minutes else tuple(SESSIONS))
+    print(f"written: {len(files) - 1} lessons without solutions in {args.out / 'lessons'}, and {files[-1]}")
+    return 0
 
 
 def _doctor(parser, words) -> int:

@@ -2,7 +2,6 @@ import dataclasses
 import html
 import json
 import resource
-import shutil
 import subprocess
 import sys
 
@@ -10,7 +9,6 @@ import pytest
 
 import erltool
 from erltool import TrainConfig, cli
-from erltool.resources import shipped
 
 TINY = [
     "--steps=8", "--prompts-per-iteration=4", "--group-size=4", "--updates-per-iteration=2", "--max-response-tokens=8",
@@ -138,17 +136,6 @@ def test_demo_trains_fits_draws_and_reports(tmp_path, capsys, monkeypatch, tiny_
     before = (tmp_path / "none" / "metrics.jsonl").read_bytes()
     assert cli.main(["demo", f"--out={tmp_path}"]) == 0  # a second time: nothing is trained again
     assert (tmp_path / "none" / "metrics.jsonl").read_bytes() == before
-
-
-def test_lab_serves_a_clone_in_place_and_a_wheel_as_a_copy_that_is_kept(tmp_path, monkeypatch):
-    assert cli.lessons_folder() == shipped("notebooks")
-    monkeypatch.setattr("erltool.resources.in_clone", lambda: False)
-    monkeypatch.chdir(tmp_path)
-    copy = cli.lessons_folder()
-    lesson = sorted(copy.glob("*.ipynb"))[0]
-    lesson.write_text("mine")
-    assert cli.lessons_folder() == copy and lesson.read_text() == "mine"
-    shutil.rmtree(copy)
 
 
 def test_doctor_has_one_line_for_each_finding(capsys):

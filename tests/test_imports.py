@@ -16,9 +16,9 @@ FLOORS = (
     ("errors", "resources"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
-    ("logformats", "runs", "importers", "compare", "fit", "plots", "alarms"),
+    ("logformats", "runs", "importers", "compare", "fit", "forecasting", "rivals", "scaling", "plots", "alarms"),
     ("lora", "policy", "plan", "rollouts", "evaluate", "step", "training"),
-    ("experiments", "demo", "doctor"),
+    ("experiments", "demo", "doctor", "workshop", "lessons"),
     ("cli",),
 )
 ORDER = [name for floor in FLOORS for name in floor]
