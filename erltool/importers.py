@@ -176,7 +176,8 @@ def _table(path: Path, kind: str, mapped: set[str]) -> tuple[pd.DataFrame, Count
 
     table, skipped = read_table(path, kind, keep)
     if table.empty:
-        raise ErltoolError(f"{shown(path)}: read as {kind}, and holds no numbers; is it the right file?")
+        why = "".join(f"; skipped: {n} {reason}" for reason, n in skipped.items())
+        raise ErltoolError(f"{shown(path)}: read as {kind}, and holds no numbers{why}; is it the right file?")
     if {"train/global_step", "eval/global_step"} <= set(
         table
     ):  # OpenRLHF on W&B: evaluations count in their own column

@@ -6,6 +6,7 @@ terminal goes through `shown`. It is read as a stream, in chunks; of a large one
 """
 
 import contextlib
+import csv
 import itertools
 import json
 import re
@@ -24,6 +25,7 @@ CHUNK_ROWS = 5_000
 MAX_ROWS = 1_000_000
 JSON_LIMIT = 256 << 20  # bytes of a JSON document, which is parsed whole
 STEP = "step"
+CONTROLS = [bytes([c]) for c in range(32) if c not in b"\b\t\n\v\f\r\x1b"]  # a tenth of binary data, hardly any of text
 
 NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -56,21 +58,22 @@ def detect(path: Path) -> str:
         return "TensorBoard"
     if head.startswith(b"PAR1"):
         return "Parquet"
-    if not _is_wide(head) and b"\0" in head:
+    if not _is_wide(head) and sum(map(head.count, CONTROLS)) > len(head) / 30:
         raise ErltoolError(f"{shown(path)}: a binary file and no log; give one of: {', '.join(KINDS)}")
+    lines = _head(path)
+    if (lines[0].lstrip()[:1] in ("{", "[") or _has_step(_json_row(lines))) and (kind := _detect_json(path)):
+        return kind
+    first, second = (*lines, "")[:2]
+    table = "W&B CSV" if " - " in first else "CSV"
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return table
     with _lines(path, Counter()) as lines:
-        lines = filter(str.strip, lines)
-        first, second = next(lines, ""), next(lines, "")
-        if first.lstrip()[:1] in ("{", "[") and (kind := _detect_json(path, first)):
-            return kind
-        table = "W&B CSV" if " - " in first else "CSV"
-        if path.suffix.lower() in (".csv", ".tsv"):
-            return table
-        for line in itertools.chain((first, second), lines):
+        for line in lines:
             if kind := _detect_line(line):
                 return kind
-    if _is_csv(first, second):
-        return table
+    with contextlib.suppress(csv.Error, ValueError):  # a single line, or a field beyond csv's limit
+        if _is_csv(first, second):
+            return table
     raise ErltoolError(
         f"{shown(path)}: not a log that is known: no metrics found in it; give one of: {', '.join(KINDS)}"
     )
@@ -93,32 +96,37 @@ def _detect_line(line: str) -> str | None:
     return "OpenRLHF console" if OPENRLHF.search(line) else None
 
 
-def _detect_json(path: Path, first: str) -> str | None:
+def _detect_json(path: Path) -> str | None:
     """The kind of a file that begins like JSON; None where it is no JSON after all, as a console's printed config."""
-    if row := _json_row(first):
-        return "verl JSONL" if set(row) == {STEP, "data"} else "W&B history" if "_step" in row else "JSONL"
     try:
         document = _document(path)
     except ErltoolError:
-        if path.suffix.lower() == ".json":
+        if path.suffix.lower() in (".json", ".jsonl"):
             raise
         return None
+    if document is None:
+        row = _json_row(_head(path))
+        return "verl JSONL" if set(row) == {STEP, "data"} else "W&B history" if "_step" in row else "JSONL"
     if isinstance(document, dict) and "log_history" in document:
         return "TRL trainer_state"
     rows = _document_rows(document)
     return "W&B history" if rows and "_step" in rows[0] else "JSON"
 
 
-def _json_row(first: str) -> dict | None:
-    """A file's first line as a row of JSONL; None where it is none, or the whole document."""
-    try:
-        row = json.loads(first)
-    except (ValueError, RecursionError):
-        return None
-    is_row = (
-        isinstance(row, dict) and "log_history" not in row and not all(isinstance(v, dict | list) for v in row.values())
-    )
-    return row if is_row else None
+def _json_row(lines: list[str]) -> dict | None:
+    """The first of the lines that is a row of JSONL, and neither a whole document nor columns."""
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "log_history" not in row:
+                if not all(isinstance(v, dict | list) for v in row.values()):
+                    return row
+    return None
+
+
+def _has_step(row: dict | None) -> bool:
+    """Whether a row of JSONL counts steps: what else stands in a file need not be JSON."""
+    return row is not None and any(re.search(r"step$", name, re.I) for name in row)
 
 
 def _is_wide(head: bytes) -> bool:
@@ -129,9 +137,9 @@ def _is_wide(head: bytes) -> bool:
 
 
 def _is_csv(first: str, second: str) -> bool:
-    separator = _separator(first)
-    fields = first.count(separator)
-    return fields > 0 and second.count(separator) == fields and bool(re.search(r"step|entropy", first, re.I))
+    """Whether a header that speaks of steps or entropy and a row have as many fields, more than one."""
+    header, row = csv.reader([first, second], delimiter=_separator(first))
+    return len(header) == len(row) > 1 and bool(re.search(r"step|entropy", first, re.I))
 
 
 def _separator(header: str) -> str:
@@ -163,6 +171,12 @@ def _lines(path: Path, skipped: Counts):
         yield iter(f)
 
 
+def _head(path: Path) -> list[str]:
+    """The first lines that are not blank, at most 5."""
+    with _lines(path, Counter()) as lines:
+        return list(itertools.islice(filter(str.strip, lines), 5))
+
+
 # --- rows ----------------------------------------------------------------------------------------
 
 
@@ -185,12 +199,11 @@ def _openrlhf_console(path: Path, skipped: Counts) -> Rows:
 
 def _json(path: Path, skipped: Counts) -> Rows:
     """Rows of JSONL as a stream, or those of a document, which is read whole."""
+    if (document := _document(path)) is not None:
+        yield from map(_numbers, _document_rows(document))
+        return
     with _lines(path, skipped) as lines:
-        first = next(lines, "")
-        if _json_row(first) is None:
-            yield from map(_numbers, _document_rows(_document(path)))
-            return
-        for line in itertools.chain((first,), lines):
+        for line in lines:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
@@ -202,18 +215,20 @@ def _json(path: Path, skipped: Counts) -> Rows:
 
 
 def _document(path: Path):
-    if path.stat().st_size > JSON_LIMIT:
-        raise ErltoolError(
-            f"{shown(path)}: a JSON document of over {JSON_LIMIT >> 20} MiB; write it as JSONL, a row a line"
-        )
+    """What a JSON file holds; None where it is JSONL, a row a line. Raises ErltoolError where it is neither."""
+    head = _head(path)
+    if _json_row(head[:1]):
+        return None
     try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise ValueError(f"over {JSON_LIMIT >> 20} MiB; write it as JSONL, a row a line")
         with open(path, encoding=_encoding(path, Counter()), errors="replace") as f:
             return json.load(f)
     except (ValueError, RecursionError) as e:
+        if _has_step(_json_row(head)):  # JSONL whose first line is torn
+            return None
         reason = shown(str(e).splitlines()[0])
-        raise ErltoolError(
-            f"{shown(path)}: damaged JSON ({reason}); restore it, or give the tool's JSONL or CSV"
-        ) from e
+        raise ErltoolError(f"{shown(path)}: damaged JSON ({reason}); restore it, or give JSONL or CSV") from e
 
 
 def _document_rows(document) -> list[dict]:
@@ -303,26 +318,21 @@ def _csv(path: Path, skipped: Counts, keep: Callable[[str], bool] | None) -> Ite
     encoding = _encoding(path, skipped)
     with _lines(path, Counter()) as lines:
         separator = _separator(next(filter(str.strip, lines), ""))
-    chunks = pd.read_csv(
-        path, sep=separator, encoding=encoding, encoding_errors="replace", chunksize=CHUNK_ROWS,
-        keep_default_na=False, na_values=[""], on_bad_lines="warn",
-    )  # fmt: skip
-    with chunks:
-        while True:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always", pd.errors.ParserWarning)
-                try:
-                    chunk = next(chunks, None)
-                except pd.errors.ParserError as e:
-                    skipped[f"the rest of the file ({shown(e)})"] += 1
-                    return
-            skipped["unreadable lines"] += sum(str(w.message).count("Skipping line") for w in said)
-            if chunk is None:
-                return
-            if not isinstance(chunk.index, pd.RangeIndex):  # pandas would take the first column for names of rows
-                raise ErltoolError(f"{shown(path)}: its rows have more fields than its header; mend the header")
-            # Not by usecols, which makes pandas cut a row with too many fields instead of skipping it.
-            yield chunk[[c for c in chunk if not c.endswith(("__MIN", "__MAX")) and (keep is None or keep(c))]]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", pd.errors.ParserWarning)
+        try:
+            with pd.read_csv(
+                path, sep=separator, encoding=encoding, encoding_errors="replace", chunksize=CHUNK_ROWS,
+                keep_default_na=False, na_values=[""], on_bad_lines="warn",
+            ) as chunks:  # fmt: skip
+                for chunk in chunks:
+                    if not isinstance(chunk.index, pd.RangeIndex):  # pandas takes the first column for names of rows
+                        raise ErltoolError(f"{shown(path)}: its rows have more fields than its header; mend the header")
+                    # Not by usecols, which makes pandas cut a row with too many fields instead of skipping it.
+                    yield chunk[[c for c in chunk if not c.endswith(("__MIN", "__MAX")) and (keep is None or keep(c))]]
+        except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
+            skipped[f"the rest of the file ({shown(str(e).rpartition('C error: ')[2])})"] += 1
+        skipped["unreadable lines"] += sum(str(w.message).count("Skipping line") for w in said)
 
 
 def _parquet(path: Path, skipped: Counts, keep: Callable[[str], bool] | None) -> Iterator[pd.DataFrame]:
@@ -333,8 +343,8 @@ def _parquet(path: Path, skipped: Counts, keep: Callable[[str], bool] | None) ->
         with pyarrow.parquet.ParquetFile(path) as file:
             names = [n for n in file.schema_arrow.names if keep is None or keep(n)]
             for batch in file.iter_batches(CHUNK_ROWS, columns=names):
-                yield batch.to_pandas()
-    except (OSError, pyarrow.ArrowException) as e:
+                yield batch.to_pandas(ignore_metadata=True)
+    except (OSError, ValueError, KeyError, pyarrow.ArrowException) as e:
         raise ErltoolError(
             f"{shown(path)}: not readable as Parquet ({shown(str(e).splitlines()[0])}); restore it"
         ) from e
@@ -358,9 +368,16 @@ def read_table(path: Path, kind: str, keep: Callable[[str], bool]) -> tuple[pd.D
     skipped: Counts = Counter()
     if kind == "TRL trainer_state" and path.is_dir():
         path = path / "trainer_state.json"
+    left_out: set[str] = set()
+
+    def kept(name: str) -> bool:
+        if not keep(name):
+            left_out.add(name)
+        return name not in left_out
+
     large = path.is_file() and path.stat().st_size > LARGE
-    keep = keep if large else None
-    chunks = TABLES[kind](path, skipped, keep) if kind in TABLES else _chunks(ROWS[kind](path, skipped), keep)
+    keep_only = kept if large else None
+    chunks = TABLES[kind](path, skipped, keep_only) if kind in TABLES else _chunks(ROWS[kind](path, skipped), keep_only)
     parts, count, bad = [], 0, Counter()
     with contextlib.closing(chunks):
         for chunk in chunks:
@@ -373,8 +390,7 @@ def read_table(path: Path, kind: str, keep: Callable[[str], bool]) -> tuple[pd.D
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     table = table.dropna(axis=1, how="all")
     skipped["values that are not finite numbers"] = sum(bad[name] for name in table)
-    if large:
-        skipped["a large file, of which only columns with a role are kept"] = 1
+    skipped["columns without a role, of a large file"] = len(left_out)
     return table, Counter({reason: n for reason, n in skipped.items() if n})
 
 

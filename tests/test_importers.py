@@ -203,6 +203,7 @@ def test_units_are_read_off_the_values_and_never_mixed():
         ),
         ("entropy,accuracy\n1,2\n", "log.csv", "no column found for step"),
         ("step,entropy\n1,2\n", "log.csv", "no column found for performance"),
+        ('step,entropy,accuracy\n1,2,3\n2,"3,4\n', "log.csv", "skipped: 1 the rest of the file .*EOF inside string"),
         ("step,entropy\n1,2,3\n", "log.csv", "more fields than its header"),
         ("step,entropy,accuracy\n1,1,0.3\n2,1,31\n", "log.csv", "jumps from 0.3 to 31"),
         ("step,\x1b[2Jentropy_coef\n1,2\n", "log.csv", "\ufffd\\[2Jentropy_coef"),
@@ -256,6 +257,10 @@ def test_a_log_that_is_still_written_is_read_as_far_as_it_goes(tmp_path):
         assert 17 <= len(log.metrics) < 25
         assert log.metrics[log.columns["entropy"]].dropna().isin(ENTROPY.values()).sum() >= 17
     assert read_log(tmp_path / "verl.jsonl").skipped == {"unreadable lines": 1}
+    (tmp_path / "verl.jsonl").write_bytes((LOGS / "verl.jsonl").read_bytes()[40:])  # what a rotation leaves
+    assert read_log(tmp_path / "verl.jsonl").skipped == {"unreadable lines": 1}
+    (tmp_path / "verl_console.log").write_bytes(b"\0\0" + (LOGS / "verl_console.log").read_bytes())
+    assert len(read_log(tmp_path / "verl_console.log").points()) == 8
 
 
 def test_a_torn_event_file_is_read_as_far_as_it_goes_and_counted(tmp_path):
