@@ -24,7 +24,11 @@ def executed(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(
-            notebook, timeout=900, resources={"metadata": {"path": folder}}, store_widget_state=False
+            notebook,
+            timeout=900,
+            resources={"metadata": {"path": folder}},
+            store_widget_state=False,
+            coalesce_streams=True,
         ).execute()
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
