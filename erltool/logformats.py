@@ -23,11 +23,13 @@ from erltool.errors import ErltoolError
 LARGE = 64 << 20  # bytes; of a larger file only the columns that have a role are kept
 CHUNK_ROWS = 5_000
 MAX_ROWS = 1_000_000
+MAX_COLUMNS = 10_000
+LINE_LIMIT = 16 << 20  # characters; a longer line comes in pieces
 JSON_LIMIT = 256 << 20  # bytes of a JSON document, which is parsed whole
 STEP = "step"
 CONTROLS = [bytes([c]) for c in range(32) if c not in b"\b\t\n\v\f\r\x1b"]  # a tenth of binary data, hardly any of text
 
-NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
+NUMBER = r"[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 VERL = re.compile(r"(?<![\w/])step:(\d+) - (\S.*)")
 VERL_FIELD = re.compile(rf"^(\S.*?):\s*(?:np\.\w+\()?({NUMBER})\)?\s*$", re.I)
@@ -168,7 +170,7 @@ def _encoding(path: Path, skipped: Counts) -> str:
 @contextlib.contextmanager
 def _lines(path: Path, skipped: Counts):
     with open(path, encoding=_encoding(path, skipped), errors="replace") as f:
-        yield iter(f)
+        yield iter(lambda: f.readline(LINE_LIMIT), "")
 
 
 def _head(path: Path) -> list[str]:
@@ -377,7 +379,11 @@ def read_table(path: Path, kind: str, keep: Callable[[str], bool]) -> tuple[pd.D
 
     large = path.is_file() and path.stat().st_size > LARGE
     keep_only = kept if large else None
-    chunks = TABLES[kind](path, skipped, keep_only) if kind in TABLES else _chunks(ROWS[kind](path, skipped), keep_only)
+    chunks = (
+        TABLES[kind](path, skipped, keep_only)
+        if kind in TABLES
+        else _chunks(path, ROWS[kind](path, skipped), keep_only)
+    )
     parts, count, bad = [], 0, Counter()
     with contextlib.closing(chunks):
         for chunk in chunks:
@@ -394,15 +400,15 @@ def read_table(path: Path, kind: str, keep: Callable[[str], bool]) -> tuple[pd.D
     return table, Counter({reason: n for reason, n in skipped.items() if n})
 
 
-def _chunks(rows: Rows, keep: Callable[[str], bool] | None) -> Iterator[pd.DataFrame]:
-    part = []
-    for row in rows:
-        part.append(row if keep is None else {k: v for k, v in row.items() if keep(k)})
-        if len(part) == CHUNK_ROWS:
-            yield pd.DataFrame(part)
-            part = []
-    if part:
-        yield pd.DataFrame(part)
+def _chunks(path: Path, rows: Rows, keep: Callable[[str], bool] | None) -> Iterator[pd.DataFrame]:
+    names: set[str] = set()
+    while part := list(itertools.islice(rows, CHUNK_ROWS)):
+        names.update(*part)
+        if len(names) > MAX_COLUMNS:
+            raise ErltoolError(
+                f"{shown(path)}: over {MAX_COLUMNS:,} different metrics, as {shown(min(names))}; no log has"
+            )
+        yield pd.DataFrame([row if keep is None else {k: v for k, v in row.items() if keep(k)} for row in part])
 
 
 def _finite(chunk: pd.DataFrame, bad: Counter) -> pd.DataFrame:

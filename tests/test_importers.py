@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +306,19 @@ def test_a_large_file_is_streamed_with_its_memory_bounded(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     rows, columns, kilobytes = map(int, done.stdout.split())
     assert (rows, columns) == (54_000, 3) and kilobytes < 30_000
+
+
+def test_hostile_lines_cost_no_more_than_their_length(tmp_path):
+    text = (LOGS / "verl_console.log").read_text()
+    worst = ["step:1 - a:" + "1" * 300_000 + "x", "step:1 - " + "a:" * 300_000, "step:1 - a:1" + " " * 300_000 + "x"]
+    (tmp_path / "log").write_text("\n".join([*worst, "global_step 1: {" + "'a': 1" * 100_000, "\x1b[" * 300_000, text]))
+    began = time.process_time()
+    assert len(read_log(tmp_path / "log").points()) == 8
+    assert time.process_time() - began < 5
+    lines = [" - ".join(f"m{i}_{j}:1" for j in range(1000)) for i in range(11)]
+    (tmp_path / "log").write_text("\n".join(f"step:{i} - {line}" for i, line in enumerate(lines)))
+    with pytest.raises(ErltoolError, match="over 10,000 different metrics"):
+        read_log(tmp_path / "log")
 
 
 def test_rows_and_documents_have_a_limit(csv, monkeypatch):
