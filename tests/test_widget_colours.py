@@ -143,8 +143,12 @@ def test_words_in_drawings_have_contrast_on_their_white():
     assert words and all(contrast(parsed(c, {}), parsed(white, {})) >= 4.5 for c in words), words
 
 
-def test_the_two_lines_of_a_drawing_differ_for_colour_blind_readers():
-    lines = [re.search(rf"\b{n} = \"(#\w+)\"", SCRIPTS["entropy_lab.js"])[1] for n in "AB"]
+@pytest.mark.parametrize(
+    "script, names", [("entropy_lab.js", ("A", "B")), ("curve_fitter.js", ("DATA", "FORECAST", "DRAGGED"))]
+)
+def test_the_lines_of_a_drawing_differ_for_colour_blind_readers(script, names):
+    lines = [re.search(rf"\b{n} = \"(#\w+)\"", SCRIPTS[script])[1] for n in names]
+    assert all(contrast(parsed(c, {}), [255, 255, 255]) >= 3 for c in lines)
     for eye, matrix in BLIND.items():
-        one, other = (lab(linear(parsed(c, {})) @ np.array(matrix).T) for c in lines)
-        assert np.linalg.norm(one - other) > 30, eye
+        seen = [lab(linear(parsed(c, {})) @ np.array(matrix).T) for c in lines]
+        assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 30, eye

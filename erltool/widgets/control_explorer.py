@@ -242,7 +242,7 @@ def _comparable(runs) -> tuple[list[Run], str]:
     kept, left_out = [], []
     for source in _sources(runs):
         try:
-            found = _opened(source)
+            found = opened(source)
         except ErltoolError as e:
             left_out.append(str(e))
             continue
@@ -274,7 +274,7 @@ def _sources(runs) -> list:
     return list(runs.values() if isinstance(runs, Mapping) else runs)
 
 
-def _opened(source) -> list[Run]:
+def opened(source) -> list[Run]:
     """The run, or the runs, of a source. Raises ErltoolError where it holds none."""
     if isinstance(source, Run):
         return [source]

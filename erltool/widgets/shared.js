@@ -25,6 +25,13 @@ const button = (name, onClick) => {
   node.addEventListener("click", onClick);
   return node;
 };
+const select = (name, options, value, onChange) => {
+  const node = keepKeys(make("select", { "aria-label": name }));
+  options.forEach(([key, text]) => node.append(make("option", { value: key }, text)));
+  node.value = value;
+  node.addEventListener("change", () => onChange(node.value));
+  return node;
+};
 const fixed = (x, digits = 3) => (Object.is(Number(x.toFixed(digits)), -0) ? 0 : x).toFixed(digits).replace("-", "\u2212");
 // Saves to the kernel at most every 100 ms, and the last state always.
 const saver = (model) => {

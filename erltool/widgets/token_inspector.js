@@ -49,13 +49,6 @@ function render({ model, el }) {
       afterKl: covarianceOf(d.advantage.map((a, i) => (kl.has(i) ? a - coef * Math.sign(Math.log(d.ratio[i])) : a))) };
   };
 
-  const select = (name, options, value, onChange) => {
-    const node = keepKeys(make("select", { "aria-label": name }));
-    options.forEach(([key, text]) => node.append(make("option", { value: key }, text)));
-    node.value = value;
-    node.addEventListener("change", () => onChange(node.value));
-    return node;
-  };
   const number = (trait, name, min, max, step, log) => {
     const shown = make("span", { class: "number" });
     const to = (v) => (log ? 10 ** v : v), from = (v) => (log ? Math.log10(v) : v);

@@ -44,7 +44,7 @@ SETUP = f"""
 import dataclasses, numpy as np, pandas as pd
 from erltool.runs import read_runs
 from erltool.resources import shipped
-from erltool.widgets import ControlExplorer, EntropyLab, RunMonitor, TokenInspector
+from erltool.widgets import ControlExplorer, CurveFitter, EntropyLab, RunMonitor, TokenInspector
 import erltool
 hostile = {HOSTILE!r}
 def tokens(length, responses=2):
@@ -58,6 +58,16 @@ def tokens(length, responses=2):
         log_prob=log_prob, old_log_prob=log_prob - rng.normal(0, 0.05, n), entropy=rng.exponential(0.5, n),
         advantage=advantage, covariance=covariance, selected=False))
 few = tokens(12)
+def paper():
+    "The paper's points by model size."
+    points = pd.read_csv(shipped("data/paper/fig1_right_points.csv"))
+    return {{n: (g["entropy_nats"], g["validation_accuracy_percent"]) for n, g in points.groupby("series")}}
+def recorded():
+    return read_runs(shipped("data/runs/headline"))
+def unevaluated():
+    run = next(iter(recorded().values()))
+    return dataclasses.replace(run, metrics=run.metrics.drop(columns="eval_accuracy"))
+line = np.linspace(0.8, 0.1, 12)
 def swept(run, share):
     "A recorded KL-Cov run as if made with another share, so that a slider has somewhere to go."
     metrics = run.metrics.assign(policy_entropy=run.metrics["policy_entropy"] * (1 + share))
@@ -85,8 +95,15 @@ WIDGETS = (
     Widget("TokenInspector, 300 tokens", "TokenInspector(tokens(300))", "KL-Cov share", 40),
     Widget("TokenInspector, 10,000 tokens", "TokenInspector(tokens(10_000))", "KL-Cov share", 200),
     Widget("ControlExplorer, 4 controls, 5 seeds", "ControlExplorer(runs())", "kl-cov fraction", 40),
+    Widget("CurveFitter, dragged", "CurveFitter(paper(), current=4, beside=[0, 2])", "a", 40),
+    Widget("CurveFitter, refitted", "CurveFitter(recorded(), performance='reward')", "window", 60),
+    Widget("CurveFitter, forecast", "CurveFitter(paper(), current=4)", "forecast cut", 60),
 )
-SHOWN_AS_ITSELF = ("TokenInspector(few.assign(text=hostile, prompt=hostile))", "EntropyLab(names=[hostile] * 4)")
+SHOWN_AS_ITSELF = (
+    "TokenInspector(few.assign(text=hostile, prompt=hostile))",
+    "EntropyLab(names=[hostile] * 4)",
+    "CurveFitter({hostile: (line, 1 - line), hostile * 2: (line, 1 - line)}, beside=[1])",
+)
 BAD = (  # what, expression, words that the widget must show
     ("empty run", "TokenInspector(few.iloc[:0])", "no tokens were recorded"),
     ("one response", "TokenInspector(tokens(12, responses=1))", "one response"),
@@ -101,6 +118,13 @@ BAD = (  # what, expression, words that the widget must show
     ("ControlExplorer, other policies", "ControlExplorer(shipped('data/runs'))", "do not compare"),
     ("RunMonitor, no configuration", "RunMonitor(42)", "give a TrainConfig"),
     ("RunMonitor, stopped before start", "RunMonitor(erltool.TrainConfig()).stop()", "nothing to stop"),
+    ("CurveFitter, constant entropy", "CurveFitter((np.ones(9), line[:9]))", "does not vary"),
+    ("CurveFitter, two points", "CurveFitter((line[:2], line[:2]))", "at least 3"),
+    ("CurveFitter, NaN", "CurveFitter((line, line * np.nan))", "not finite"),
+    ("CurveFitter, mixed units", "CurveFitter((line, np.where(line > .5, .3, 31.)))", "mixes units"),
+    ("CurveFitter, never evaluated", "CurveFitter(unevaluated())", "was never evaluated"),
+    ("CurveFitter, no folder", "CurveFitter('nothing')", "no such folder"),
+    ("CurveFitter, other columns", "CurveFitter(pd.DataFrame(dict(H=line, R=line)))", "lacks the column entropy"),
     ("EntropyLab, one action", "EntropyLab([1.0], [1.0])", "two or more"),
     ("EntropyLab, NaN", "EntropyLab(advantages=[np.nan] * 4)", "finite"),
     ("EntropyLab, all advantages equal", "EntropyLab(advantages=[1.0] * 4)", "the next step changes it by 0.0000"),

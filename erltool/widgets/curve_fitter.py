@@ -1,0 +1,370 @@
+"""CurveFitter: the law dragged against the points or fitted to them, its residuals, its forecast and its rivals."""
+
+import io
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import traitlets
+from matplotlib.figure import Figure
+
+from erltool.errors import ErltoolError
+from erltool.fit import LawFit, fit_law
+from erltool.forecasting import Forecast, forecast
+from erltool.plots import COLOURS, new_axes, plot_fit
+from erltool.rivals import RIVALS, compare_laws, verdict
+from erltool.runs import Run
+from erltool.widgets.points import Points, named_points, points_of
+from erltool.widgets.token_inspector import visible
+from erltool.widgets.view import View, javascript, message
+
+LAW = "exponential"  # R = b - a exp(H), the one that is dragged and forecasts
+LAWS = tuple(name for name, law in RIVALS.items() if not law.in_steps)
+PERFORMANCE = {"eval_accuracy": "held-out accuracy", "reward": "training reward"}
+FORMATS = {
+    "png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf", "json": "application/json",
+    "tex": "application/x-tex",
+}  # fmt: skip
+REACH = 100  # steps of a slider of a or b on either side of the fit
+DRAGGED = "#111111"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve through points that is not the law's least-squares fit: the law as dragged, or a rival law's fit."""
+
+    law: str
+    predict: Callable[[np.ndarray], np.ndarray]
+    """Performance at an entropy (nats)."""
+    entropy: np.ndarray
+    performance: np.ndarray
+    unit: str
+    a: float | None = None
+    """As dragged; None for a rival law."""
+    b: float | None = None
+
+    @property
+    def dragged(self) -> bool:
+        return self.a is not None
+
+    @property
+    def residuals(self) -> np.ndarray:
+        return self.performance - self.predict(self.entropy)
+
+    @property
+    def rmse(self) -> float:
+        return float(np.sqrt(np.mean(self.residuals**2)))
+
+    @property
+    def ceiling(self) -> float:
+        """Performance at entropy 0; infinite for the law `log`."""
+        return float(self.predict(np.array(0.0)))
+
+    def to_dict(self) -> dict:
+        """The numbers, ready for JSON; None for what is not a number."""
+        ceiling = self.ceiling if np.isfinite(self.ceiling) else None
+        return {
+            "law": self.law, "dragged": self.dragged, "a": self.a, "b": self.b, "ceiling": ceiling, "rmse": self.rmse,
+            "unit": self.unit, "points": len(self.entropy),
+        }  # fmt: skip
+
+    def latex(self) -> str:
+        """The numbers as a LaTeX tabular."""
+        numbers = {"$a$": self.a, "$b$": self.b, "performance at $H=0$": self.to_dict()["ceiling"], "RMSE": self.rmse}
+        rows = [f"{name} & {value:.4f} \\\\" for name, value in numbers.items() if value is not None]
+        head = f"{self.law}{', dragged' if self.dragged else ''}, {len(self.entropy)} points & {self.unit} \\\\"
+        return "\n".join(["\\begin{tabular}{lr}", "\\hline", head, "\\hline", *rows, "\\hline", "\\end{tabular}"])
+
+
+class CurveFitter(View):
+    """`CurveFitter(source)`: drag a and b of R = -a exp(H) + b against points or let it fit; `.result` is the fit.
+
+    `source` is a Run, a run's folder or one that holds runs, a table with the columns `entropy` (nats) and
+    `performance` (as importers' `points`; its `.attrs["unit"]` is the unit), two arrays (H, R) in the order of the run,
+    or a mapping of names to these. A run's performance is its held-out accuracy, or the training reward as mean of each
+    iteration. A point is the mean of `window` neighbouring measurements. `.result` is a LawFit, or a Curve where a and
+    b are dragged or a rival law is chosen; `.forecast` a Forecast from the share `cut` of the points, None without.
+    `.compare()` compares the laws, which the view does when points have changed and the reader pauses. What cannot be
+    fitted is said in the widget, `problem`; `.result` then raises ErltoolError with it.
+    """
+
+    _esm = javascript("curve_fitter.js")
+    sources = traitlets.List().tag(sync=True)
+    """A dict each: `name`, and whether it is a `run`."""
+    laws = traitlets.List([[name, RIVALS[name].formula] for name in LAWS]).tag(sync=True)
+    data = traitlets.Dict().tag(sync=True)
+    verdict = traitlets.Unicode("").tag(sync=True)
+    """What `compare` found of the points on show; empty before."""
+    # Not echoed: an echo would undo in the browser what was chosen since.
+    current = traitlets.Int(0, min=0).tag(sync=True, echo_update=False)
+    """Position in `sources` of the one that is fitted."""
+    beside = traitlets.List(traitlets.Int(min=0)).tag(sync=True, echo_update=False)
+    """Positions of others that are drawn with their own fits."""
+    performance = traitlets.Enum(tuple(PERFORMANCE), "eval_accuracy").tag(sync=True, echo_update=False)
+    law = traitlets.Enum(LAWS, LAW).tag(sync=True, echo_update=False)
+    window = traitlets.Int(1, min=1).tag(sync=True, echo_update=False)
+    """Measurements averaged; at most a third of them are."""
+    block_length = traitlets.Int(None, allow_none=True, min=1).tag(sync=True, echo_update=False)
+    """Points in a block of the bootstrap, as fit_law's; at most half of the points are."""
+    cut = traitlets.Float(1.0, min=0.01, max=1.0).tag(sync=True, echo_update=False)
+    """Share of the points that forecasts the others; 1 for no forecast."""
+    log_axis = traitlets.Bool(False).tag(sync=True, echo_update=False)
+    a = traitlets.Float(None, allow_none=True).tag(sync=True, echo_update=False)
+    """As dragged; None for least squares. Likewise b."""
+    b = traitlets.Float(None, allow_none=True).tag(sync=True, echo_update=False)
+
+    def __init__(self, source, **settings):
+        self._points: dict[tuple, Points] = {}
+        self._fits: dict[tuple, LawFit] = {}
+        self._forecast: Forecast | None = None
+        try:
+            self._named, problem = named_points(source), ""
+        except ErltoolError as e:
+            self._named, problem = {}, visible(f"CurveFitter: {e}")
+        sources = [{"name": visible(str(n)), "run": isinstance(s, Run)} for n, s in self._named.items()]
+        super().__init__(sources=sources, problem=problem, **settings)
+        self._load()
+        asks = ["current", "performance", "window", "block_length", "law", "cut", "beside"]
+        self.observe(lambda change: self._load(change.name), asks)
+        self.on_msg(lambda _, content, buffers: self._on_button(content))
+
+    # --- what is fitted -------------------------------------------------------------------------------
+
+    @property
+    def result(self) -> LawFit | Curve:
+        """What is on show."""
+        fit = self._fit(self._at)
+        rest = fit.entropy, fit.performance, fit.unit
+        if self.law != LAW:
+            if (fit.entropy <= 0).any():
+                raise ErltoolError(f"CurveFitter: the law {self.law} needs entropies above 0; choose {LAW}")
+            return Curve(self.law, RIVALS[self.law].fit(*rest[:2]), *rest)
+        if self.a is None and self.b is None:
+            return fit
+        a, b = (fit.a if self.a is None else self.a), (fit.b if self.b is None else self.b)
+        return Curve(LAW, lambda h: b - a * np.exp(h), *rest, a, b)
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """What the share `cut` of the points says of the others; None for a cut of 1, another law, or too few."""
+        return self._forecast
+
+    def compare(self) -> pd.DataFrame:
+        """The laws compared on the points on show, as rivals.compare_laws does; `verdict` says what was found.
+
+        Raises ErltoolError as it does, and where nothing can be fitted.
+        """
+        fit = self._fit(self._at)
+        table = compare_laws(fit.entropy, fit.performance)
+        self.verdict = verdict(table)
+        return table
+
+    @property
+    def _at(self) -> int:
+        n = len(self.sources)
+        if not n:
+            raise ErltoolError(self.problem)
+        if self.current >= n:
+            raise ErltoolError(f"CurveFitter: source {self.current} is not there; there are 0 to {n - 1}")
+        return self.current
+
+    def _fit(self, at: int) -> LawFit:
+        """The law fitted to a source. Raises ErltoolError for what cannot be fitted."""
+        block = self.block_length if at == self.current else None
+        key = at, self.performance, self.window, block
+        if key not in self._fits:
+            points = self._measured(at)
+            points = points.averaged(min(self.window, points.widest))
+            h, r = points.entropy, points.performance
+            block = block and min(block, max(1, len(h) // 2))
+            self._fits[key] = fit_law(
+                h, r, unit=points.unit, entropy_average=points.entropy_average, block_length=block
+            )
+        return self._fits[key]
+
+    def _measured(self, at: int) -> Points:
+        """A source's points before they are averaged."""
+        key = at, self.performance
+        if key not in self._points:
+            source = list(self._named.values())[at]
+            self._points[key] = points_of(source, self.performance) if isinstance(source, Run) else source
+        return self._points[key]
+
+    # --- what is shown --------------------------------------------------------------------------------
+
+    def _load(self, changed: str = "") -> None:
+        """Fits what is chosen now, and sends it as one message."""
+        if not self.sources:
+            return
+        with self.hold_sync():
+            if changed in ("current", "performance", "window", "law"):
+                self.a = self.b = None
+            if changed in ("current", "performance", "window"):
+                self.verdict = ""
+            self._forecast = None
+            try:
+                self.data, self.problem = self._data(), ""
+            except ErltoolError as e:
+                self.data, self.problem = {"notes": []}, visible(str(e))
+
+    def _data(self) -> dict:
+        """What is drawn: numbers as float32 bytes, and words."""
+        fit, others, notes = self._fit(self._at), {}, []
+        for i in self.beside:
+            try:
+                others |= {i: self._fit(i)} if i != self.current and i < len(self.sources) else {}
+            except ErltoolError as e:
+                notes.append(visible(f"{self._name(i)} is left out: {e}"))
+        grid, at_most = _grid([fit, *others.values()]), self._measured(self.current).widest
+        curve = fit if self.law == LAW else self.result
+        low, high = fit.band(grid) if self.law == LAW else ((), ())
+        return {
+            "h": _bytes(fit.entropy), "r": _bytes(fit.performance), "grid": _bytes(grid),
+            "curve": _bytes(curve.predict(grid)), "low": _bytes(low), "high": _bytes(high),
+            "a": fit.a, "b": fit.b, "rmse": curve.rmse, "unit": fit.unit,
+            "ceiling": curve.ceiling if np.isfinite(curve.ceiling) else None,
+            "interval": list(fit.interval()["ceiling"]) if self.law == LAW else None,
+            "step": max(abs(fit.a), float(np.ptp(fit.performance))) / REACH or 1 / REACH,
+            "window": min(self.window, at_most), "window_max": at_most,
+            "block": fit.block_length, "block_max": len(fit.entropy) // 2,
+            "rows": [_row(self._name(i), f) for i, f in [(self.current, fit), *others.items()]],
+            "notes": notes + list(fit.warnings if self.law == LAW else ()), "words": self._words(curve),
+            "beside": [{"at": i, "h": _bytes(f.entropy), "r": _bytes(f.performance), "curve": _bytes(f.predict(grid))}
+                       for i, f in others.items()],
+            "forecast": self._forecast_data(fit, grid),
+        }  # fmt: skip
+
+    def _forecast_data(self, fit: LawFit, grid: np.ndarray) -> dict:
+        if self.law != LAW:
+            return {"words": "The forecast is the exponential law's; choose it for one."}
+        if self.cut == 1:
+            return {"words": "No forecast: all points are fitted. Move the forecast cut to the left for one."}
+        try:
+            f = forecast(fit.entropy, fit.performance, cut=self.cut, unit=fit.unit, entropy_average=fit.entropy_average)
+        except ErltoolError as e:
+            return {"words": f"No forecast from {self.cut:.0%} of the points: {e}"}
+        self._forecast, count = f, len(f.law.entropy)
+        low, high = f.at(grid)
+        return {
+            "count": count, "curve": _bytes(f.law.predict(grid)), "low": _bytes(low), "high": _bytes(high),
+            "words": f"From the first {count} points: {f.covered:.0%} of the other {len(f.entropy)} lie in the "
+            f"{f.level:.0%} interval, RMSE {f.rmse:.4g}. {f.advice}",
+        }  # fmt: skip
+
+    def _name(self, at: int) -> str:
+        return self.sources[at]["name"]
+
+    def _words(self, curve: LawFit | Curve) -> str:
+        name, unit, n = self._name(self.current), curve.unit, len(curve.entropy)
+        if isinstance(curve, LawFit):
+            low, high = curve.interval()["ceiling"]
+            law = f"R = {-curve.a:.4g} exp(H) {'-' if curve.b < 0 else '+'} {abs(curve.b):.4g}"
+            return (
+                f"{name}: {law} fitted to {n} points, RMSE {curve.rmse:.3g} ({unit}), R² {curve.r_squared:.3f}; "
+                f"ceiling {curve.ceiling:.4g} ({low:.4g} to {high:.4g} at 95 %)."
+            )
+        if curve.dragged:
+            fit = self._fit(self.current)
+            return (
+                f"{name}: dragged to a = {curve.a:.4g}, b = {curve.b:.4g}: RMSE {curve.rmse:.3g} ({unit}) where least "
+                f"squares has {fit.rmse:.3g}; ceiling {curve.ceiling:.4g}."
+            )
+        end = f"{curve.ceiling:.4g}" if np.isfinite(curve.ceiling) else "without bound"
+        formula = RIVALS[curve.law].formula
+        return f"{name}: {curve.law}, {formula}, fitted to {n} points, RMSE {curve.rmse:.3g} ({unit}); at H = 0 {end}."
+
+    @property
+    def sentence(self) -> str:
+        if self.problem:
+            return self.problem
+        said = [self._words(self.result)] + ([self.data["forecast"]["words"]] if self.forecast else [])
+        return " ".join([*said, *([self.verdict] if self.verdict else [])])
+
+    def picture(self) -> Figure:
+        """The points, the law and its 95 % band or the dragged or rival curve, residuals, ceiling and forecast."""
+        if self.problem:
+            return message(self.problem)
+        ax, fit, result = new_axes(width=7.6, height=4)[0], self._fit(self.current), self.result
+        shown = {i: self._fit(i) for i in (self.current, *(b["at"] for b in self.data["beside"]))}
+        for k, (i, one) in enumerate(shown.items()):
+            plot_fit(one, ax=ax, label=self._name(i), index=2 + (k - 1) % 3 if k else 0)
+        grid = _grid(list(shown.values()))
+        if isinstance(result, LawFit):
+            ax.fill_between(grid, *fit.band(grid), color=COLOURS[0], alpha=0.15, linewidth=0)
+        else:
+            label = "dragged" if result.dragged else result.law
+            ax.plot(grid, result.predict(grid), color=DRAGGED, linewidth=2, label=label)
+        ax.vlines(result.entropy, result.predict(result.entropy), result.performance, color=COLOURS[0], linewidth=0.8)
+        if np.isfinite(result.ceiling):
+            ax.axhline(result.ceiling, color=DRAGGED, linestyle=":", linewidth=1, label=f"ceiling {result.ceiling:.4g}")
+        if f := self.forecast:
+            first = f"from the first {len(f.law.entropy)} points"
+            ax.plot(grid, f.law.predict(grid), color=COLOURS[1], linestyle="--", label=first)
+            ax.fill_between(grid, *f.at(grid), color=COLOURS[1], alpha=0.15, linewidth=0)
+        low, high = _heights(list(shown.values()))
+        ax.set(ylim=(low, high), ylabel=f"performance R ({fit.unit})")
+        if self.log_axis:
+            ax.set(xscale="log", xlim=(grid[grid > 0].min() / 1.2, grid.max() * 1.2))
+        for text in ax.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)
+        return ax.figure
+
+    # --- files ----------------------------------------------------------------------------------------
+
+    def export(self, format: str) -> bytes:
+        """The picture as "png", "svg" or "pdf", or the result's numbers as "json" or, a LaTeX table, as "tex".
+
+        Raises ErltoolError for another format, or where nothing is fitted.
+        """
+        if format not in FORMATS:
+            raise ErltoolError(f"CurveFitter: format {format!r}: use one of {', '.join(FORMATS)}")
+        result = self.result
+        if format in ("json", "tex"):
+            text = result.latex() if format == "tex" else json.dumps(result.to_dict(), indent=1, allow_nan=False)
+            return (text + "\n").encode()
+        file = io.BytesIO()
+        self.picture().savefig(file, format=format, dpi=200)
+        return file.getvalue()
+
+    def _on_button(self, content) -> None:
+        """A message of the view: {"command": "compare"} or {"command": "export", "format": ...}."""
+        command = content.get("command") if isinstance(content, dict) else None
+        try:
+            if command == "compare" and not self.verdict:
+                self.compare()
+            elif command == "export":
+                form = content.get("format")
+                blob, stem = self.export(form), re.sub(r"[^\w.-]+", "-", self._name(self.current))[:60]
+                self.send({"name": f"law-{stem}.{form}", "type": FORMATS[form]}, [blob])
+        except ErltoolError as e:
+            if command == "compare":
+                self.verdict = f"The laws are not compared: {e}."
+            else:
+                self.problem = visible(str(e))
+
+
+def _grid(fits: list[LawFit]) -> np.ndarray:
+    """Entropies from 0 to the highest at which curves are drawn, dense enough for either axis."""
+    h = np.concatenate([f.entropy for f in fits])
+    even = np.linspace(min(0.0, h.min()), h.max(), 81)
+    return np.union1d(even, np.geomspace(h[h > 0].min(), h.max(), 61)) if (h > 0).any() else even
+
+
+def _heights(fits: list[LawFit]) -> tuple[float, float]:
+    """Lowest and highest performance that is drawn: that of the points and ceilings, with room."""
+    values = np.concatenate([[*f.performance, f.ceiling] for f in fits])
+    room = 0.08 * (np.ptp(values) or 1.0)
+    return float(values.min() - room), float(values.max() + room)
+
+
+def _row(name: str, fit: LawFit) -> list[str]:
+    """A fit's line of the table: each number, and its 95 % interval after a bar."""
+    interval = {k: f"{getattr(fit, k):.4g}|{low:.4g} to {high:.4g}" for k, (low, high) in fit.interval().items()}
+    return [name, *interval.values(), f"{fit.r_squared:.3f}", f"{fit.rmse:.3g}", str(len(fit.entropy))]
+
+
+def _bytes(values) -> bytes:
+    return np.asarray(values, np.float32).tobytes()
