@@ -143,10 +143,13 @@ def read_log(path: str | Path, *, columns: Mapping[str, str] | None = None, kind
         raise ErltoolError(
             f"columns: no role {', '.join(map(shown, sorted(unknown)))}; the roles are {', '.join(ROLES)}"
         )
-    kind = kind or detect(path)
-    if kind not in KINDS:
+    if kind not in (None, *KINDS):
         raise ErltoolError(f"kind {shown(kind)!r}: not known; use one of {', '.join(KINDS)}")
-    table, skipped = _table(path, kind, set(columns.values()))
+    try:
+        kind = kind or detect(path)
+        table, skipped = _table(path, kind, set(columns.values()))
+    except OSError as e:
+        raise ErltoolError(f"{shown(path)}: cannot be read ({e.strerror or shown(e)}); make it readable") from e
     candidates = _candidates(list(table), columns)
     for name in columns.values():
         if name not in table:

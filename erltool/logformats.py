@@ -54,7 +54,8 @@ def detect(path: Path) -> str:
         return _detect_folder(path)
     with open(path, "rb") as f:
         head = f.read(1 << 16)
-    if not head.strip():
+    lines = _head(path)
+    if not head.strip() or not lines:
         raise ErltoolError(f"{shown(path)}: empty; is the run still starting?")
     if "tfevents" in path.name:
         return "TensorBoard"
@@ -62,7 +63,6 @@ def detect(path: Path) -> str:
         return "Parquet"
     if not _is_wide(head) and sum(map(head.count, CONTROLS)) > len(head) / 30:
         raise ErltoolError(f"{shown(path)}: a binary file and no log; give one of: {', '.join(KINDS)}")
-    lines = _head(path)
     if (lines[0].lstrip()[:1] in ("{", "[") or _has_step(_json_row(lines))) and (kind := _detect_json(path)):
         return kind
     first, second = (*lines, "")[:2]

@@ -191,6 +191,7 @@ def test_units_are_read_off_the_values_and_never_mixed():
     [
         ("", "log.csv", "empty"),
         (" \n\n", "log.txt", "empty"),
+        (" \n".encode("utf-16"), "log.txt", "empty"),
         (bytes(range(256)) * 40, "log.bin", "a binary file and no log"),
         ("once upon a time\nthere was, a step\n", "log.txt", "not a log that is known"),
         ('{"log_history": [{"step": 1, ', "trainer_state.json", "damaged JSON"),
@@ -223,6 +224,8 @@ def test_wrong_names_say_which_there_are(csv, tmp_path):
         read_log(csv(), columns={"entropie": "entropy"})
     with pytest.raises(ErltoolError, match="kind 'verl': not known; use one of verl console"):
         read_log(csv(), kind="verl")
+    with pytest.raises(ErltoolError, match="cannot be read .Is a directory"):
+        read_log(tmp_path, kind="CSV")
     with pytest.raises(ErltoolError, match="no such file"):
         read_log(tmp_path / "nothing")
     with pytest.raises(ErltoolError, match="holds no erltool run, no trainer_state.json and no TensorBoard"):
