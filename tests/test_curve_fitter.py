@@ -70,6 +70,9 @@ def test_what_is_dragged_is_measured_against_least_squares(paper):
     assert fitter.a is fitter.b is None and type(fitter.result) is LawFit
     fitter.b = 60.0
     assert fitter.result.a == pytest.approx(fitter.data["a"]) and fitter.result.b == 60.0
+    with pytest.raises(ErltoolError, match="b nan: must be finite"):
+        fitter.b = float("nan")
+    assert fitter.result.b == 60.0
 
 
 def test_a_rival_law_is_fitted_but_neither_dragged_nor_forecast(paper):
@@ -228,7 +231,7 @@ def test_what_cannot_be_fitted_is_one_line_in_the_widget(run, tmp_path):
         "entropy does not vary": (np.ones(5), R[:5]),
         "2 points; at least 3": (H[:2], R[:2]),
         "1 of 12 points are not finite": (H, np.where(np.arange(12) == 3, np.nan, R)),
-        "mixes units": (H, np.where(H > 0.5, 0.3, 31.0)),
+        "state the unit": (H, np.where(H > 0.5, 0.3, 31.0)),
         "has no steps yet": replace(run, metrics=run.metrics.iloc[:0]),
         "was never evaluated; choose the training reward": blind,
         "no such folder": tmp_path / "nothing",

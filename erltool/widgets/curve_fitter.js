@@ -48,11 +48,14 @@ function render({ model, el }) {
     return { input, node };
   };
   const log = tick("logarithmic entropy axis", (on) => { model.set("log_axis", on); save(); read(); });
-  const swatch = (k) => {
-    const svg = draw("svg", { width: 34, height: 12, class: "swatch", "aria-hidden": "true" }), { colour, dash, dot } = look(k);
-    svg.append(draw("line", { x1: 1, x2: 33, y1: 6, y2: 6, stroke: colour, "stroke-width": 1.8, "stroke-dasharray": dash }), draw("path", { d: at(dot, 17, 6), fill: colour }));
+  const swatch = ({ colour, dash, dot }) => {
+    const svg = draw("svg", { width: 34, height: 12, class: "swatch", "aria-hidden": "true" });
+    svg.append(draw("line", { x1: 1, x2: 33, y1: 6, y2: 6, stroke: colour, "stroke-width": 1.8, "stroke-dasharray": dash }));
+    if (dot) svg.append(draw("path", { d: at(dot, 17, 6), fill: colour }));
     return svg;
   };
+  const legend = (text, colour, dash) => make("span", {}, swatch({ colour, dash }), ` ${text}`);
+  const key = { fit: legend("least squares, 95 % band", DATA, ""), forecast: legend("forecast from the filled points, 90 % interval", FORECAST, "8 4"), other: legend("", DRAGGED, "") };
   const data = select("data", sources.map((s, i) => [i, s.name]), model.get("current"), (v) => ask("current", Number(v)));
   const others = sources.map(({ name }, i) => {
     const box = tick("", (on) => ask("beside", [...model.get("beside").filter((k) => k !== i), ...(on ? [i] : [])].sort((x, y) => x - y)));
@@ -71,7 +74,7 @@ function render({ model, el }) {
   root.append(make("div", { class: "row" }, make("label", {}, "data", data), measured, make("label", {}, "law", law)),
     ...(sources.length > 1 ? [make("div", { class: "row", role: "group", "aria-label": "drawn beside it" }, "beside it", ...others.map((o) => o.node))] : []),
     make("div", { class: "row" }, ...handles), make("div", { class: "row" }, span.node, ...refits, log.node),
-    chart, status, advice, verdict, notes, table, make("div", { class: "row" }, ...files));
+    chart, make("div", { class: "row", "aria-hidden": "true" }, ...Object.values(key)), status, advice, verdict, notes, table, make("div", { class: "row" }, ...files));
 
   let d = {}, px, py, edge, timer = null;
   const read = () => { // what a move of a or b leaves as it is
@@ -129,7 +132,7 @@ function render({ model, el }) {
 
   const paint = () => {
     const exponential = model.get("law") === "exponential", current = model.get("current");
-    const dragged = exponential && d.h && model.get("a") !== null && model.get("b") !== null;
+    const dragged = exponential && d.h && (model.get("a") ?? model.get("b")) !== null;
     data.value = current;
     law.value = model.get("law");
     performance.value = model.get("performance");
@@ -138,6 +141,9 @@ function render({ model, el }) {
     others.forEach((o, i) => { o.node.style.display = i === current ? "none" : ""; o.input.checked = model.get("beside").includes(i); });
     for (const node of [...handles, ...refits]) node.style.display = exponential && d.h ? "" : "none";
     fit.setAttribute("aria-disabled", String(!dragged));
+    const shown = { fit: d.h && exponential, forecast: d.forecast, other: d.h && (dragged || !exponential) };
+    for (const [name, node] of Object.entries(key)) node.style.display = shown[name] ? "" : "none";
+    key.other.lastChild.textContent = dragged ? " dragged" : ` the law ${model.get("law")}`;
     span.node.style.display = d.h ? "" : "none";
     if (!d.h) {
       chart.replaceChildren();
@@ -145,7 +151,7 @@ function render({ model, el }) {
       status.textContent = "";
       return;
     }
-    const now = dragged ? [model.get("a"), model.get("b")] : [d.a, d.b];
+    const now = dragged ? [model.get("a") ?? d.a, model.get("b") ?? d.b] : [d.a, d.b];
     [[a, d.a, now[0]], [b, d.b, now[1]]].forEach(([s, middle, value]) => s.put(value, middle - 100 * d.step, middle + 100 * d.step, d.step));
     span.put(d.window, 1, d.window_max, 1);
     block.put(d.block, 1, d.block_max, 1);
@@ -190,13 +196,13 @@ function render({ model, el }) {
     const sent = model.get("data");
     others.forEach((o, i) => {
       const k = (sent.beside ?? []).findIndex((b) => b.at === i);
-      o.mark.replaceChildren(...(k < 0 ? [] : [swatch(k)]));
+      o.mark.replaceChildren(...(k < 0 ? [] : [swatch(look(k))]));
       o.mark.style.display = k < 0 ? "none" : "";
     });
     advice.textContent = d.h ? sent.forecast.words : "";
     verdict.textContent = d.h ? model.get("verdict") || "Comparing the laws\u2026" : "";
     notes.replaceChildren(...(sent.notes ?? []).map((n) => make("li", {}, n)));
-    table.replaceChildren(...(d.h ? [make("tr", {}, ...["least squares, 95 % interval", "a", "b", "ceiling b \u2212 a", "R\u00b2", "RMSE", "points"].map((t) => make("th", { scope: "col" }, t))),
+    table.replaceChildren(...(d.h ? [make("tr", {}, ...["least squares of the law, 95 % interval", "a", "b", "ceiling b \u2212 a", "R\u00b2", "RMSE", "points"].map((t) => make("th", { scope: "col" }, t))),
       ...d.rows.map(([name, ...cells]) => make("tr", {}, make("th", { scope: "row" }, name), ...cells.map((c) => {
         const [value, interval] = c.split("|");
         return make("td", {}, value, ...(interval ? [make("small", {}, interval)] : []));

@@ -40,8 +40,11 @@ class Curve:
     predict: Callable[[np.ndarray], np.ndarray]
     """Performance at an entropy (nats)."""
     entropy: np.ndarray
+    """(n,) nats"""
     performance: np.ndarray
+    """(n,)"""
     unit: str
+    """Of performance, one of fit.UNITS."""
     a: float | None = None
     """As dragged; None for a rival law."""
     b: float | None = None
@@ -130,6 +133,14 @@ class CurveFitter(View):
         asks = ["current", "performance", "window", "block_length", "law", "cut", "beside"]
         self.observe(lambda change: self._load(change.name), asks)
         self.on_msg(lambda _, content, buffers: self._on_button(content))
+
+    @traitlets.validate("a", "b")
+    def _finite(self, proposal) -> float | None:
+        if proposal.value is not None and not np.isfinite(proposal.value):
+            raise ErltoolError(
+                f"CurveFitter: {proposal.trait.name} {proposal.value}: must be finite, or None to fit it"
+            )
+        return proposal.value
 
     # --- what is fitted -------------------------------------------------------------------------------
 
@@ -336,7 +347,7 @@ class CurveFitter(View):
             if command == "compare" and not self.verdict:
                 self.compare()
             elif command == "export":
-                form = content.get("format")
+                form = str(content.get("format"))
                 blob, stem = self.export(form), re.sub(r"[^\w.-]+", "-", self._name(self.current))[:60]
                 self.send({"name": f"law-{stem}.{form}", "type": FORMATS[form]}, [blob])
         except ErltoolError as e:

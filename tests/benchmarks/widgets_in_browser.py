@@ -97,7 +97,7 @@ WIDGETS = (
     Widget("ControlExplorer, 4 controls, 5 seeds", "ControlExplorer(runs())", "kl-cov fraction", 40),
     Widget("CurveFitter, dragged", "CurveFitter(paper(), current=4, beside=[0, 2])", "a", 40),
     Widget("CurveFitter, refitted", "CurveFitter(recorded(), performance='reward')", "window", 60),
-    Widget("CurveFitter, forecast", "CurveFitter(paper(), current=4)", "forecast cut", 60),
+    Widget("CurveFitter, forecast", "CurveFitter(paper(), current=4, cut=0.5)", "forecast cut", 60),
 )
 SHOWN_AS_ITSELF = (
     "TokenInspector(few.assign(text=hostile, prompt=hostile))",
@@ -121,7 +121,7 @@ BAD = (  # what, expression, words that the widget must show
     ("CurveFitter, constant entropy", "CurveFitter((np.ones(9), line[:9]))", "does not vary"),
     ("CurveFitter, two points", "CurveFitter((line[:2], line[:2]))", "at least 3"),
     ("CurveFitter, NaN", "CurveFitter((line, line * np.nan))", "not finite"),
-    ("CurveFitter, mixed units", "CurveFitter((line, np.where(line > .5, .3, 31.)))", "mixes units"),
+    ("CurveFitter, mixed units", "CurveFitter((line, np.where(line > .5, .3, 31.)))", "state the unit"),
     ("CurveFitter, never evaluated", "CurveFitter(unevaluated())", "was never evaluated"),
     ("CurveFitter, no folder", "CurveFitter('nothing')", "no such folder"),
     ("CurveFitter, other columns", "CurveFitter(pd.DataFrame(dict(H=line, R=line)))", "lacks the column entropy"),
