@@ -19,14 +19,15 @@ EDGE = 5  # iterations averaged at the start and at the end, for what a single u
 
 def setting_of(run: Run) -> str:
     """A run's control as text, "kl-cov:fraction=0.1,coef=2.0": what `parse_control` reads."""
-    return _text(run.config["control"])
+    return control_text(run.config["control"])
 
 
-def _text(control: Mapping) -> str:
+def control_text(control: Mapping) -> str:
+    """What `parse_control` reads, of what `control_to_dict` returns."""
     if "members" in control:
-        return "+".join(_text(member) for member in control["members"])
+        return "+".join(control_text(member) for member in control["members"])
     fields = {k: v for k, v in control.items() if k != "name" and v is not None}
-    inside = ",".join(f"{k}={f'({_text(v)})' if isinstance(v, Mapping) else v}" for k, v in fields.items())
+    inside = ",".join(f"{k}={f'({control_text(v)})' if isinstance(v, Mapping) else v}" for k, v in fields.items())
     return f"{control['name']}:{inside}" if inside else control["name"]
 
 

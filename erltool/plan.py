@@ -25,13 +25,14 @@ SLACK = {"cpu": 1.8, "cuda": 1.0}
 ROOM = 1.25  # of the key-value cache, which grows by a quarter
 
 # Layers, width, width of the MLP, of the queries, of the keys, vocabulary, tied head: known without the hub.
-QWEN = {
-    "0.5B": (24, 896, 4864, 896, 128, 151936, True),
-    "1.5B": (28, 1536, 8960, 1536, 256, 151936, True),
-    "3B": (36, 2048, 11008, 2048, 256, 151936, True),
-    "7B": (28, 3584, 18944, 3584, 512, 152064, False),
-    "14B": (48, 5120, 13824, 5120, 1024, 152064, False),
-    "32B": (64, 5120, 27648, 5120, 1024, 152064, False),
+KNOWN = {
+    "HuggingFaceTB/SmolLM2-135M": (30, 576, 1536, 576, 192, 49152, True),
+    "Qwen/Qwen2.5-0.5B": (24, 896, 4864, 896, 128, 151936, True),
+    "Qwen/Qwen2.5-1.5B": (28, 1536, 8960, 1536, 256, 151936, True),
+    "Qwen/Qwen2.5-3B": (36, 2048, 11008, 2048, 256, 151936, True),
+    "Qwen/Qwen2.5-7B": (28, 3584, 18944, 3584, 512, 152064, False),
+    "Qwen/Qwen2.5-14B": (48, 5120, 13824, 5120, 1024, 152064, False),
+    "Qwen/Qwen2.5-32B": (64, 5120, 27648, 5120, 1024, 152064, False),
 }
 
 
@@ -87,11 +88,12 @@ class MemoryPlan:
 
 
 def model_shape(source: str, trust_remote_code: bool = False) -> Shape:
-    """Shape of a model, from its configuration; Qwen2.5's are known without the hub. Raises ErltoolError."""
+    """Shape of a model, from its configuration; SmolLM2's and Qwen2.5's are known without the hub, Math and Instruct
+    too. Raises ErltoolError."""
     place = find_model(source)
-    family, _, size = place.rpartition("-")
-    if not Path(place).exists() and family in ("Qwen/Qwen2.5", "Qwen/Qwen2.5-Math") and size in QWEN:
-        return Shape(*QWEN[size], torch.bfloat16)
+    plain = place.removesuffix("-Instruct").replace("Qwen2.5-Math-", "Qwen2.5-")
+    if not Path(place).exists() and plain in KNOWN:
+        return Shape(*KNOWN[plain], torch.bfloat16)
     try:
         c = transformers.AutoConfig.from_pretrained(
             place, trust_remote_code=trust_remote_code, local_files_only=is_offline(place)

@@ -7,7 +7,8 @@ keys from JupyterLab's shortcuts, and shows a PNG and a sentence where there is 
 from erltool.widgets.control_explorer import ControlExplorer
 from erltool.widgets.curve_fitter import CurveFitter
 from erltool.widgets.entropy_lab import EntropyLab
+from erltool.widgets.run_form import RunForm
 from erltool.widgets.run_monitor import RunMonitor
 from erltool.widgets.token_inspector import TokenInspector
 
-__all__ = ["ControlExplorer", "CurveFitter", "EntropyLab", "RunMonitor", "TokenInspector"]
+__all__ = ["ControlExplorer", "CurveFitter", "EntropyLab", "RunForm", "RunMonitor", "TokenInspector"]

@@ -1,0 +1,183 @@
+"""RunForm: a run's configuration in a form, and what it needs in memory, before anything is loaded."""
+
+import logging
+import typing
+
+import traitlets
+from matplotlib.figure import Figure
+
+from erltool.catalog import CONTROLS, PRESETS, control_to_dict, parse_control
+from erltool.compare import control_text
+from erltool.config import BASES, TrainConfig
+from erltool.errors import ErltoolError
+from erltool.plots import COLOURS, new_axes
+from erltool.widgets.token_inspector import visible
+from erltool.widgets.view import View, javascript, message
+
+GIB = 2**30
+PROMPT_TOKENS = 256  # of the longest prompts, as `erltool plan` takes it
+ASKED = (
+    "policy", "base", "task", "control", "steps", "learning_rate", "lora_rank", "prompts_per_iteration", "group_size",
+    "max_response_tokens", "micro_batch", "gradient_checkpointing", "seed", "device",
+)  # fmt: skip
+ONLY = {"base": BASES, "gradient_checkpointing": ("no", "yes")}
+"""Choices of a field that takes no other value."""
+OFFERED = {
+    "policy": ("embedded", "smollm2-135m", *(f"Qwen/Qwen2.5-{size}" for size in ("0.5B", "1.5B", "3B", "7B"))),
+    "task": ("countdown", "countdown:5,20", "addition:20", "gsm8k", "math", "dapo-math"),
+    "control": (*CONTROLS, *(f"{name}:{preset}" for name in ("clip-cov", "kl-cov") for preset in PRESETS)),
+    "device": ("auto", "cpu", "cuda"),
+}
+"""What a field of text offers; it takes others."""
+KINDS = typing.get_type_hints(TrainConfig)
+_log = logging.getLogger(__name__)
+
+
+class RunForm(View):
+    """`RunForm(config)`: choose policy, base, task, control and sizes; `.result` is the TrainConfig, for the next cell.
+
+    Beside the fields stands the memory plan for this machine (plan.py, prompts of PROMPT_TOKENS tokens), what is free,
+    and what to lower for common GPUs; nothing is loaded and nothing starts. Fields that the form does not ask for stay
+    as in `config`. `values` are the fields as text; `choose` sets them from Python. What cannot be, a field's text or a
+    combination or a policy that is not there, is said in one line, `problem`; `.result` then raises ErltoolError with
+    it. A plan that is above what is free is said beside the plan, and is no problem: it may be for another machine.
+    """
+
+    _esm = javascript("run_form.js")
+    # Not echoed: an echo would undo in the browser what was typed since.
+    values = traitlets.Dict(traitlets.Unicode()).tag(sync=True, echo_update=False)
+    """Text of each field of ASKED"""
+    plan = traitlets.Dict().tag(sync=True)
+    """The memory plan: rows of part, name and GiB, and the sentences beside it; empty where there is a problem"""
+    fields = traitlets.List().tag(sync=True)
+
+    def __init__(self, config: TrainConfig | None = None):
+        self._base = config if isinstance(config, TrainConfig) else TrainConfig()
+        about = TrainConfig.__dataclass_fields__
+        super().__init__(
+            fields=[
+                {"name": n, "help": about[n].metadata["help"], "only": ONLY.get(n, ()), "offered": OFFERED.get(n, ())}
+                for n in ASKED
+            ],
+            values={name: _text(getattr(self._base, name)) for name in ASKED},
+        )
+        if config is not None and config is not self._base:
+            self.problem = f"RunForm: give a TrainConfig, not {type(config).__name__}"
+            return
+        self._look()
+        self.observe(lambda change: self._look(), "values")
+
+    def choose(self, **fields) -> "RunForm":
+        """Sets fields, to what they are in a TrainConfig or to the text of it; returns the form."""
+        self.values = {**self.values, **{n: v if isinstance(v, str) else _text(v) for n, v in fields.items()}}
+        return self
+
+    @property
+    def result(self) -> TrainConfig:
+        """The configuration as the form has it now. Raises ErltoolError where it cannot be."""
+        if self.problem:
+            raise ErltoolError(self.problem)
+        return self._config()
+
+    @property
+    def sentence(self) -> str:
+        return " ".join([self.plan["about"] + ":", *self.plan["says"]])
+
+    def picture(self) -> Figure:
+        """The plan's parts as bars: what always stays, and beside it sampling and the update, which take turns."""
+        if self.problem:
+            return message(self.problem)
+        ax = new_axes(width=8.4, height=2.2)[0]
+        for row, turn in enumerate(("update", "sampling")):
+            at = 0.0
+            for part, name, size in self.plan["rows"]:
+                if part in ("always", turn):
+                    colour = COLOURS[0] if part == "always" else COLOURS[1]
+                    ax.barh(row, size, left=at, color=colour, edgecolor="white", linewidth=0.8)
+                    if size > 0.14 * self.plan["peak"]:
+                        ax.text(at + size / 2, row, _short(name), ha="center", va="center", fontsize=7, color="white")
+                    at += size
+            ax.text(at, row, f" {at:.2f} GiB", va="center", fontsize=9)
+        ax.set_yticks(range(2), ["update", "sampling"])
+        ax.set(xlabel="memory (GiB); blue is there always", xlim=(0, 1.18 * self.plan["peak"]))
+        ax.set_title(self.plan["about"], fontsize=9, parse_math=False)
+        return ax.figure
+
+    def _look(self) -> None:
+        """Plan or problem of the values as they are, as one message."""
+        plan, problem = {}, ""
+        try:
+            plan = _plan(self._config())
+        except ErltoolError as e:
+            problem = str(e)
+        except Exception as e:
+            _log.exception("RunForm: the plan failed")
+            problem = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        with self.hold_sync():
+            self.plan, self.problem = plan, visible(problem)
+
+    def _config(self) -> TrainConfig:
+        wrong = [name for name in self.values if name not in ASKED]
+        if wrong:
+            raise ErltoolError(f"RunForm: no field {wrong[0]!r}; there are {', '.join(ASKED)}")
+        fields = self._base.to_dict() | {name: _value(name, text) for name, text in self.values.items()}
+        return TrainConfig.from_dict(fields)
+
+
+def _text(value) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if hasattr(value, "parts"):
+        return control_text(control_to_dict(value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _value(name: str, text: str):
+    """The field's value that a text means. Raises ErltoolError."""
+    text, kind = text.strip(), KINDS[name]
+    if name == "control":
+        return parse_control(text)
+    if name in ONLY and text not in ONLY[name]:
+        raise ErltoolError(f"{name}={text!r}: must be one of {', '.join(ONLY[name])}")
+    if kind is bool:
+        return text == "yes"
+    try:
+        return kind(text)
+    except ValueError as e:
+        raise ErltoolError(f"{name}={text!r}: must be {'a whole number' if kind is int else 'a number'}") from e
+
+
+def _plan(config: TrainConfig) -> dict:
+    """What the view shows of the plan for the device that the configuration asks for."""
+    from erltool.plan import CARDS, advice, free_memory, plan_memory
+    from erltool.policy import resolve_device
+
+    device = resolve_device(config.device)
+    plan, free = plan_memory(config, PROMPT_TOKENS, device.type), free_memory(device)
+    need = plan.peak / GIB
+    says = [
+        f"about {need:.2f} GiB at the peak on {device.type}" + (f", {free / GIB:.1f} are free." if free < 1e18 else ".")
+    ]
+    if plan.peak > free:
+        changes = advice(config, free, PROMPT_TOKENS, device.type)
+        says.append(f"It would be refused here; use {', '.join(changes) if changes else 'a smaller policy'}.")
+    cards = []
+    for card in CARDS:
+        changes = advice(config, card * 1e9, PROMPT_TOKENS, "cuda")
+        cards.append(f"{card} GB: {'too small' if changes is None else ', '.join(changes) or 'as it is'}")
+        if changes == []:
+            break
+    says.append(f"On a GPU of {'; '.join(cards)}{' and more' if changes == [] else ''}.")
+    parts = {"always": plan.stays, "sampling": plan.sampling, "update": plan.update}
+    return {
+        "about": visible(
+            f"{config.policy} (base {config.base}) on {config.task}, {control_text(control_to_dict(config.control))}"
+        ),
+        "rows": [[part, name, size / GIB] for part, sizes in parts.items() for name, size in sizes.items() if size],
+        "peak": need,
+        "says": says,
+    }
+
+
+def _short(name: str) -> str:
+    return name.split(",")[-1].strip() if name.startswith("weights") else name.split(" of ")[0].split(",")[0]
