@@ -344,50 +344,79 @@ DEMO_ITERATIONS = 150
 
 
 def _fit(parser, words) -> int:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "sources", type=Path, nargs="+", metavar="RUN_OR_LOG", help="a run's folder, or another tool's log"
+    )
+    parser.add_argument(
+        "--forecast", type=float, metavar="CUT", help="fit this first share of the points, forecast the others"
+    )
+    parser.add_argument("--window", type=float, help="steps up to a measurement over which a log's entropy is averaged")
     parser.add_argument("--json", action="store_true", help="print the fits as JSON")
     parser.add_argument("--png", type=Path, help="draw the fits to this file")
     args = parser.parse_args(words)
     from erltool.fit import fit_law
-    from erltool.runs import read_run, writing
+    from erltool.forecasting import forecast
 
-    fits = {}
-    for path in args.runs:
-        run = read_run(path)
-        points = run.evaluated()
-        if run.skipped_lines:
-            print(f"erltool: {path}: skipped {run.skipped_lines} unreadable lines of metrics", file=sys.stderr)
+    fits, forecasts = {}, {}
+    for path in args.sources:
+        entropy, performance, known = _points(path, args.window)
         try:
-            fits[str(path)] = fit_law(points["policy_entropy"], points["eval_accuracy"])
-        except (ErltoolError, KeyError) as e:
-            raise ErltoolError(f"run {path}: {e}; it was evaluated on {len(points)} steps") from e
+            fits[str(path)] = fit_law(entropy, performance, **known)
+            if args.forecast is not None:
+                forecasts[str(path)] = forecast(entropy, performance, cut=args.forecast, **known)
+        except ErltoolError as e:
+            raise ErltoolError(f"{path}: {e}; it was evaluated on {len(entropy)} steps") from e
     if args.json:
         import json
 
         rows = {
-            path: {
-                "a": f.a,
-                "b": f.b,
-                "ceiling": f.ceiling,
-                "r_squared": None if f.r_squared != f.r_squared else f.r_squared,
-                "rmse": f.rmse,
-            }
-            | {"points": len(f.entropy), "interval_95": f.interval(0.95)}
-            for path, f in fits.items()
+            p: f.to_dict() | ({"forecast": forecasts[p].to_dict()} if p in forecasts else {}) for p, f in fits.items()
         }
         print(json.dumps(rows, indent=1))
     else:
-        print("\n\n".join(f"{path}\n{f.summary()}" for path, f in fits.items()))
+        parts = [
+            f"{p}\n{f.summary()}" + (f"\n{forecasts[p].summary()}" if p in forecasts else "") for p, f in fits.items()
+        ]
+        print("\n\n".join(parts))
     if args.png:
-        from erltool.plots import new_axes, plot_fit
-
-        ax = new_axes(width=6, height=4)[0]
-        for index, (path, f) in enumerate(fits.items()):
-            plot_fit(f, ax=ax, label=Path(path).name, index=index)
-        ax.legend(fontsize=8)
-        with writing(args.png):
-            ax.figure.savefig(args.png)
+        _draw_fits(args.png, fits, forecasts)
     return 0
+
+
+def _points(path: Path, window: float | None):
+    """Entropies (nats), performances, and what is known of both, of a run or another tool's log."""
+    from erltool.importers import read_log
+    from erltool.runs import read_run
+
+    if (path / "config.json").is_file() or path.is_dir() and not any(path.iterdir()):
+        run = read_run(path)
+        if run.skipped_lines:
+            print(f"erltool: {path}: skipped {run.skipped_lines} unreadable lines of metrics", file=sys.stderr)
+        points = run.evaluated().reindex(columns=["policy_entropy", "eval_accuracy"])
+        return *points.to_numpy().T, {"unit": "fraction", "entropy_average": "mean over response tokens"}
+    log = read_log(path)
+    for reason, count in log.skipped.items():
+        print(f"erltool: {path}: {count} {reason}", file=sys.stderr)
+    points = log.points(window)
+    return (
+        points["entropy"].to_numpy(),
+        points["performance"].to_numpy(),
+        {"unit": log.unit, "entropy_average": log.entropy_kind},
+    )
+
+
+def _draw_fits(file: Path, fits, forecasts) -> None:
+    from erltool.plots import new_axes, plot_fit, plot_forecast
+    from erltool.runs import writing
+
+    ax = new_axes(width=6, height=4)[0]
+    for index, (path, f) in enumerate(fits.items()):
+        draw, what = (plot_forecast, forecasts[path]) if path in forecasts else (plot_fit, f)
+        draw(what, ax=ax, label=Path(path).name, index=index)
+    for text in ax.legend(fontsize=8).get_texts():
+        text.set_parse_math(False)
+    with writing(file):
+        ax.figure.savefig(file)
 
 
 # --- import --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ form. Points of a run are autocorrelated: intervals come from a moving-block boo
 1989), which keeps the x as they are. forecasting.py, rivals.py and scaling.py build on it.
 """
 
+import textwrap
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -176,8 +177,9 @@ class LawFit:
                 f"Performance moved by {d.drift:+.3g} ({unit}) at equal entropy (p {d.drift_p:.1g}): something else "
                 "than entropy is at work, as under a control, and the ceiling does not bound this run."
             )
-        after_best = self.performance[np.argmax(smooth) :]
-        if len(after_best) > n // 4 and smooth.max() - np.mean(after_best[-edge:]) > 2.5 * self.rmse:
+        best = int(np.argmax(smooth))
+        fallen = smooth[best] - np.mean(self.performance[-edge:]) > 2.5 * self.rmse
+        if fallen and n - best > n // 4 and h[-edge:].mean() < h[best]:
             found.append("Performance falls after its best while entropy goes on falling: the law has no such branch.")
         if d.independent_points < 10:
             found.append(f"About {d.independent_points:.0f} independent points: intervals are rough.")
@@ -191,7 +193,7 @@ class LawFit:
         lines = [
             f"R = -a exp(H) + b on {len(self.entropy)} points, "
             f"H from {self.entropy.min():.3f} to {self.entropy.max():.3f} nats",
-            f"R in {self._unit_words}; entropy: {self.entropy_average}",
+            *textwrap.wrap(f"R in {self._unit_words}; entropy: {self.entropy_average}", 80),
         ]
         for name in ("a", "b", "ceiling"):
             low, high = interval[name]
@@ -199,7 +201,7 @@ class LawFit:
             lines.append(f"{name:>8} = {getattr(self, name):8.4f}   95 % interval {low:8.4f} to {high:8.4f}{what}")
         lines.append(f"R² = {self.r_squared:.3f}, RMSE = {self.rmse:.4f}, {self.method}, blocks of {self.block_length}")
         lines.append(f"residuals: autocorrelation {d.autocorrelation:.2f}, {d.independent_points:.0f} independent")
-        return "\n".join([*lines, *(line for w in self.warnings for line in _wrapped(f"note: {w}"))])
+        return "\n".join([*lines, *(line for w in self.warnings for line in textwrap.wrap(f"note: {w}", 80))])
 
     @property
     def _unit_words(self) -> str:
@@ -298,27 +300,33 @@ def fit_law(
     )  # fmt: skip
 
 
-def unit_of(performance: np.ndarray, unit: str | None = None) -> str:
-    """The unit of performances: the one stated, else read off the values. Raises ErltoolError for an unknown one,
-    fractions outside [0, 1], or values of which some look like fractions and the others like percentage points."""
-    low, high = float(np.min(performance)), float(np.max(performance))
+def unit_of(performance, unit: str | None = None, name: str = "performance") -> str:
+    """The unit of performances in their order, one of UNITS: the one stated, else read off the values that are finite.
+
+    In [0, 1] they are fractions, in [0, 100] percentage points, else "as given". Raises ErltoolError for an unknown
+    unit, fractions outside [0, 1], or neighbours that jump about hundredfold across 1, from 0.31 to 31.
+    """
+    values = np.asarray(performance, dtype=float)
+    values = values[np.isfinite(values)]
+    low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
     if unit is not None:
         if unit not in UNITS:
             raise ErltoolError(f"unit {unit!r} is not known: use one of {', '.join(UNITS)}")
         if unit == "fraction" and not 0 <= low <= high <= 1:
-            raise ErltoolError(f"performance from {low:g} to {high:g} is no fraction; use unit='percentage points'")
+            raise ErltoolError(f"{name} from {low:g} to {high:g} is no fraction; use unit='percentage points'")
         return unit
-    if 0 <= low and high <= 1:
-        return "fraction"
-    if low < 0 or high > 100:
+    if not len(values) or low < 0 or high > 100:
         return "as given"
-    ordered = np.sort(performance[performance > 0])
-    jump = ordered[1:] / ordered[:-1]
-    if ordered[0] <= 1 and np.any((jump > 20) & (ordered[:-1] <= 1) & (ordered[1:] > 1)):
-        few = int((performance <= 1).sum())
+    if high <= 1:
+        return "fraction"
+    before, after = values[:-1], values[1:]
+    small, large = np.minimum(before, after), np.maximum(before, after)
+    mixed = (small > 0) & (small <= 1) & (large > 1) & (large > 60 * small) & (large < 160 * small)
+    if mixed.any():
+        i = int(np.argmax(mixed))
         raise ErltoolError(
-            f"performance mixes units: {few} of {len(performance)} lie in [0, 1] and others near {high:.0f}; "
-            "multiply the fractions by 100, or state the unit"
+            f"{name} jumps from {before[i]:g} to {after[i]:g}: fractions and percentage points are mixed; bring it to "
+            "one unit, or state the unit"
         )
     return "percentage points"
 
@@ -396,12 +404,6 @@ def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
     """Running means of `width` neighbours, fewer at the ends."""
     ones = np.ones(min(width, len(values)))
     return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
-
-
-def _wrapped(text: str) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, 80, subsequent_indent="      ")
 
 
 def _json(value) -> float | None:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from erltool.errors import ErltoolError
+from erltool.fit import unit_of
 from erltool.logformats import KINDS, Counts, detect, read_table, shown
 from erltool.runs import METRICS, RunWriter, read_run, write_whole, writing
 
@@ -74,7 +75,7 @@ class Log:
     metrics: pd.DataFrame
     """One row a step, sorted; the columns are the file's own, numbers or NaN."""
     unit: str
-    """Of performance: "fraction", "percentage points" or "unknown"."""
+    """Of performance: "fraction", "percentage points" or "as given"."""
     entropy_kind: str
     """Which average the entropy is, as far as its name tells."""
     skipped: Mapping[str, int]
@@ -164,7 +165,8 @@ def read_log(path: str | Path, *, columns: Mapping[str, str] | None = None, kind
     metrics = _by_step(table, columns["step"], skipped)
     return Log(
         path, kind, columns, {role: tuple(names) for role, names in candidates.items()}, metrics,
-        performance_unit(metrics[columns["performance"]], columns["performance"]), _entropy_kind(columns["entropy"]),
+        unit_of(metrics[columns["performance"]], name=f"column {shown(columns['performance'])!r}"),
+        _entropy_kind(columns["entropy"]),
         {reason: n for reason, n in skipped.items() if n},
     )  # fmt: skip
 
@@ -241,30 +243,6 @@ def _by_step(table: pd.DataFrame, step: str, skipped: Counts) -> pd.DataFrame:
     return rows.groupby(step, sort=True).last().reset_index().astype(float)
 
 
-def performance_unit(performance, name: str = "performance") -> str:
-    """The unit that values of performance have, in their order: "fraction" where all are in [0, 1], "percentage points"
-    where all are in [0, 100] and some above 1, else "unknown".
-
-    Raises ErltoolError where neighbours jump about hundredfold across 1, from 0.31 to 31: the log holds both units.
-    """
-    values = np.asarray(performance, dtype=float)
-    values = values[np.isfinite(values)]
-    if not len(values) or values.min() < 0 or values.max() > 100:
-        return "unknown"
-    if values.max() <= 1:
-        return "fraction"
-    before, after = values[:-1], values[1:]
-    low, high = np.minimum(before, after), np.maximum(before, after)
-    mixed = (low > 0) & (low <= 1) & (high > 1) & (high > 60 * low) & (high < 160 * low)
-    if mixed.any():
-        i = int(np.argmax(mixed))
-        raise ErltoolError(
-            f"column {shown(name)!r}: jumps from {before[i]:g} to {after[i]:g}, so fractions and percentage points are "
-            "mixed in it; bring it to one unit, or choose another column"
-        )
-    return "percentage points"
-
-
 # --- a log as a run ------------------------------------------------------------------------------
 
 
@@ -278,7 +256,7 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
     Raises ErltoolError for performance in an unknown unit, steps that are not whole, or a folder that holds something.
     """
     folder, step = Path(folder), log.columns["step"]
-    if log.unit == "unknown":
+    if log.unit == "as given":
         raise ErltoolError(
             f"{shown(log.path)}: {shown(log.columns['performance'])!r} is neither a fraction nor percentage points, "
             "so it cannot become eval_accuracy; choose another with --performance"
@@ -343,5 +321,5 @@ def log_report(log: Log, window: float | None = None) -> str:
 UNITS = {
     "fraction": "taken as fractions, since every value lies in [0, 1]",
     "percentage points": "taken as percentage points, since values above 1 were seen",
-    "unknown": "unit not known: values below 0 or above 100",
+    "as given": "unit not known: values below 0 or above 100",
 }

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from erltool.errors import ErltoolError
 from erltool.fit import LawFit
+from erltool.forecasting import Forecast
 from erltool.runs import METRICS, Run
 
 # Okabe and Ito's colours that have at least 3:1 contrast on white, each with a marker of its own.
@@ -83,7 +84,24 @@ def plot_fit(result: LawFit, *, ax: Axes | None = None, label: str = "points", i
         [0], [result.ceiling], [[result.ceiling - low], [high - result.ceiling]], color=colour, capsize=4, linewidth=1.4
     )
     ax.set_xlabel("policy entropy H (nats/token)")
-    ax.set_ylabel("performance R")
+    ax.set_ylabel(f"performance R ({result.unit})")
+    ax.grid(alpha=0.25)
+    return ax
+
+
+def plot_forecast(found: Forecast, *, ax: Axes | None = None, label: str = "run", index: int = 0) -> Axes:
+    """A forecast by the law: fitted points filled, the others open, the law down to H = 0 and its interval for a
+    measurement. Returns the Axes."""
+    ax = new_axes()[0] if ax is None else ax
+    law, colour, marker = found.law, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    ax.plot(law.entropy, law.performance, marker, color=colour, markersize=4, label=f"{label}: fitted")
+    ax.plot(
+        found.entropy, found.performance, marker, color=colour, markersize=4, fillstyle="none", label="measured later"
+    )
+    h = np.linspace(0, max(law.entropy.max(), found.entropy.max(initial=0)), 200)
+    ax.plot(h, law.predict(h), color=colour, linewidth=1.4)
+    ax.fill_between(h, *found.at(h), color=colour, alpha=0.15, linewidth=0, label=f"{found.level:.0%} interval")
+    ax.set(xlabel="policy entropy H (nats/token)", ylabel=f"performance R ({law.unit})")
     ax.grid(alpha=0.25)
     return ax
 

@@ -20,6 +20,7 @@ from scipy import optimize
 from erltool.errors import ErltoolError
 
 Shape = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
+CLOSE = np.log(1.05)  # errors that differ by less are called equal, however surely they differ
 EXPONENTS = np.concatenate([-np.geomspace(12, 0.05, 25), np.geomspace(0.05, 12, 25)])
 
 
@@ -95,8 +96,8 @@ def compare_laws(entropy, performance, step=None, *, blocks: int = 5) -> pd.Data
     points; smaller is better; it takes the points as independent), `out_of_sample` (rmse of each of `blocks` stretches
     of the run when predicted from the others, geometric mean, since a stretch at the end is an extrapolation and may
     outweigh all), `last_block` (that of the last stretch from those before it: a forecast), `at_zero` (performance at
-    H = 0; infinite for the log, NaN for the sigmoid), and `tied`: whether the logarithm of its out-of-sample error is
-    within one standard error of the best's, over the stretches' differences. Raises
+    H = 0; infinite for the log, NaN for the sigmoid), and `tied`: whether its out-of-sample error is within 5 % of
+    the best's, or within one standard error over the stretches' (logarithmic) differences. Raises
     ErltoolError for fewer than 2 * blocks points, values that are not finite, or entropies or steps not above 0.
     """
     h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
@@ -125,7 +126,9 @@ def compare_laws(entropy, performance, step=None, *, blocks: int = 5) -> pd.Data
         }  # fmt: skip
     table = pd.DataFrame(rows).T.infer_objects().sort_values("out_of_sample")
     worse = {name: np.log(e / errors[table.index[0]]) for name, e in errors.items()}
-    table["tied"] = [bool(np.mean(worse[i]) <= np.std(worse[i], ddof=1) / np.sqrt(blocks)) for i in table.index]
+    table["tied"] = [
+        bool(np.mean(worse[i]) <= max(CLOSE, np.std(worse[i], ddof=1) / np.sqrt(blocks))) for i in table.index
+    ]
     return table
 
 
@@ -140,4 +143,4 @@ def verdict(table: pd.DataFrame) -> str:
     tied = list(table.index[table["tied"]])
     if len(tied) == 1:
         return f"Out of sample the law `{tied[0]}` is ahead by more than a standard error."
-    return f"Out of sample {', '.join(tied)} cannot be told apart (within a standard error of `{tied[0]}`)."
+    return f"Out of sample {', '.join(tied)} cannot be told apart (within 5 % or a standard error of `{tied[0]}`)."

@@ -394,4 +394,80 @@ check_paired_interval = Exercise(
     },
 )
 
+
+def _forecast_error(h, r, k, shape=np.exp, fitted=None, judged=None, power=2):
+    """Error of the law fitted to the points `fitted`, by default the first k, on `judged`, by default the others."""
+    x, n = shape(h), len(h)
+    known = slice(0, k if fitted is None else fitted(n))
+    slope, intercept = np.polyfit(x[known], r[known], 1)
+    error = np.abs(r - intercept - slope * x)[k if judged is None else judged :]
+    return np.mean(error**power) ** (1 / power)
+
+
+_H = np.array([0.9, 0.7, 0.62, 0.5, 0.43, 0.31, 0.22, 0.15, 0.12, 0.08])
+_R = np.array([0.21, 0.29, 0.35, 0.36, 0.41, 0.47, 0.46, 0.52, 0.49, 0.54])
+check_forecast_error = Exercise(
+    _forecast_error,
+    {"the first 3 points": (_H, _R, 3), "the first half": (_H, _R, 5)},
+    {
+        "the law is fitted to all points, also to those that it should forecast": partial(_forecast_error, fitted=int),
+        "the fitted points are among those that are judged": partial(_forecast_error, judged=0),
+        "the law is taken to be straight in H": partial(_forecast_error, shape=np.asarray),
+        "errors are averaged without being squared": partial(_forecast_error, power=1),
+    },
+)
+
+
+def _entropy_before(steps, entropy, at, window, inside=lambda s, at, window: (s > at - window) & (s <= at)):
+    return entropy[inside(steps, at, window)].mean()
+
+
+check_entropy_before = Exercise(
+    _entropy_before,
+    {
+        "every fourth step": (np.arange(4, 44, 4), np.linspace(1, 0.1, 10) ** 2, 24, 8),
+        "every step": (np.arange(1, 21), np.linspace(1, 0.3, 20) ** 3, 10, 5),
+    },
+    {
+        "the window holds both its ends, so a step counts for two measurements": partial(
+            _entropy_before, inside=lambda s, at, w: (s >= at - w) & (s <= at)
+        ),
+        "steps after the measurement are averaged in": partial(
+            _entropy_before, inside=lambda s, at, w: abs(s - at) <= w / 2
+        ),
+        "all steps up to the measurement are averaged": partial(_entropy_before, inside=lambda s, at, w: s <= at),
+        "the step of the measurement is left out": partial(
+            _entropy_before, inside=lambda s, at, w: (s >= at - w) & (s < at)
+        ),
+    },
+)
+
+check_adapter_weights = Exercise(
+    lambda shapes, rank: sum(rank * (i + o) for i, o in shapes),
+    {"one layer": ([(576, 1536)], 16), "three layers": ([(576, 576), (576, 192), (1536, 576)], 8)},
+    {
+        "the weights that stay are counted too": lambda shapes, r: sum(i * o + r * (i + o) for i, o in shapes),
+        "one of the two factors is forgotten": lambda shapes, r: sum(r * i for i, _ in shapes),
+        "the factors' sizes are multiplied instead of added": lambda shapes, r: sum(r * i * r * o for i, o in shapes),
+        "only the layers' inputs and outputs are counted, without the rank": lambda shapes, r: sum(map(sum, shapes)),
+    },
+)
+
+check_seconds_left = Exercise(
+    lambda tokens, rate, left: left * (tokens / rate).mean(),
+    {
+        "a slow update among fast ones": (_t(4000, 4000, 4000), _t(2000, 500, 2000), 10),
+        "responses that grow": (_t(1000, 2000, 6000), _t(2000, 1500, 1000), 4),
+    },
+    {
+        "rates are averaged, where a slow update counts by its rate and not by its time": lambda tokens, rate, left: (
+            left * tokens.mean() / rate.mean()
+        ),
+        "the last update is taken for all": lambda tokens, rate, left: left * tokens[-1] / rate[-1],
+        "the updates already made are counted again": lambda tokens, rate, left: (
+            (left + len(tokens)) * (tokens / rate).mean()
+        ),
+    },
+)
+
 EXERCISES = {name.removeprefix("check_"): e for name, e in list(globals().items()) if isinstance(e, Exercise)}

@@ -1,6 +1,7 @@
 import dataclasses
 import html
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -38,6 +39,20 @@ def test_train_then_fit(train, tmp_path, capsys):
     fit = json.loads(out.out)[str(tmp_path / "run")]
     assert fit["ceiling"] == pytest.approx(fit["b"] - fit["a"]) and fit["points"] == 5
     assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fit_reads_other_tools_logs_and_forecasts(tmp_path, capsys):
+    rows = [f"{8 * i},{1 / (1 + i / 5):.4f},{70 - 20 * math.exp(1 / (1 + i / 5)):.3f}" for i in range(40)]
+    log = tmp_path / "run.csv"
+    log.write_text("\n".join(["step,entropy,accuracy", *rows]))
+    assert cli.main(["fit", str(log), "--forecast", "0.2", f"--png={tmp_path / 'fit.png'}"]) == 0
+    out = capsys.readouterr().out
+    assert "a =  20.00" in out and "percentage points" in out and "forecast of 32 points from the first 8" in out
+    assert max(map(len, out.splitlines())) <= max(80, len(str(log)))
+    assert cli.main(["fit", str(log), "--forecast", "0.2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)[str(log)]
+    assert found["forecast"]["rmse"] < 0.01 and found["unit"] == "percentage points"
+    assert cli.main(["fit", str(log), "--forecast", "2"]) == 2 and "cut 2.0 must be between" in one_line(capsys)
 
 
 def test_flags_are_the_fields_of_the_configuration(capsys):
@@ -86,7 +101,7 @@ def test_wrong_types_and_unknown_fields_are_named():
 
 
 def test_fit_says_what_is_wrong_with_a_run(tmp_path, capsys):
-    assert cli.main(["fit", str(tmp_path / "none")]) == 2 and "no such folder" in one_line(capsys)
+    assert cli.main(["fit", str(tmp_path / "none")]) == 2 and "no such file or folder" in one_line(capsys)
     assert cli.main(["fit", str(tmp_path)]) == 2 and "not an erltool run" in one_line(capsys)
 
 

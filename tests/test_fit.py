@@ -1,4 +1,6 @@
+import json
 from fractions import Fraction
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ def test_nist_norris_to_nine_digits():
     assert result.b == pytest.approx(CERTIFIED_INTERCEPT, rel=1e-9)
     assert result.r_squared == pytest.approx(0.999993745883712, rel=1e-10)
     assert result.rmse == pytest.approx(0.884796396144373 * np.sqrt(34 / 36), rel=1e-9)
+    errors = np.sqrt(np.diag(result.line_covariance))
+    assert errors == pytest.approx((0.429796848199937e-03, 0.232818234301152), rel=1e-9)
 
 
 def test_equals_the_normal_equations_in_exact_arithmetic(rng):
@@ -112,3 +116,156 @@ def test_bad_input_is_one_line(entropy, performance, words):
         good.interval(95)
     with pytest.raises(ErltoolError, match="block_length"):
         fit_law([0.1, 0.2, 0.3, 0.4], [1, 2, 3, 5], block_length=3)
+
+
+def line_with_noise(rng, n=60, correlation=0.0, scale=0.01, low=0.05, high=1.0):
+    h, error = np.linspace(high, low, n), np.zeros(n)
+    for t in range(n):
+        error[t] = correlation * error[t - 1] + rng.normal()
+    return h, 0.7 - 0.2 * np.exp(h) + scale * error
+
+
+def test_a_weight_of_two_is_the_point_twice(rng):
+    h, r = line_with_noise(rng, 12)
+    w = np.ones(12)
+    w[3] = 2
+    weighted, twice = fit_law(h, r, weights=w), fit_law([*h, h[3]], [*r, r[3]])
+    assert (weighted.a, weighted.b) == pytest.approx((twice.a, twice.b))
+    assert weighted.r_squared == pytest.approx(twice.r_squared) and weighted.rmse == pytest.approx(twice.rmse)
+    assert weighted.method == "weighted least squares"
+
+
+def test_weights_of_inverse_variance_narrow_the_interval(rng):
+    h, sigma = np.linspace(1, 0.05, 80), np.where(np.arange(80) < 40, 0.1, 0.001)
+    r = 0.7 - 0.2 * np.exp(h) + sigma * rng.normal(size=80)
+    plain, weighted = fit_law(h, r), fit_law(h, r, weights=sigma**-2)
+    for method in ("bootstrap", "analytic"):
+        low, high = weighted.interval(method=method)["ceiling"]
+        assert low < 0.5 < high and high - low < np.ptp(plain.interval(method=method)["ceiling"]) / 3
+
+
+def test_bootstrap_of_independent_points_agrees_with_theory(rng):
+    h, r = line_with_noise(rng, 400)
+    result = fit_law(h, r, block_length=1)
+    for name in ("a", "b", "ceiling"):
+        widths = [np.ptp(result.interval(method=m)[name]) for m in ("bootstrap", "analytic")]
+        assert widths[0] == pytest.approx(widths[1], rel=0.1)
+
+
+def test_the_bootstrap_is_that_of_refitting_each_resample(rng):
+    h, r = line_with_noise(rng, 23, 0.5)
+    result = fit_law(h, r, block_length=4)
+    starts = np.random.default_rng(0).integers(0, 20, (2000, 6))
+    noise = result.residuals * np.sqrt(23 / 21)
+    refits = [fit_law(h, noise[(s[:, None] + np.arange(4)).ravel()[:23]], unit="as given") for s in starts[:200]]
+    ours = result._covariance("bootstrap")
+    theirs = np.cov([-f.a for f in refits], [f.b for f in refits])
+    np.testing.assert_allclose(ours, theirs, rtol=0.3)
+
+
+def test_errors_in_entropy_flatten_least_squares_and_not_the_orthogonal_fit(rng):
+    h = np.linspace(1, 0.05, 300)
+    r = 0.7 - 0.2 * np.exp(h) + 0.005 * rng.normal(size=300)
+    noisy = h + 0.15 * rng.normal(size=300)
+    plain = fit_law(noisy, r)
+    both = fit_law(noisy, r, entropy_error=0.15, performance_error=0.005)
+    assert plain.a < 0.19 and both.interval()["a"][0] < 0.2 < both.interval()["a"][1]
+    assert both.method == "errors in both"
+    exact = fit_law(noisy, r, entropy_error=1e-9, performance_error=0.005)
+    assert (exact.a, exact.b) == pytest.approx((plain.a, plain.b), rel=1e-5)
+    with pytest.raises(ErltoolError, match="use analytic"):
+        both.interval(method="bootstrap")
+
+
+def test_band_at_entropy_zero_is_the_ceilings_and_a_new_point_adds_the_scatter(rng):
+    result = fit_law(*line_with_noise(rng))
+    assert result.band(0.0) == pytest.approx(result.interval()["ceiling"])
+    narrow, wide = (np.ptp(result.band(0.5, method="analytic", new_point=new)) for new in (False, True))
+    scatter = np.sqrt(60 / 58) * result.rmse
+    assert wide > 3 * narrow and wide > 2 * 1.96 * scatter
+    low, high = result.band(np.array([0.1, 0.2]))
+    assert low.shape == high.shape == (2,) and (low < high).all()
+
+
+def test_units_are_stated_or_read_off_and_never_mixed():
+    h = [0.5, 0.4, 0.3, 0.2]
+    assert fit_law(h, [0.1, 0.2, 0.3, 0.4]).unit == "fraction"
+    assert fit_law(h, [10, 20, 30, 40]).unit == "percentage points"
+    assert fit_law(h, [-1, 20, 30, 400]).unit == "as given"
+    assert "fraction (read off the values)" in fit_law(h, [0.1, 0.2, 0.3, 0.4]).summary()
+    stated = fit_law(h, [0.1, 0.2, 0.3, 0.4], unit="percentage points", entropy_average="token mean")
+    assert "R in percentage points; entropy: token mean" in stated.summary()
+    for values in ([0.30, 0.31, 31.5, 33], [30, 31, 0.32, 0.33], [0.2, 20, 0.21, 22]):
+        with pytest.raises(ErltoolError, match="fractions and percentage points are mixed"):
+            fit_law(h, values)
+    assert fit_law(h, [0.5, 3, 12, 34]).unit == "percentage points"  # a weak model's first points are no fractions
+    with pytest.raises(ErltoolError, match="is no fraction"):
+        fit_law(h, [0.31, 0.32, 33, 34], unit="fraction")
+    with pytest.raises(ErltoolError, match="unit 'percent' is not known"):
+        fit_law(h, [1, 2, 3, 4], unit="percent")
+
+
+def test_diagnostics_find_autocorrelation_bending_and_drift(rng):
+    h, r = line_with_noise(rng, 400, correlation=0.7)
+    found = fit_law(h, r).diagnostics
+    assert found.autocorrelation == pytest.approx(0.7, abs=0.1) and found.independent_points < 120
+    h, r = line_with_noise(rng)
+    assert fit_law(h, r - 0.3 * (h - 0.5) ** 2).diagnostics.curvature_p < 1e-3
+    h = np.concatenate([np.linspace(1, 0.3, 20), 0.3 + 0.05 * rng.random(40)])
+    drifting = fit_law(h, 0.7 - 0.2 * np.exp(h) + 0.2 * np.linspace(0, 1, 60) + 0.005 * rng.normal(size=60))
+    assert drifting.diagnostics.drift == pytest.approx(0.2, abs=0.02) and drifting.diagnostics.drift_p < 1e-6
+    assert any("at equal entropy" in w for w in drifting.warnings)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5])
+def test_a_run_on_the_law_is_seldom_accused(rng, correlation):
+    fits = [fit_law(*line_with_noise(rng, 60, correlation)) for _ in range(200)]
+    accused = [w for f in fits for w in f.warnings if "bend" in w or "equal entropy" in w or "falls after" in w]
+    assert len(accused) <= 20
+
+
+def test_runs_that_break_the_law_are_told_so_in_words(rng):
+    n = np.arange(40)
+    cases = {
+        "explosion": (0.5 + 2.5 * (n > 20), 0.1 + 0.2 * (n < 20)),
+        "rises over the run": (np.linspace(0.5, 0.7, 40), np.linspace(0.1, 0.2, 40)),
+        "does not rise as entropy falls": (np.linspace(1, 0.1, 40), np.linspace(0.3, 0.1, 40)),
+        "below 0.3 nats": (np.linspace(0.29, 0.1, 40), np.linspace(0.1, 0.3, 40)),
+        "falls after its best": (np.linspace(1, 0.1, 40), np.concatenate([n[:20] / 40, 0.5 - n[:20] / 40])),
+        "bend away": (np.linspace(1, 0.1, 40), 0.5 - np.linspace(1, 0.1, 40) ** 6 + 0.05 * rng.normal(size=40)),
+        "independent points": ([0.5, 0.4, 0.3, 0.1], [0.1, 0.2, 0.2, 0.4]),
+        "too little to forecast from": (np.linspace(1, 0.1, 40), rng.random(40)),
+    }
+    for words, (h, r) in cases.items():
+        noise = 1e-4 * rng.normal(size=len(h))
+        assert any(words in w for w in fit_law(h, np.asarray(r) + noise).warnings), words
+
+
+def test_the_fit_as_json_latex_and_html_says_the_same_numbers(rng):
+    result = fit_law(*line_with_noise(rng))
+    document = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert document["a"] == result.a and document["interval"]["b"] == list(result.interval()["b"])
+    assert document["unit"] == "fraction" and document["points"] == 60
+    flat = fit_law([0.1, 0.2, 0.3], [0.5, 0.5, 0.5]).to_dict()
+    assert flat["r_squared"] is None and flat["diagnostics"]["curvature_p"] is None
+    assert f"$a$ & {result.a:.4f} &" in result.latex() and result.latex().count("\\hline") == 4
+    texts = []
+    parser = HTMLParser()
+    parser.handle_data = texts.append
+    parser.feed(result._repr_html_())
+    assert f"{result.a:.4f}" in texts and "ceiling" in texts
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weights": [1, 2, 0, 1]}, "weights must be above 0"),
+        ({"weights": [1, 2]}, "weights must be above 0 and finite, one or 4"),
+        ({"entropy_error": 0.1}, "give the other one too"),
+        ({"entropy_error": 0.1, "performance_error": 0.1, "weights": [1, 1, 1, 1]}, "not all three"),
+        ({"entropy_error": -1, "performance_error": 1}, "entropy_error must be above 0"),
+    ],
+)
+def test_bad_options_are_one_line(options, words):
+    with pytest.raises(ErltoolError, match=words):
+        fit_law([0.1, 0.2, 0.3, 0.4], [1, 2, 3, 5], **options)

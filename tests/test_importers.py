@@ -14,7 +14,7 @@ import pytest
 
 import erltool
 from erltool import ErltoolError, cli, logformats
-from erltool.importers import align_points, log_report, performance_unit, read_log, write_run
+from erltool.importers import align_points, log_report, read_log, write_run
 
 LOGS = Path(__file__).parent / "logs"
 ROWS = [json.loads(line) for line in open(LOGS / "verl.jsonl")]
@@ -172,15 +172,6 @@ def test_a_window_that_is_none_is_refused(window):
         align_points([1, 2], [0.1, 0.2], [0.1, 0.2], window)
     with pytest.raises(ErltoolError, match="give as many of each"):
         align_points([1, 2], [0.1], [0.1, 0.2])
-
-
-def test_units_are_read_off_the_values_and_never_mixed():
-    assert performance_unit([0, 0.3, 1, float("nan")]) == "fraction"
-    assert performance_unit([0, 0.8, 5, 31.2, 100]) == "percentage points"
-    assert performance_unit([-0.2, 0.4]) == performance_unit([1, 3000]) == performance_unit([]) == "unknown"
-    for values in ([0.30, 0.31, 31.5, 33], [30, 31, 0.32], [0.2, 20, 0.21, 22]):
-        with pytest.raises(ErltoolError, match="fractions and percentage points are mixed"):
-            performance_unit(values)
 
 
 # --- bad input -----------------------------------------------------------------------------------

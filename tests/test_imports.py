@@ -16,7 +16,7 @@ FLOORS = (
     ("errors", "resources"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
-    ("logformats", "runs", "importers", "compare", "fit", "forecasting", "rivals", "scaling", "plots", "alarms"),
+    ("fit", "logformats", "runs", "importers", "compare", "forecasting", "rivals", "scaling", "plots", "alarms"),
     ("lora", "policy", "plan", "rollouts", "evaluate", "step", "training"),
     ("experiments", "demo", "doctor", "workshop", "lessons"),
     ("cli",),

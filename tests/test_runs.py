@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 
 import erltool
-from erltool import ErltoolError, fit_law, plot_fit, plot_run, read_run
+from erltool import ErltoolError, fit_law, forecast, plot_fit, plot_run, read_run
+from erltool.plots import plot_forecast
 from erltool.runs import METRICS, SPARSE, TIMED, TOKEN_COLUMNS
 
 
@@ -107,3 +109,15 @@ def test_plot_fit_draws_points_law_and_ceiling():
     assert law.get_ydata()[0] == pytest.approx(result.ceiling) and law.get_xdata()[-1] == 0.5
     assert ax.figure._repr_png_().startswith(b"\x89PNG")
     assert "nats/token" in ax.get_xlabel() and ax.figure.get_facecolor() == (1, 1, 1, 1)
+
+
+def test_plot_forecast_draws_fitted_and_later_points_and_the_interval():
+    h = np.linspace(1, 0.1, 20)
+    found = forecast(h, 0.7 - 0.2 * np.exp(h) + 0.01 * np.sin(9 * h), cut=0.5)
+    ax = plot_forecast(found)
+    fitted, later, law = ax.get_lines()
+    assert (len(fitted.get_xdata()), len(later.get_xdata())) == (10, 10)
+    assert law.get_ydata()[0] == pytest.approx(found.law.ceiling) and "fraction" in ax.get_ylabel()
+    low, high = found.at(0.0)
+    band = ax.collections[0].get_paths()[0].vertices
+    assert {low, high} <= set(band[band[:, 0] == 0][:, 1])

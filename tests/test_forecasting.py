@@ -1,0 +1,126 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from erltool import ErltoolError, forecast, read_run, read_runs, replay
+from erltool.importers import align_points
+from erltool.resources import shipped
+
+PAPER = shipped("data/paper")
+
+
+def run_on_the_law(rng, n, correlation=0.0, scale=0.01):
+    """Entropy that decays as a run's does, and performance by the law with noise."""
+    h, error = 0.05 + 0.95 * np.exp(-np.linspace(0, 4, n)) + 0.005 * rng.normal(size=n), np.zeros(n)
+    for t in range(n):
+        error[t] = correlation * error[t - 1] + rng.normal()
+    return h, 0.7 - 0.2 * np.exp(h) + scale * error
+
+
+def of_fig11(size, series):
+    """(H, R) of the paper's Fig 11, entropy averaged over the steps between two measurements of accuracy."""
+    entropy, accuracy = (pd.read_csv(PAPER / f"fig11_{size}_{what}.csv") for what in ("entropy", "acc"))
+    tables = (t[t["series"] == series].sort_values("gradient_step") for t in (entropy, accuracy))
+    (s, h), (at, r) = ((t.iloc[:, 1].to_numpy(), t.iloc[:, 2].to_numpy()) for t in tables)
+    gap = np.median(np.diff(at))
+    inside = [(s > t - gap) & (s <= t) for t in at]
+    known = [i for i, steps in enumerate(inside) if steps.any()]
+    return np.array([h[inside[i]].mean() for i in known]), r[known]
+
+
+def recorded():
+    """(H, R) of the grids' recorded runs that have 12 points, for three R: training reward by iteration, its means of 5
+    iterations, and held-out accuracy."""
+    found = {"reward": [], "reward, means of 5": [], "held-out accuracy": []}
+    for grid in ("headline", "bonus", "reference", "sweep"):
+        for run in read_runs(shipped(f"data/runs/{grid}")).values():
+            rows = run.metrics.groupby("iteration")[["policy_entropy", "reward"]].mean().to_numpy()
+            found["reward"].append(rows.T)
+            found["reward, means of 5"].append(rows[: len(rows) // 5 * 5].reshape(-1, 5, 2).mean(1).T)
+            found["held-out accuracy"].append(run.evaluated()[["policy_entropy", "eval_accuracy"]].to_numpy().T)
+    return {what: [points for points in runs if points.shape[1] >= 12] for what, runs in found.items()}
+
+
+def test_points_on_the_law_are_forecast_exactly():
+    h = np.linspace(1, 0.05, 40)
+    found = forecast(h, 0.7 - 0.2 * np.exp(h))
+    assert len(found.law.entropy) == 6 and len(found.entropy) == 34
+    np.testing.assert_allclose(found.predicted, found.performance)
+    assert found.rmse < 1e-12 and found.departure is None
+
+
+# The target is 90 %. Where the law is true:
+SETTINGS = [(0.0, 40), (0.0, 120), (0.5, 60), (0.5, 200), (0.8, 200)]
+
+
+def test_the_interval_covers_by_simulation(rng):
+    covered = [np.mean([forecast(*run_on_the_law(rng, n, c), seed=i).covered for i in range(60)]) for c, n in SETTINGS]
+    assert 0.85 <= np.mean(covered) <= 0.97 and min(covered) >= 0.85
+
+
+# And on the recorded runs, which are not quite on it.
+@pytest.mark.parametrize("cut", [0.15, 0.3])
+def test_the_interval_covers_the_recorded_runs(cut):
+    runs = recorded()
+    assert min(map(len, runs.values())) >= 20
+    covered = {what: np.mean([forecast(h, r, cut=cut).covered for h, r in points]) for what, points in runs.items()}
+    assert 0.85 <= np.mean(list(covered.values())) <= 0.97, covered
+
+
+def test_a_controlled_run_is_noticed_to_have_left_its_law():
+    spent = forecast(*of_fig11("32B", "GRPO"), unit="percentage points")
+    assert "the entropy is spent" in spent.advice and spent.rmse < 1
+    for size, series in [("32B", "KL-Cov"), ("32B", "Clip-Cov"), ("7B", "KL-Cov"), ("7B", "Clip-Cov")]:
+        found = forecast(*of_fig11(size, series), unit="percentage points")
+        assert found.rmse > 4  # percentage points: what a naive forecast is wrong by
+        assert "left its law, above it" in found.advice or "above the forecast" in found.advice
+
+
+def test_departure_is_the_first_of_three_neighbours_outside(rng):
+    h, r = run_on_the_law(rng, 60, scale=0.001)
+    moved = r.copy()
+    moved[40:] += 0.3
+    assert forecast(h, r).departure is None
+    assert forecast(h, moved).departure == 40 - 9
+    assert "left its law, above it, from forecast point 32" in forecast(h, moved).advice
+
+
+def test_advice_is_to_go_on_while_there_is_more_to_gain_than_scatter(rng):
+    h, r = run_on_the_law(rng, 60, scale=0.002)
+    assert forecast(h[:20], r[:20], cut=0.8).advice.endswith("go on.")
+    flat = 0.002 + 0.05 * np.exp(-np.linspace(0, 3, 60))
+    assert forecast(flat, 0.7 - 0.2 * np.exp(flat) + 0.01 * rng.normal(size=60), cut=0.9).advice.endswith("spent.")
+
+
+def test_a_replay_says_at_each_point_what_a_forecast_there_would(rng):
+    h, r = run_on_the_law(rng, 30)
+    table = replay(h, r, step=np.arange(30) * 8 + 8)
+    assert len(table) == 24 and table["step"].iloc[0] == 48
+    there = forecast(h, r, cut=12 / 30)
+    row = table.iloc[12 - 6]
+    assert (row["a"], row["predicted_last"]) == pytest.approx((there.law.a, there.predicted[-1]))
+    assert (row["last_low"], row["last_high"]) == pytest.approx(tuple(v[-1] for v in there.interval))
+    assert (table["last_low"] < table["predicted_last"]).all()
+
+
+def test_the_demo_run_is_replayed_with_its_own_points():
+    run = read_run(shipped("data/runs/demo-none"))
+    points = run.evaluated()
+    table = replay(points["policy_entropy"], points["eval_accuracy"], points["step"])
+    assert table["step"].is_monotonic_increasing and set(table["step"]) <= set(points["step"])
+    everything = align_points(run.metrics["step"], run.metrics["policy_entropy"], run.metrics["eval_accuracy"])
+    assert len(everything) == len(points)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(entropy=[0.1, 0.2, 0.3], performance=[1, 2, 3]), "3 points; at least 7"),
+        (dict(entropy=range(9), performance=range(9), cut=1.5), "cut 1.5 must be between 0 and 1"),
+        (dict(entropy=range(9), performance=range(9), level=90), "level 90 must be between"),
+        (dict(entropy=[0.3] * 9, performance=range(9)), "does not vary"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, words):
+    with pytest.raises(ErltoolError, match=words):
+        forecast(**arguments)
