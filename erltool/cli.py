@@ -279,7 +279,11 @@ def _experiment(parser, words) -> int:
     grid = load_grid(args.grid)
     recorded = recorded_runs(grid, args.record)
     runs = {name: recorded[name] for name in grid.configs if name in recorded}
-    runs |= {name: read_run(args.out / name) for name in grid.configs if name not in runs and is_over(args.out / name)}
+
+    def made_elsewhere():  # before this process, or by another one beside it
+        return {n: read_run(args.out / n) for n in grid.configs if n not in runs and is_over(args.out / n)}
+
+    runs |= made_elsewhere()
     print(f"{grid.name}: {len(grid.configs)} runs, {len(runs)} of them over. {grid.question}")
     print("\n".join(line_of(name, run) for name, run in runs.items()))
     if args.list:
@@ -293,8 +297,9 @@ def _experiment(parser, words) -> int:
                 print(line_of(name, m.over), flush=True)
             if interrupted:
                 break
+    runs |= made_elsewhere()
     if args.record and runs:
-        record_runs(recorded | runs, args.record)
+        record_runs(recorded | {name: runs[name] for name in grid.configs if name in runs}, args.record)
         print(f"written: {args.record}, {len(recorded | runs)} runs")
     if interrupted:
         return _fail(f"stopped; go on with: erltool experiment {args.grid} --out {args.out}", 130)
@@ -386,23 +391,19 @@ def _fit(parser, words) -> int:
 def _points(path: Path, window: float | None):
     """Entropies (nats), performances, and what is known of both, of a run or another tool's log."""
     from erltool.importers import read_log
-    from erltool.runs import read_run
+    from erltool.logformats import shown
 
-    if (path / "config.json").is_file() or path.is_dir() and not any(path.iterdir()):
-        run = read_run(path)
-        if run.skipped_lines:
-            print(f"erltool: {path}: skipped {run.skipped_lines} unreadable lines of metrics", file=sys.stderr)
-        points = run.evaluated().reindex(columns=["policy_entropy", "eval_accuracy"])
-        return *points.to_numpy().T, {"unit": "fraction", "entropy_average": "mean over response tokens"}
-    log = read_log(path)
+    own = (path / "config.json").is_file()
+    # A run of ours was evaluated before the update of its step, whose entropy is of the same policy: no window.
+    log = read_log(path, columns={"performance": "eval_accuracy"} if own else None)
     for reason, count in log.skipped.items():
         print(f"erltool: {path}: {count} {reason}", file=sys.stderr)
-    points = log.points(window)
-    return (
-        points["entropy"].to_numpy(),
-        points["performance"].to_numpy(),
-        {"unit": log.unit, "entropy_average": log.entropy_kind},
-    )
+    points = log.points(window or (1 if own else None))
+    if not own:
+        pair = " and ".join(shown(log.columns[role]) for role in ("entropy", "performance"))
+        print(f"erltool: {path}: {log.kind}, columns {pair}", file=sys.stderr)
+    known = {"unit": None if log.unit == "as given" else log.unit, "entropy_average": log.entropy_kind}
+    return points["entropy"].to_numpy(), points["performance"].to_numpy(), known
 
 
 def _draw_fits(file: Path, fits, forecasts) -> None:

@@ -102,7 +102,7 @@ def test_wrong_types_and_unknown_fields_are_named():
 
 def test_fit_says_what_is_wrong_with_a_run(tmp_path, capsys):
     assert cli.main(["fit", str(tmp_path / "none")]) == 2 and "no such file or folder" in one_line(capsys)
-    assert cli.main(["fit", str(tmp_path)]) == 2 and "not an erltool run" in one_line(capsys)
+    assert cli.main(["fit", str(tmp_path)]) == 2 and "holds no erltool run" in one_line(capsys)
 
 
 def test_no_command_and_unknown_commands(capsys):

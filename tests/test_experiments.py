@@ -141,6 +141,18 @@ def test_a_run_that_another_process_works_on_is_left_to_it(grid_file, tmp_path):
     assert made == set(grid.configs) - {"tiny-none-seed0"} and not is_over(out / "tiny-none-seed0")
 
 
+def test_runs_that_another_process_finished_meanwhile_are_recorded_too(finished, grid_file, tmp_path, monkeypatch):
+    """Of two processes that share a grid the last one records all runs, not only its own."""
+
+    def elsewhere(grid, out, done):
+        shutil.copytree(finished[0], out)
+        yield from ()
+
+    monkeypatch.setattr("erltool.experiments.run_grid", elsewhere)
+    assert main(["experiment", str(grid_file), "--out", str(tmp_path / "out"), "--record", str(tmp_path / "kept")]) == 0
+    assert list(read_runs(tmp_path / "kept")) == list(load_grid(grid_file).configs)
+
+
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(grid_file, tmp_path):
     text = grid_file.read_text().replace("[vary]", "learning_rate = 1e30\n[vary]").replace("[0, 1]", "[0]")
     grid_file.write_text(text.replace("kl-cov:fraction=0.1,coef=2", "entropy-bonus:coef=0.1"))
@@ -175,7 +187,7 @@ def test_an_unknown_grid_names_those_that_are_shipped():
         load_grid("headlin")
 
 
-@pytest.mark.parametrize("name", ["headline", "bonus", "reference", "sweep"])
+@pytest.mark.parametrize("name", sorted(p.stem for p in shipped("data/experiments").glob("*.toml")))
 def test_what_is_recorded_is_what_the_shipped_grid_declares(name):
     grid = load_grid(name)
     runs = recorded_runs(grid, shipped(f"data/runs/{name}"))
