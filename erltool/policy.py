@@ -151,7 +151,7 @@ class Policy:
             self.model.eval()
             if self.compiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if layers and foldable:
+            if layers and foldable and not layers[0].disable_adapters:  # off where the reference is sampled from
                 stack.enter_context(self.model.disable_adapter())
                 stack.callback(_put_back, own, [w.data for w in own])
                 for layer, weight in zip(layers, own, strict=True):

@@ -156,3 +156,15 @@ def test_smollm2_nf4_trains_its_adapter_alone_and_plain_peft_loads_it(tmp_path):
         logits, expected, far = (m(input_ids=ids).logits for m in (ours.model, plain, fresh.model.float()))
         torch.testing.assert_close(logits, expected, atol=5e-3, rtol=1e-3)
         assert (logits - far).abs().mean() > 0.05
+
+
+def test_the_reference_is_sampled_from_without_the_adapter(tiny_policy):
+    policy, plain = (load_policy(str(tiny_policy), lora_rank=rank, device="cpu") for rank in (4, 0))
+    ids = torch.arange(6)[None]
+    with torch.no_grad():
+        for name, weight in policy.trainable().items():
+            weight.fill_(0.3 if "lora_B" in name else 0.1)
+        with plain.sampling(), policy.reference(), policy.sampling():
+            torch.testing.assert_close(policy.model(ids).logits, plain.model(ids).logits)
+        with policy.sampling():
+            assert not torch.allclose(policy.model(ids).logits, plain.model(ids).logits)
