@@ -228,3 +228,20 @@ def test_every_exercise_is_followed_by_its_solution(path):
     assert len(exercises) >= 2 or path.stem.startswith("00")
     assert [(i, "code") for i, kind, tag in tagged if tag == "solution"] == [(i + 1, "code") for i, _ in exercises]
     assert all(kind == "markdown" for _, kind in exercises)
+
+
+def test_a_choice_made_in_the_browser_is_taken_and_not_sent_back(run, monkeypatch):
+    lab, inspector = EntropyLab(), TokenInspector(run)
+    for widget, chosen in (
+        (lab, {"eta": 0.9, "method": "pg", "advantages": [1.0, 0.0, 0.0, 0.0]}),
+        (inspector, {"coef": 0.3, "low": 0.2, "kl_fraction": 0.5, "quantity": "entropy"}),
+    ):
+        sent = []
+        monkeypatch.setattr(
+            type(widget), "_send", lambda self, message, buffers=None, to=sent: to.append(message["state"])
+        )
+        for name, value in chosen.items():
+            data = {"method": "update", "state": {name: value}, "buffer_paths": []}
+            widget._handle_msg({"content": {"data": data}, "buffers": []})
+            assert getattr(widget, name) == value
+        assert not [state for state in sent if set(state) & set(chosen)]

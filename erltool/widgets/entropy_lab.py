@@ -44,11 +44,12 @@ class EntropyLab(View):
     _esm = javascript("entropy_lab.js")
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     start = traitlets.List(traitlets.Float()).tag(sync=True)
-    logits = traitlets.List(traitlets.Float()).tag(sync=True)
-    advantages = traitlets.List(traitlets.Float()).tag(sync=True)
-    history = traitlets.List(traitlets.List(traitlets.Float())).tag(sync=True)
-    eta = traitlets.Float(0.5, min=1e-6).tag(sync=True)
-    method = traitlets.Enum(("pg", "npg"), "npg").tag(sync=True)
+    # Not echoed: an echo would undo in the browser what was chosen since.
+    logits = traitlets.List(traitlets.Float()).tag(sync=True, echo_update=False)
+    advantages = traitlets.List(traitlets.Float()).tag(sync=True, echo_update=False)
+    history = traitlets.List(traitlets.List(traitlets.Float())).tag(sync=True, echo_update=False)
+    eta = traitlets.Float(0.5, min=1e-6).tag(sync=True, echo_update=False)
+    method = traitlets.Enum(("pg", "npg"), "npg").tag(sync=True, echo_update=False)
 
     def __init__(
         self,

@@ -44,14 +44,15 @@ class TokenInspector(View):
 
     _esm = javascript("token_inspector.js")
     steps = traitlets.List(traitlets.Int()).tag(sync=True)
-    step = traitlets.Int(0).tag(sync=True)
-    quantity = traitlets.Enum(QUANTITIES, "covariance").tag(sync=True)
-    response = traitlets.Int(0).tag(sync=True)
-    low = traitlets.Float(1.0).tag(sync=True)
-    high = traitlets.Float(5.0).tag(sync=True)
-    clip_fraction = traitlets.Float(0.02).tag(sync=True)
-    kl_fraction = traitlets.Float(0.1).tag(sync=True)
-    coef = traitlets.Float(1.0).tag(sync=True)
+    # Not echoed: an echo would undo in the browser what was chosen since.
+    step = traitlets.Int(0).tag(sync=True, echo_update=False)
+    quantity = traitlets.Enum(QUANTITIES, "covariance").tag(sync=True, echo_update=False)
+    response = traitlets.Int(0).tag(sync=True, echo_update=False)
+    low = traitlets.Float(1.0).tag(sync=True, echo_update=False)
+    high = traitlets.Float(5.0).tag(sync=True, echo_update=False)
+    clip_fraction = traitlets.Float(0.02).tag(sync=True, echo_update=False)
+    kl_fraction = traitlets.Float(0.1).tag(sync=True, echo_update=False)
+    coef = traitlets.Float(1.0).tag(sync=True, echo_update=False)
     data = traitlets.Dict().tag(sync=True)
     """The step's tokens as columns: texts, float32 bytes, and where each response begins."""
 
