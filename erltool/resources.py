@@ -8,12 +8,20 @@ import urllib.parse
 from importlib import resources
 from pathlib import Path
 
+from erltool.errors import ErltoolError
+
 
 def shipped(part: str) -> Path:
-    """Path of `data` or `notebooks`, or of something in them: "data/policies/embedded"."""
+    """Path of `data` or `notebooks`, or of something in them: "data/policies/embedded". Raises ErltoolError where it
+    is not there."""
     package = Path(str(resources.files("erltool")))
-    inside = package / part
-    return inside if inside.exists() else package.parent / part
+    for path in (package / part, package.parent / part):
+        if path.exists():
+            return path
+    raise ErltoolError(
+        f"{part} is missing beside the package in {package}: lessons and recorded runs come with a whole clone or a "
+        "wheel; install erltool again from one"
+    )
 
 
 def cache_folder() -> Path:
