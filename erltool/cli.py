@@ -1,4 +1,4 @@
-"""The command line: erltool demo | train | eval | plan | prompt | fit | import | lab | workshop | doctor.
+"""The command line: erltool demo | train | eval | plan | prompt | fit | import | export | lab | workshop | doctor.
 
 A command's flags and modules are loaded only when that command is asked for. What a user can mend is one
 line on stderr and exit status 2; a run that was interrupted exits with 130.
@@ -23,6 +23,7 @@ COMMANDS = {
     "experiment": "make the runs of a declared grid, resumable at any point",
     "fit": "fit R = -a exp(H) + b to recorded runs",
     "import": "read another tool's log: entropy and performance by step, and as a run",
+    "export": "a run's configuration for verl: command line, data, and what differs there",
     "lab": "open JupyterLab on the lessons",
     "workshop": "write the lessons without solutions, and a timed plan with them for the instructor",
     "doctor": "check versions, device, memory, threads and JupyterLab",
@@ -229,18 +230,19 @@ def _eval(parser, words) -> int:
 
 def _plan(parser, words) -> int:
     parser.add_argument("--prompt-tokens", type=int, default=256, help="length of the longest prompts (256)")
+    parser.add_argument("--gpus", type=int, default=1, help="devices that share it, sharded as by FSDP or ZeRO-3 (1)")
     _add_config_flags(parser)
     args = vars(parser.parse_args(words))
     from erltool.config import TrainConfig
     from erltool.plan import CARDS, advice, plan_memory
 
-    prompt_tokens = args.pop("prompt_tokens")
+    prompt_tokens, gpus = args.pop("prompt_tokens"), args.pop("gpus")
     device = "cpu" if args.get("device") == "cpu" else "cuda"
     config = TrainConfig.from_dict(args | {"device": "cpu"})
-    print(plan_memory(config, prompt_tokens, device))
-    print()
+    print(plan_memory(config, prompt_tokens, device, gpus=gpus))
+    print(f"of each of {gpus} devices; counted, not measured\n" if gpus > 1 else "")
     for card in CARDS:
-        changes = advice(config, card * 1e9, prompt_tokens, device)
+        changes = advice(config, card * 1e9, prompt_tokens, device, gpus)
         print(f"{card:3} GB  {'fits' if changes == [] else 'too small' if changes is None else ', '.join(changes)}")
     return 0
 
@@ -439,6 +441,28 @@ def _import(parser, words) -> int:
     if args.out:
         write_run(log, args.out, args.window)
         print(f"written: {args.out}; fit the law to it with: erltool fit {args.out}")
+    return 0
+
+
+# --- export --------------------------------------------------------------------------------------
+
+
+def _export(parser, words) -> int:
+    parser.add_argument("engine", choices=("verl",), help="for which engine")
+    parser.add_argument("source", type=Path, metavar="RUN_OR_CONFIG", help="a run's folder, or TrainConfig as JSON")
+    parser.add_argument("--gpus", type=int, default=8, help="devices of the node (8)")
+    parser.add_argument("--prompt-tokens", type=int, default=512, help="length of the longest prompts (512)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the command, the data and the verifier there")
+    args = parser.parse_args(words)
+    from erltool.export import export_verl, read_config, write_export
+
+    config = read_config(args.source)
+    export = export_verl(config, args.gpus, args.prompt_tokens)
+    print(export.table())
+    if args.out:
+        print("\nwritten: " + ", ".join(map(str, write_export(export, config, args.out))))
+    else:
+        print(f"\n{export.command()}\n\nerltool: --out FOLDER writes the data files that it names", flush=True)
     return 0
 
 

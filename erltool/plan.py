@@ -2,9 +2,11 @@
 
 Counted from the model's configuration alone. Sampling and the update follow each other, so the peak is what always
 stays (weights, adapter, optimiser, runtime) and the larger of the two. Measured against the peak of real runs in
-tests/benchmarks/memory_plan.py; the counts per token are of Llama-like layers in transformers 5.
+tests/benchmarks/memory_plan.py; the counts per token are of Llama-like layers in transformers 5. On several devices
+what stays is sharded over them (FSDP's full shard, ZeRO-3) and the responses are shared out: counted, not measured.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,10 +118,17 @@ def model_shape(source: str, trust_remote_code: bool = False) -> Shape:
 
 
 def plan_memory(
-    config: TrainConfig, prompt_tokens: int = 256, device: str = "cuda", shape: Shape | None = None
+    config: TrainConfig, prompt_tokens: int = 256, device: str = "cuda", shape: Shape | None = None, gpus: int = 1
 ) -> MemoryPlan:
     """Memory of training with `config` on a device ("cuda" or "cpu"), on prompts of `prompt_tokens` tokens with
-    responses at their longest."""
+    responses at their longest.
+
+    With `gpus` above 1 it is that of each of so many, which share weights, gradients and optimiser evenly (FSDP's
+    full shard, ZeRO-3) and the responses too; `micro_batch` and `sampling_batch` are then of one device. A sampler
+    with weights of its own (vLLM beside the trainer) is not counted. Raises ErltoolError for fewer than 1.
+    """
+    if gpus < 1:
+        raise ErltoolError(f"gpus={gpus}: must be at least 1")
     s = shape or model_shape(config.policy, config.trust_remote_code)
     lora = config.lora_rank > 0
     size = resolve_dtype(config.dtype, s.stored, torch.device(device), whole=not lora).itemsize
@@ -133,12 +142,17 @@ def plan_memory(
         "adapter, fp32": 4 * trained if lora else 0,
         "Adam's two moments, fp32": 8 * trained,
     }
-    sampling = _sampling(config, s, prompt_tokens, size, device)
-    return MemoryPlan(stays, sampling, _update(config, s, prompt_tokens, size, device, trained))
+    if gpus > 1:
+        stays = {name: part if name == "runtime" else part / gpus for name, part in stays.items()}
+        # The layer at work is whole, and so is the next, which is fetched meanwhile.
+        stays["gathered: two layers"] = 2 * s.linear / s.layers * per_weight
+        stays["gathered: embedding and head"] = s.other * size
+    sampling = _sampling(config, s, prompt_tokens, size, device, gpus)
+    return MemoryPlan(stays, sampling, _update(config, s, prompt_tokens, size, device, trained, gpus))
 
 
-def _sampling(config: TrainConfig, s: Shape, prompt: int, size: int, device: str) -> dict[str, float]:
-    rows = config.prompts_per_iteration * config.group_size
+def _sampling(config: TrainConfig, s: Shape, prompt: int, size: int, device: str, gpus: int) -> dict[str, float]:
+    rows = math.ceil(config.prompts_per_iteration * config.group_size / gpus)
     rows = min(rows, config.sampling_batch or rows)
     cache = rows * (prompt + config.max_response_tokens) * ROOM * s.layers * 2 * s.keys * size
     dense = s.linear * size if device == "cpu" and (config.base == "nf4" or size == 4 and config.lora_rank) else 0
@@ -150,8 +164,10 @@ def _sampling(config: TrainConfig, s: Shape, prompt: int, size: int, device: str
     }
 
 
-def _update(config: TrainConfig, s: Shape, prompt: int, size: int, device: str, trained: int) -> dict[str, float]:
-    responses = config.prompts_per_update * config.group_size
+def _update(
+    config: TrainConfig, s: Shape, prompt: int, size: int, device: str, trained: int, gpus: int
+) -> dict[str, float]:
+    responses = math.ceil(config.prompts_per_update * config.group_size / gpus)
     responses = min(responses, config.micro_batch or responses)
     prompts = max(1, responses // config.group_size)  # packed: a prompt stands once before its responses
     tokens = prompts * prompt + responses * config.max_response_tokens
@@ -167,7 +183,7 @@ def _update(config: TrainConfig, s: Shape, prompt: int, size: int, device: str, 
         f"activations of {tokens} tokens": activations * SLACK[device],
         "logits of a chunk": chunk * (6 * 4 + (size if size < 4 else 0)) * SLACK[device] + weight,
         "one layer's weights, dequantised": dense,
-        "gradients": 4 * trained,
+        "gradients": 4 * trained / gpus,
     }
 
 
@@ -195,14 +211,14 @@ def check_fits(config: TrainConfig, prompt_tokens: int) -> None:
         )
 
 
-def advice(config: TrainConfig, memory: float, prompt_tokens: int, device: str) -> list[str] | None:
+def advice(config: TrainConfig, memory: float, prompt_tokens: int, device: str, gpus: int = 1) -> list[str] | None:
     """Changes, those that cost least first, after which the plan fits into `memory` bytes: [] where it does as it
-    is, None where no change is enough."""
+    is, None where no change is enough. `gpus` as in `plan_memory`."""
     shape = model_shape(config.policy, config.trust_remote_code)
     changes: dict[str, object] = {}
 
     def fits() -> bool:
-        return plan_memory(replace(config, **changes), prompt_tokens, device, shape).peak <= memory
+        return plan_memory(replace(config, **changes), prompt_tokens, device, shape, gpus).peak <= memory
 
     group = config.group_size
     steps = [("micro_batch", group), ("micro_batch", 1), ("sampling_batch", max(group, 64)),

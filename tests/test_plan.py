@@ -64,3 +64,25 @@ def test_what_does_not_fit_is_refused_before_loading(monkeypatch):
 def test_a_policy_that_is_none_is_named(source):
     with pytest.raises(ErltoolError, match="no config.json there|no such file"):
         find_model(source)
+
+
+def test_several_devices_share_what_stays_and_the_responses():
+    config = TrainConfig(policy="Qwen/Qwen2.5-7B", lora_rank=0, max_response_tokens=1024, micro_batch=8)
+    one, two, many = (plan_memory(config, 256, gpus=n) for n in (1, 2, 8))
+    assert many.stays["Adam's two moments, fp32"] * 8 == one.stays["Adam's two moments, fp32"]
+    assert many.update["gradients"] * 8 == one.update["gradients"]
+    activations = [next(v for k, v in p.update.items() if "activations" in k) for p in (one, many)]
+    assert activations[0] == activations[1]  # of a micro-batch, which is a device's own
+    caches = [next(v for k, v in p.sampling.items() if "cache" in k) for p in (one, many)]
+    assert caches[0] == 8 * caches[1]
+    assert one.peak > two.peak > many.peak > one.peak / 8
+    # A layer at work is whole wherever it works: more devices do not shrink that.
+    assert many.stays["gathered: two layers"] == two.stays["gathered: two layers"] > 0
+    with pytest.raises(ErltoolError, match="gpus=0: must be at least 1"):
+        plan_memory(config, gpus=0)
+
+
+def test_more_devices_make_room_for_a_larger_model():
+    config = TrainConfig(policy="Qwen/Qwen2.5-7B", lora_rank=0, max_response_tokens=1024)
+    assert advice(config, 80e9, 256, "cuda") is None
+    assert advice(config, 80e9, 256, "cuda", gpus=8) is not None
