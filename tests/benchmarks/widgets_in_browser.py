@@ -2,8 +2,7 @@
 
     python tests/benchmarks/widgets_in_browser.py [CHECK ...] [--shots FOLDER]
 
-Needs `pip install playwright` and a Chromium: Debian's by `apt-get install chromium`, or another named by $CHROMIUM.
-A JupyterLab with settings of its own serves a notebook made here on a free loopback port; nothing of yours is touched.
+What it needs, and what serves the notebook that is made here, stands in tests/browser.py.
 
 hostile     markup in a token or a name is shown as itself
 bad         bad input: a message that says what is wrong, never a traceback or a blank
@@ -15,30 +14,21 @@ A new widget is a line in WIDGETS, and its bad input lines in BAD.
 """
 
 import argparse
-import json
-import os
 import re
-import secrets
-import shutil
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-import psutil
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from browser import CONTROLS, WATCH, Lab, chromium  # noqa: E402
 
 PRESSES, WARM_UP, MOVES = 30, 200, 1000
 HEAP_GROWTH, RSS_GROWTH = 1.0, 5.0  # MiB over MOVES that pass for none: what the collectors leave differs by less
 HOSTILE = '<img src=x onerror="window.hostile=1">'
-CONTROLS = "input, select, button, [tabindex='0']"
 
 SETUP = f"""
 import dataclasses, numpy as np, pandas as pd
@@ -142,128 +132,22 @@ class Report:
         print(f"{'ok  ' if good else 'MISS'}  {what:60}  {wanted:>24}  {measured}", flush=True)
 
 
-class Lab:
-    """JupyterLab on a notebook of the given expressions, one a cell, all run, in Chromium. A context manager."""
+class Widgets(Lab):
+    """JupyterLab on a notebook of the given expressions, one a cell, all run."""
 
     def __init__(self, expressions: list[str]):
         self.expressions = expressions
-        self.folder = Path(tempfile.mkdtemp(prefix="widgets_"))
         cells = [nbformat.v4.new_code_cell(code) for code in (SETUP, *expressions)]
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}  # without it a dialogue asks
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), self.folder / "widgets.ipynb")
-        settings = {
-            "notebook-extension/tracker": {"windowingMode": "none", "kernelShutdown": True},
-            "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-            "docmanager-extension/plugin": {"autosave": False},
-        }
-        for plugin, value in settings.items():
-            file = self.folder / "settings/@jupyterlab" / f"{plugin}.jupyterlab-settings"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(value))
+        super().__init__(nbformat.v4.new_notebook(cells=cells, metadata=kernel))
 
-    def __enter__(self) -> "Lab":
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        token = secrets.token_hex(16)
-        own = {"SETTINGS_DIR": "settings", "WORKSPACES_DIR": "workspaces"}
-        places = {f"JUPYTERLAB_{name}": place for name, place in own.items()}
-        places |= {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython"}
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-             f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={self.folder}", "--ServerApp.port_retries=0",
-             "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"],
-            env=os.environ | {name: str(self.folder / place) for name, place in places.items()},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        self.playwright = sync_playwright().start()
-        try:
-            self.page = self._open(f"http://127.0.0.1:{port}", token)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def _open(self, address: str, token: str) -> Page:
-        for _ in range(900):
-            try:
-                urllib.request.urlopen(f"{address}/api/status?token={token}", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
-        browser = self.playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(120_000)
-        self.errors: list[str] = []
-        page.on("pageerror", lambda e: self.errors.append(str(e)))
-        page.goto(f"{address}/doc/tree/widgets.ipynb?token={token}")
-        page.wait_for_function(KERNEL_IS_THERE)
-        page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
-        page.wait_for_function(ALL_HAVE_RUN)
-        return page
-
-    def __exit__(self, *_) -> None:
-        self.playwright.stop()
-        self.server.terminate()
-        self.server.wait(30)
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def opened(self) -> None:
+        super().opened()
+        self.run_all()
 
     def output(self, expression: str) -> Locator:
         """What the cell of that expression shows."""
-        at = 1 + self.expressions.index(expression)
-        output = self.page.locator(".jp-Notebook .jp-Cell").nth(at).locator(".jp-Cell-outputWrapper")
-        output.scroll_into_view_if_needed()
-        return output
-
-    def theme(self, name: str) -> None:
-        self.page.evaluate(f"jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {name}'}})")
-        self.page.wait_for_function(f"document.body.dataset.jpThemeName === 'JupyterLab {name}'")
-
-    def memory(self) -> tuple[float, float]:
-        """MiB: JavaScript heap in use after a forced collection, and resident memory of the kernel."""
-        self.page.wait_for_timeout(1000)  # the last state is saved
-        session = self.page.context.new_cdp_session(self.page)
-        for _ in range(3):
-            session.send("HeapProfiler.collectGarbage")
-        heap = session.send("Runtime.getHeapUsage")["usedSize"]
-        session.detach()
-        kernels = [p for p in psutil.Process(self.server.pid).children(True) if "ipykernel" in " ".join(p.cmdline())]
-        return heap / 2**20, sum(p.memory_info().rss for p in kernels) / 2**20
-
-
-def chromium() -> str:
-    names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
-    found = next(filter(None, map(shutil.which, filter(None, names))), None)
-    if found is None:
-        raise SystemExit("no Chromium: apt-get install chromium, or name one by $CHROMIUM")
-    return found
-
-
-KERNEL_IS_THERE = """() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"""
-ALL_HAVE_RUN = """() => {
-  const cells = jupyterapp.shell.currentWidget.content.widgets;
-  return cells.every((c) => c.model.executionState === 'idle' && (c.model.executionCount || c.outputArea.model.length))
-    && !document.body.innerText.includes('Loading widget...');
-}"""
-# A frame's end is where a message posted in its animation callback is delivered.
-WATCH = """(root) => {
-  const times = window.times = [];
-  let pressed = null;
-  root.addEventListener('keydown', (e) => { pressed = e.timeStamp; }, true);
-  const isReadout = (node) => (node.closest ? node : node.parentElement).closest('label');
-  new MutationObserver((records) => {
-    if (pressed === null || records.every((r) => isReadout(r.target))) return;
-    const began = pressed;
-    pressed = null;
-    requestAnimationFrame(() => {
-      const channel = new MessageChannel();
-      const frame = performance.now() - began;
-      channel.port1.onmessage = () => times.push([frame, performance.now() - began]);
-      channel.port2.postMessage(0);
-    });
-  }).observe(root, {subtree: true, childList: true, characterData: true,
-                    attributeFilter: ['style', 'class', 'd', 'cx', 'cy', 'src']});
-}"""
+        return self.output_of(1 + self.expressions.index(expression))
 
 
 def press(page: Page, count: int, pause_ms: int) -> None:
@@ -274,7 +158,7 @@ def press(page: Page, count: int, pause_ms: int) -> None:
             page.wait_for_timeout(pause_ms)
 
 
-def speed(lab: Lab, report: Report, widget: Widget) -> None:
+def speed(lab: Widgets, report: Report, widget: Widget) -> None:
     output = lab.output(widget.code)
     output.get_by_role("slider", name=widget.slider, exact=True).focus()
     press(lab.page, 5, 200)
@@ -287,7 +171,7 @@ def speed(lab: Lab, report: Report, widget: Widget) -> None:
     report.line(f"{widget.name}: key to new picture, median", f"at most {widget.wanted_ms:g} ms", measured, good)
 
 
-def memory(lab: Lab, report: Report, widget: Widget) -> None:
+def memory(lab: Widgets, report: Report, widget: Widget) -> None:
     lab.output(widget.code).get_by_role("slider", name=widget.slider, exact=True).focus()
     press(lab.page, WARM_UP, 0)
     before = lab.memory()
@@ -297,7 +181,7 @@ def memory(lab: Lab, report: Report, widget: Widget) -> None:
         report.line(f"{widget.name}: {what}, {MOVES} moves", wanted, f"{b:.1f} to {a:.1f} MiB", a - b <= limit)
 
 
-def keyboard(lab: Lab, report: Report, widget: Widget) -> None:
+def keyboard(lab: Widgets, report: Report, widget: Widget) -> None:
     output = lab.output(widget.code)
     roles = re.findall(
         r"- (slider|combobox|radio|checkbox|button|option|textbox|spinbutton)( \".+\")?", output.aria_snapshot()
@@ -323,7 +207,7 @@ def keyboard(lab: Lab, report: Report, widget: Widget) -> None:
     report.line(f"{widget.name}: Tab reaches its controls", f"all {count}", str(reached), reached == count)
 
 
-def hostile(lab: Lab, report: Report, code: str) -> None:
+def hostile(lab: Widgets, report: Report, code: str) -> None:
     output = lab.output(code)
     shown, images = HOSTILE in output.inner_text(), output.locator(".erltool img").count()
     fired = lab.page.evaluate("window.hostile !== undefined")
@@ -333,7 +217,7 @@ def hostile(lab: Lab, report: Report, code: str) -> None:
     )
 
 
-def bad_input(lab: Lab, report: Report, case: tuple[str, str, str]) -> None:
+def bad_input(lab: Widgets, report: Report, case: tuple[str, str, str]) -> None:
     what, code, words = case
     text = lab.output(code).inner_text()
     good = words in text.replace("\u2212", "-") and "Traceback" not in text
@@ -341,7 +225,7 @@ def bad_input(lab: Lab, report: Report, case: tuple[str, str, str]) -> None:
     report.line(f"bad input: {what}", f"says {words!r}"[:24], said[:110], good)
 
 
-def screenshots(lab: Lab, folder: Path) -> None:
+def screenshots(lab: Widgets, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for theme in ("Light", "Dark"):
         lab.theme(theme)
@@ -369,14 +253,16 @@ def main() -> int:
     parser.add_argument("--shots", type=Path, help="folder for screenshots in both themes, 1280 and 800 px wide")
     arguments = parser.parse_args()
     chosen = [CHECKS[name] for name in arguments.checks or CHECKS]
+    if chromium() is None:
+        raise SystemExit("no Chromium: apt-get install chromium, or name one by $CHROMIUM")
     report = Report()
-    with Lab([w.code for w in WIDGETS] + [*SHOWN_AS_ITSELF] + [code for _, code, _ in BAD]) as lab:
+    with Widgets([w.code for w in WIDGETS] + [*SHOWN_AS_ITSELF] + [code for _, code, _ in BAD]) as lab:
         for check, items in chosen:
             for item in items:
                 check(lab, report, item)
         if arguments.shots:
             screenshots(lab, arguments.shots)
-        said = lab.errors + lab.page.locator("[data-mime-type$=stderr], [data-mime-type$=error]").all_inner_texts()
+        said = lab.said()
         report.line("errors and warnings in the page", "none", "; ".join(said)[:110] or "none", not said)
     return int(report.failed > 0)
 

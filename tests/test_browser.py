@@ -1,0 +1,244 @@
+"""Lessons in a real JupyterLab and Chromium: they run whole, their sliders answer the keyboard, nothing says an error.
+
+pytest -m browser                                    # every lesson, some minutes each
+ERLTOOL_LESSONS=02,03 ERLTOOL_SHOTS=shots pytest -m browser -s     # two of them, pictures kept, latencies printed
+"""
+
+import os
+import statistics
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from erltool.lessons import lesson_paths
+
+CHOSEN = os.environ.get("ERLTOOL_LESSONS", "")
+LESSONS = [p for n, p in lesson_paths().items() if not CHOSEN or n in map(int, CHOSEN.split(","))]
+SECONDS = 1200  # that a lesson may take on a busy machine
+WITH_SLIDERS = "02_why_entropy_falls"  # the quickest lesson that has some
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(autouse=True)
+def needed():
+    """Skips, and says why, where there is nothing to drive."""
+    for package in ("playwright", "psutil", "axe_playwright_python"):
+        pytest.importorskip(package, reason=f"{package} is missing: pip install -e '.[browser]'")
+    from browser import chromium
+
+    if chromium() is None:
+        pytest.skip("no Chromium: apt-get install chromium, or name one by $CHROMIUM")
+
+
+@pytest.fixture
+def shots(tmp_path):
+    """Folder that screenshots are kept in."""
+    folder = Path(os.environ.get("ERLTOOL_SHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+def cells_with_widgets(lab):
+    cells = lab.page.locator(".jp-Notebook .jp-Cell")
+    return [i for i in range(cells.count()) if cells.nth(i).locator(".erltool").count()]
+
+
+def moved(page, output, slider):
+    """Moves a slider by its keys: milliseconds to each new picture, and whether the picture became another one."""
+    from browser import PICTURE, WATCH
+
+    slider.focus()
+    output.evaluate(WATCH)
+    for key in ("ArrowLeft", "ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(250)
+    times = [frame for frame, _ in page.evaluate("window.times")]
+    before = output.evaluate(PICTURE)
+    for key in ("Home", "End"):
+        page.keyboard.press(key)
+        for _ in range(20):
+            page.wait_for_timeout(150)
+            if output.evaluate(PICTURE) != before:
+                return times, True
+    return times, False
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("comms", ["default", "disabled"])
+def test_a_lesson_runs_whole_and_every_slider_changes_its_picture(path, comms, shots):
+    from browser import Lab
+
+    with Lab(notebook(path), comms) as lab:
+        lab.run_all(SECONDS)
+        assert not lab.said()
+        still, times = [], []
+        for cell in cells_with_widgets(lab):
+            output = lab.output_of(cell)
+            sliders = output.get_by_role("slider")
+            for i in range(sliders.count()):
+                if sliders.nth(i).is_visible():
+                    took, changed = moved(lab.page, output, sliders.nth(i))
+                    times += took
+                    still += [] if changed else [f"cell {cell}: {sliders.nth(i).get_attribute('aria-label')}"]
+            output.screenshot(path=shots / f"{path.stem}_{comms}_{cell}.png", animations="disabled")
+        if times:
+            print(f"\n{path.stem}, comms {comms}: {len(times)} presses, {statistics.median(times):.0f} ms median")
+        assert not still and not lab.said()
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_reopened_lesson_shows_its_pictures_and_no_dead_widget(path):
+    from browser import Lab
+
+    committed = notebook(path)
+    pictures = sum("image/png" in o.get("data", {}) for c in committed.cells for o in c.get("outputs", ()))
+    with Lab(committed) as lab:
+        assert lab.page.evaluate(
+            "jupyterapp.shell.currentWidget.content.widgets.every((c) => c.model.trusted !== false)"
+        )
+        assert not lab.said()
+        shown = lab.page.locator(".jp-OutputArea img")
+        assert shown.count() == pictures and shown.evaluate_all("(all) => all.every((i) => i.naturalWidth > 0)")
+
+
+WIDGETS = """
+import erltool
+from erltool.resources import shipped
+from erltool.runs import read_runs
+from erltool.widgets import ControlExplorer, CurveFitter, EntropyLab, RunForm, RunMonitor, TokenInspector
+run = erltool.read_run(shipped("data/runs/demo-none"))
+"""
+SHOWN = (
+    "EntropyLab()",
+    "TokenInspector(run)",
+    "ControlExplorer(shipped('data/runs/headline'))",
+    "CurveFitter(run)",
+    "RunForm(erltool.TrainConfig(device='cpu'))",
+    "RunMonitor(erltool.TrainConfig(device='cpu'))",
+)
+
+
+@pytest.fixture(scope="module")
+def widgets():
+    """JupyterLab with every widget, one a cell."""
+    browser = pytest.importorskip(
+        "browser", reason="playwright is missing: pip install -e '.[browser]'", exc_type=ImportError
+    )
+    if browser.chromium() is None:
+        pytest.skip("no Chromium: apt-get install chromium, or name one by $CHROMIUM")
+    cells = [nbformat.v4.new_code_cell(code) for code in (WIDGETS, *SHOWN)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    with browser.Lab(nbformat.v4.new_notebook(cells=cells, metadata=kernel)) as lab:
+        lab.run_all(SECONDS)
+        yield lab
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_axe_finds_nothing_serious_in_our_widgets(widgets, theme, shots):
+    from axe_playwright_python.sync_playwright import Axe
+
+    widgets.theme(theme)
+    found = Axe().run(widgets.page, context=".erltool").response["violations"]
+    for width in (1280, 800):
+        widgets.page.set_viewport_size({"width": width, "height": 1000})
+        for cell, code in enumerate(SHOWN, 1):
+            name = code.split("(")[0]
+            widgets.output_of(cell).screenshot(path=shots / f"{name}_{theme}_{width}.png", animations="disabled")
+    serious = [
+        f"{v['id']}: {n['html'][:150]}" for v in found if v["impact"] in ("serious", "critical") for n in v["nodes"]
+    ]
+    assert not serious
+
+
+def test_keys_typed_into_our_controls_leave_the_notebook_alone(widgets):
+    page = widgets.page
+    state = "(({widgets: w, activeCellIndex: i}) => [w.length, i])(jupyterapp.shell.currentWidget.content)"
+    for cell in range(1, len(SHOWN) + 1):
+        output = widgets.output_of(cell)
+        for role in ("slider", "combobox", "textbox", "button", "checkbox", "radio", "option"):
+            control = (
+                output.get_by_role(role)
+                .locator("visible=true")
+                .and_(page.locator(":not([disabled]):not(select option)"))
+            )
+            if not control.count():
+                continue
+            control.first.focus()
+            before = page.evaluate(state)
+            for key in ("x", "b", "j", "ArrowDown", "ArrowRight"):
+                page.keyboard.press(key)
+            assert page.evaluate(state) == before, (SHOWN[cell - 1], role)
+    assert not widgets.said()
+
+
+def test_a_form_takes_what_is_typed_and_says_what_cannot_be(widgets):
+    output = widgets.output_of(1 + SHOWN.index("RunForm(erltool.TrainConfig(device='cpu'))"))
+    policy, peak = output.get_by_role("combobox", name="policy"), output.get_by_text("at the peak on cpu")
+    before = peak.inner_text()
+    policy.fill("nothing-there")
+    policy.press("Enter")
+    output.get_by_role("alert").get_by_text("no config.json there; give 'embedded'").wait_for()
+    policy.fill("Qwen/Qwen2.5-7B")
+    policy.press("Enter")
+    output.get_by_role("alert").wait_for(state="detached")
+    assert peak.inner_text() != before
+
+
+@pytest.mark.parametrize("comms", ["default", "disabled"])
+def test_pictures_are_right_when_another_cell_ran_and_drew_meanwhile(comms):
+    from browser import Lab
+
+    cells = (
+        WIDGETS + "import hashlib, io, time\nfrom erltool.plots import new_axes",
+        "fitter = CurveFitter(run)\nfitter",
+        "pictures, end = set(), time.time() + 8\n"
+        "while time.time() < end:\n"
+        "    ax = new_axes()[0]\n    ax.plot([0, 1], [1, 0])\n"
+        "    pictures.add(hashlib.md5(ax.figure._repr_png_()).hexdigest())",
+        "print(len(pictures), 'picture; cut', fitter.cut, '|', fitter.sentence)",
+    )
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=kernel)
+    with Lab(made, comms) as lab:
+        lab.run_all(SECONDS)
+        output = lab.output_of(1)
+        slider = output.get_by_role("slider", name="forecast cut", exact=True)
+        slider.focus()
+        lab.page.evaluate("""jupyterapp.shell.currentWidget.content.activeCellIndex = 2;
+            jupyterapp.commands.execute('notebook:run-all-below').then(() => { window.again = true; })""")
+        lab.page.wait_for_timeout(1500)
+        slider.focus()
+        for _ in range(12):
+            lab.page.keyboard.press("ArrowLeft")
+            lab.page.wait_for_timeout(100)
+        lab.page.wait_for_function("window.again")
+        lab.page.wait_for_timeout(2000)
+        lab.page.evaluate("""jupyterapp.shell.currentWidget.content.activeCellIndex = 3;
+            jupyterapp.commands.execute('notebook:run-cell')""")
+        lab.page.wait_for_timeout(3000)
+        said, shown = lab.output_of(3).inner_text(), output.get_by_role("status").first.inner_text()
+        assert said.startswith("1 picture; cut 0.") and shown.replace("\u2212", "-") in said
+        assert not lab.said()
+
+
+def test_a_lesson_runs_in_voila(shots):
+    pytest.importorskip("voila", reason="voila is missing: pip install -e '.[browser]'")
+    from browser import PICTURE, Voila
+
+    path = next(p for p in lesson_paths().values() if p.stem == WITH_SLIDERS)
+    with Voila(notebook(path)) as served:
+        widget = served.page.locator(".erltool").first
+        widget.wait_for(timeout=1000 * SECONDS)
+        slider = widget.get_by_role("slider").first
+        before = widget.evaluate(PICTURE)
+        slider.focus()
+        served.page.keyboard.press("Home")
+        served.page.wait_for_timeout(500)
+        assert widget.evaluate(PICTURE) != before and not served.errors
+        served.page.screenshot(path=shots / "voila.png")
