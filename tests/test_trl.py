@@ -432,7 +432,8 @@ def test_a_run_goes_on_from_its_checkpoint(tiny_policy, tmp_path):
 
 
 def world(out: str, control: str, per_device: int, accumulation: int) -> None:
-    args = settings(out, per_device_train_batch_size=per_device, gradient_accumulation_steps=accumulation)
+    batch = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation}
+    args = settings(out, learning_rate=3e-4, **batch)
     trainer = trained(shipped("data/policies/embedded"), args, parse_control(control))
     if trainer.accelerator.is_main_process:
         (Path(out) / "losses.json").write_text(json.dumps(losses(trainer)))
