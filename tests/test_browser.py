@@ -126,7 +126,7 @@ SHOWN = (
 
 @pytest.fixture(scope="module")
 def widgets():
-    """JupyterLab with every widget, one a cell."""
+    """JupyterLab with every widget, one a cell; the keys of the last test leave text in its fields."""
     browser = pytest.importorskip(
         "browser", reason="playwright is missing: pip install -e '.[browser]'", exc_type=ImportError
     )
@@ -156,6 +156,19 @@ def test_axe_finds_nothing_serious_in_our_widgets(widgets, theme, shots):
     assert not serious
 
 
+def test_a_form_takes_what_is_typed_and_says_what_cannot_be(widgets):
+    output = widgets.output_of(1 + SHOWN.index("RunForm(erltool.TrainConfig(device='cpu'))"))
+    policy, peak = output.get_by_role("combobox", name="policy"), output.get_by_text("at the peak on cpu")
+    before = peak.inner_text()
+    policy.fill("nothing-there")
+    policy.press("Enter")
+    output.get_by_role("alert").get_by_text("no config.json there; give 'embedded'").wait_for()
+    policy.fill("Qwen/Qwen2.5-7B")
+    policy.press("Enter")
+    output.get_by_role("alert").wait_for(state="detached")
+    assert peak.inner_text() != before
+
+
 def test_keys_typed_into_our_controls_leave_the_notebook_alone(widgets):
     page = widgets.page
     state = "(({widgets: w, activeCellIndex: i}) => [w.length, i])(jupyterapp.shell.currentWidget.content)"
@@ -175,19 +188,6 @@ def test_keys_typed_into_our_controls_leave_the_notebook_alone(widgets):
                 page.keyboard.press(key)
             assert page.evaluate(state) == before, (SHOWN[cell - 1], role)
     assert not widgets.said()
-
-
-def test_a_form_takes_what_is_typed_and_says_what_cannot_be(widgets):
-    output = widgets.output_of(1 + SHOWN.index("RunForm(erltool.TrainConfig(device='cpu'))"))
-    policy, peak = output.get_by_role("combobox", name="policy"), output.get_by_text("at the peak on cpu")
-    before = peak.inner_text()
-    policy.fill("nothing-there")
-    policy.press("Enter")
-    output.get_by_role("alert").get_by_text("no config.json there; give 'embedded'").wait_for()
-    policy.fill("Qwen/Qwen2.5-7B")
-    policy.press("Enter")
-    output.get_by_role("alert").wait_for(state="detached")
-    assert peak.inner_text() != before
 
 
 @pytest.mark.parametrize("comms", ["default", "disabled"])
