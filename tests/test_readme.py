@@ -1,6 +1,7 @@
 """The README's code runs, its tables are the package's, and every path it names is there."""
 
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 
@@ -45,5 +46,5 @@ def test_its_tables_of_experiments_are_what_the_recorded_runs_give():
     spec = importlib.util.spec_from_file_location("report", ROOT / "data/experiments/report.py")
     report = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(report)
-    for line in [*report.headline(), *report.figures()]:
+    for line in itertools.chain(*report.tables()):
         assert line in README
