@@ -301,7 +301,8 @@ def _experiment(parser, words) -> int:
                 break
     runs |= made_elsewhere()
     if args.record and runs:
-        record_runs(recorded | {name: runs[name] for name in grid.configs if name in runs}, args.record)
+        runs = {name: runs[name] for name in grid.configs if name in runs}  # in the grid's order
+        record_runs(runs | {n: r for n, r in recorded.items() if n not in runs}, args.record)
         print(f"written: {args.record}, {len(recorded | runs)} runs")
     if interrupted:
         return _fail(f"stopped; go on with: erltool experiment {args.grid} --out {args.out}", 130)
