@@ -31,7 +31,7 @@ def test_below_a_third_of_a_nat_exponential_and_linear_are_one(rng):
     h, ratios = np.linspace(0.3, 0.02, 60), []
     for _ in range(8):
         table = compare_laws(h, 0.7 - 0.2 * np.exp(h) + 0.01 * rng.normal(size=60))
-        assert table.loc["linear", "rmse"] == pytest.approx(table.loc["exponential", "rmse"], rel=0.02)
+        assert table.loc["linear", "rmse"] == pytest.approx(table.loc["exponential", "rmse"], rel=0.05)
         ratios.append(table.loc["linear", "out_of_sample"] / table.loc["exponential", "out_of_sample"])
         assert ("cannot be told apart" in verdict(table)) == (table["tied"].sum() > 1)
     assert np.median(ratios) == pytest.approx(1, abs=0.05)
