@@ -5,6 +5,7 @@ import inspect
 import re
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +30,7 @@ CHECK_NAMES = [re.search(r"check_(\w+)", check.source)[1] for _, check in CHECKE
 
 def function_and_verdict(source: str, check):
     """The function that a cell defines, and what the check cell says of it."""
-    names = {"torch": torch, "bandit": bandit}
+    names = {"torch": torch, "np": np, "bandit": bandit}
     exec(source, names)
     name = re.search(r"workshop\.check_(\w+)\(\1\)", check.source)[1]
     return names[name], getattr(workshop, f"check_{name}")(names[name])
