@@ -33,10 +33,10 @@ RUN_ALL = """() => {
 ALL_HAVE_RUN = "() => window.ran && !document.body.innerText.includes('Loading widget...')"
 # What a slider's output shows, apart from what a slider itself shows.
 PICTURE = """(root) => {
-  const readout = (node) => node.closest('label, input, output');
   const parts = [...root.querySelectorAll('svg, img, .token')].map((n) => n.outerHTML);
-  const leaves = [...root.querySelectorAll('p, li, div, span, td, th')].filter((n) => !n.childElementCount);
-  parts.push(...leaves.filter((n) => !readout(n)).map((n) => n.textContent));
+  const walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  const shown = (node) => !node.parentElement.closest('label, output');
+  while (walk.nextNode()) if (shown(walk.currentNode)) parts.push(walk.currentNode.data);
   return parts.join('|');
 }"""
 # A frame's end is where a message posted in its animation callback is delivered.
