@@ -164,10 +164,11 @@ def _plan(config: TrainConfig) -> dict:
     cards = []
     for card in CARDS:
         changes = advice(config, card * 1e9, PROMPT_TOKENS, "cuda")
-        cards.append(f"{card} GB: {'too small' if changes is None else ', '.join(changes) or 'as it is'}")
+        size = f"{card} GB" + (" or more" if changes == [] else "")
+        cards.append(f"{size}: {'too small' if changes is None else ', '.join(changes) or 'as it is'}")
         if changes == []:
             break
-    says.append(f"On a GPU of {'; '.join(cards)}{' and more' if changes == [] else ''}.")
+    says.append(f"On a GPU of {'; '.join(cards)}.")
     parts = {"always": plan.stays, "sampling": plan.sampling, "update": plan.update}
     return {
         "about": visible(
