@@ -405,7 +405,8 @@ def _points(path: Path, window: float | None):
     if not own:
         pair = " and ".join(shown(log.columns[role]) for role in ("entropy", "performance"))
         print(f"erltool: {path}: {log.kind}, columns {pair}", file=sys.stderr)
-    known = {"unit": None if log.unit == "as given" else log.unit, "entropy_average": log.entropy_kind}
+    # A log's unit is read off its values, which the fit does by the same rule and says; ours is known.
+    known = {"entropy_average": log.entropy_average} | ({"unit": log.unit} if own else {})
     return points["entropy"].to_numpy(), points["performance"].to_numpy(), known
 
 

@@ -90,14 +90,14 @@ class LawFit:
         spread; or of least squares with n - 2, right for independent errors only. tests/test_fit.py states the
         coverage by simulation. Raises ErltoolError for a level outside (0, 1), or a bootstrap of errors in both.
         """
-        t, c = self._quantile(level, method), self._covariance(method)
+        t, c = self.quantile(level, method), self._covariance(method)
         variances = {"a": c[0, 0], "b": c[1, 1], "ceiling": c.sum()}
         half = {name: t * np.sqrt(max(0.0, v)) for name, v in variances.items()}
         return {name: (getattr(self, name) - h, getattr(self, name) + h) for name, h in half.items()}
 
     def band(self, entropy, level: float = 0.95, method: str | None = None, *, new_point: bool = False):
         """(low, high) of the law's R at an entropy (nats), or of a new measurement there; scalars or arrays."""
-        half = self._quantile(level, method) * self.standard_error(entropy, method, new_point=new_point)
+        half = self.quantile(level, method) * self.standard_error(entropy, method, new_point=new_point)
         return self.predict(entropy) - half, self.predict(entropy) + half
 
     def standard_error(self, entropy, method: str | None = None, *, new_point: bool = False):
@@ -106,7 +106,8 @@ class LawFit:
         scatter = self.rmse**2 * n / (n - 2) if new_point else 0.0
         return np.sqrt(np.maximum(0, c[0, 0] * x**2 + 2 * c[0, 1] * x + c[1, 1]) + scatter)
 
-    def _quantile(self, level: float, method: str | None) -> float:
+    def quantile(self, level: float, method: str | None = None) -> float:
+        """Student's quantile of an interval at a level, with the degrees of freedom that `interval` takes."""
         if not 0 < level < 1:
             raise ErltoolError(f"interval level {level}: must be between 0 and 1, as 0.95")
         n = len(self.entropy)

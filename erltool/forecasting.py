@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from erltool.errors import ErltoolError
 from erltool.fit import LawFit, fit_law
@@ -46,9 +45,8 @@ class Forecast:
 
     def at(self, entropy) -> tuple[np.ndarray, np.ndarray]:
         """(low, high) for a measurement at an entropy (nats); at 0 it is that of the ceiling."""
-        law, n = self.law, len(self.law.entropy)
-        degrees = max(1.0, n / law.block_length - 2), n - 2.0
-        t = np.sqrt(np.prod(stats.t.ppf((1 + self.level) / 2, degrees)))
+        law = self.law
+        t = np.sqrt(law.quantile(self.level, "bootstrap") * law.quantile(self.level, "analytic"))
         half = t * self.inflation * law.standard_error(entropy, new_point=True)
         return law.predict(entropy) - half, law.predict(entropy) + half
 

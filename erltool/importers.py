@@ -51,14 +51,14 @@ NOT_IT = {
     "entropy": r"coef|std|min|max|bonus|weight|target|change|response_entropy",
     "performance": r"std|min\b|max\b|worst|length|time|clip|frac_|num_|entropy|loss",
 }
-ENTROPY_KINDS = (
+ENTROPY_AVERAGES = (
     (r"^policy_entropy$", "exact, mean over response tokens (erltool)"),
     (r"^response_entropy$", "mean over each response, then over responses (Eq 5)"),
     (r"^actor/entropy", "token mean, under verl's default loss_agg_mode; not Eq 5's mean"),
     (r"entropy_loss$", "token mean, under OpenRLHF's token-level loss; not Eq 5's mean"),
     (r"^(train/)?entropy$", "token mean, if TRL wrote it; not Eq 5's mean over responses"),
 )
-UNKNOWN_ENTROPY = "not known: the log does not say over what it is averaged"
+UNKNOWN_AVERAGE = "not known: the log does not say over what it is averaged"
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,16 @@ class Log:
     """One row a step, sorted; the columns are the file's own, numbers or NaN."""
     unit: str
     """Of performance: "fraction", "percentage points" or "as given"."""
-    entropy_kind: str
+    entropy_average: str
     """Which average the entropy is, as far as its name tells."""
     skipped: Mapping[str, int]
     """What was not used, and what was mended, as counts by reason."""
 
     def points(self, window: float | None = None) -> pd.DataFrame:
-        """The aligned points as `align_points` makes them, performance in the log's unit, `.attrs["unit"]`."""
+        """The aligned points as `align_points` makes them; `.attrs` has their `unit` and `entropy_average` too."""
         step, entropy, performance = (self.metrics[self.columns[r]] for r in ("step", "entropy", "performance"))
         points = align_points(step, entropy, performance, window)
-        points.attrs["unit"] = self.unit
+        points.attrs.update(unit=self.unit, entropy_average=self.entropy_average)
         return points
 
 
@@ -166,7 +166,7 @@ def read_log(path: str | Path, *, columns: Mapping[str, str] | None = None, kind
     return Log(
         path, kind, columns, {role: tuple(names) for role, names in candidates.items()}, metrics,
         unit_of(metrics[columns["performance"]], name=f"column {shown(columns['performance'])!r}"),
-        _entropy_kind(columns["entropy"]),
+        _entropy_average(columns["entropy"]),
         {reason: n for reason, n in skipped.items() if n},
     )  # fmt: skip
 
@@ -183,9 +183,7 @@ def _table(path: Path, kind: str, mapped: set[str]) -> tuple[pd.DataFrame, Count
     if table.empty:
         why = "".join(f"; skipped: {n} {reason}" for reason, n in skipped.items())
         raise ErltoolError(f"{shown(path)}: read as {kind}, and holds no numbers{why}; is it the right file?")
-    if {"train/global_step", "eval/global_step"} <= set(
-        table
-    ):  # OpenRLHF on W&B: evaluations count in their own column
+    if {"train/global_step", "eval/global_step"} <= set(table):  # OpenRLHF on W&B: evaluations count in their own
         table["train/global_step"] = table["train/global_step"].fillna(table["eval/global_step"])
     return table, skipped
 
@@ -228,9 +226,9 @@ def _nearest(name: str, table: pd.DataFrame) -> str:
     return f"the columns are {', '.join(shown(n) for n in names[:12])}{more}"
 
 
-def _entropy_kind(name: str) -> str:
+def _entropy_average(name: str) -> str:
     metric = _base(name)[1].lower()
-    return next((kind for pattern, kind in ENTROPY_KINDS if re.search(pattern, metric)), UNKNOWN_ENTROPY)
+    return next((average for pattern, average in ENTROPY_AVERAGES if re.search(pattern, metric)), UNKNOWN_AVERAGE)
 
 
 def _by_step(table: pd.DataFrame, step: str, skipped: Counts) -> pd.DataFrame:
@@ -281,7 +279,7 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
     rows["eval_accuracy"] = rows["step"].map(aligned["performance"]) / (100 if log.unit == "percentage points" else 1)
     imported = {
         "source": log.path.name, "kind": log.kind, "columns": dict(log.columns), "unit": log.unit,
-        "entropy_kind": log.entropy_kind, "window": points.attrs["window"], "skipped": dict(log.skipped),
+        "entropy_average": log.entropy_average, "window": points.attrs["window"], "skipped": dict(log.skipped),
         "measurements_without_entropy": points.attrs["dropped"],
         "entropies_that_are_window_means": int(rows["policy_entropy"].notna().sum() - entropy.notna().sum()),
     }  # fmt: skip
@@ -305,7 +303,7 @@ def log_report(log: Log, window: float | None = None) -> str:
         lines += [f"  {role:21}{shown(name, 56)}"] + [f"{'':20}or {shown(other, 56)}" for other in others[:3]]
         if len(others) > 3:
             lines += [f"{'':20}or one of {len(others) - 3} more"]
-    lines += ["entropy: " + shown(log.entropy_kind, 70), f"performance: {UNITS[log.unit]}"]
+    lines += ["entropy: " + shown(log.entropy_average, 70), f"performance: {UNIT_WORDS[log.unit]}"]
     lines += [f"skipped: {n:,} {shown(reason, 56)}" for reason, n in log.skipped.items()]
     if dropped := points.attrs["dropped"]:
         lines += [f"skipped: {dropped:,} measurements of performance without an entropy in the window"]
@@ -318,7 +316,7 @@ def log_report(log: Log, window: float | None = None) -> str:
     return "\n".join(lines)
 
 
-UNITS = {
+UNIT_WORDS = {
     "fraction": "taken as fractions, since every value lies in [0, 1]",
     "percentage points": "taken as percentage points, since values above 1 were seen",
     "as given": "unit not known: values below 0 or above 100",

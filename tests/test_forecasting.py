@@ -5,6 +5,7 @@ import pytest
 from erltool import ErltoolError, forecast, read_run, read_runs, replay
 from erltool.importers import align_points
 from erltool.resources import shipped
+from erltool.widgets.points import points_of
 
 PAPER = shipped("data/paper")
 
@@ -34,9 +35,9 @@ def recorded():
     found = {"reward": [], "reward, means of 5": [], "held-out accuracy": []}
     for grid in ("headline", "bonus", "reference", "sweep"):
         for run in read_runs(shipped(f"data/runs/{grid}")).values():
-            rows = run.metrics.groupby("iteration")[["policy_entropy", "reward"]].mean().to_numpy()
-            found["reward"].append(rows.T)
-            found["reward, means of 5"].append(rows[: len(rows) // 5 * 5].reshape(-1, 5, 2).mean(1).T)
+            rewards = points_of(run, "reward")
+            for what, p in (("reward", rewards), ("reward, means of 5", rewards.averaged(5))):
+                found[what].append(np.stack([p.entropy, p.performance]))
             found["held-out accuracy"].append(run.evaluated()[["policy_entropy", "eval_accuracy"]].to_numpy().T)
     return {what: [points for points in runs if points.shape[1] >= 12] for what, runs in found.items()}
 

@@ -52,7 +52,7 @@ def test_the_tools_own_logs_give_the_numbers_that_went_in(name, kind, entropy, p
         pytest.importorskip("tensorboard", reason="reading event files needs tensorboard")
     log = read_log(LOGS / name)
     assert (log.kind, log.columns["entropy"], log.columns["performance"]) == (kind, entropy, performance)
-    assert average in log.entropy_kind and log.unit == "fraction" and not log.skipped
+    assert average in log.entropy_average and log.unit == "fraction" and not log.skipped
     by = log.metrics.set_index(log.columns["step"])
     float32 = 1e-7 if kind == "TensorBoard" else 0
     assert by[entropy].dropna().to_dict() == pytest.approx(ENTROPY, rel=float32, abs=0)
@@ -138,7 +138,7 @@ def test_an_erltool_run_is_a_log_too():
 
     path = shipped("data/runs/demo-none")
     log, run = read_log(path), erltool.read_run(path)
-    assert log.kind == "erltool run" and "exact" in log.entropy_kind
+    assert log.kind == "erltool run" and "exact" in log.entropy_average
     points = log.points(window=1)
     assert list(points["entropy"]) == list(run.evaluated()["policy_entropy"])
     assert list(points["performance"]) == list(run.evaluated()["eval_accuracy"])

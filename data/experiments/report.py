@@ -3,12 +3,14 @@
 python data/experiments/report.py
 """
 
+import numpy as np
 import pandas as pd
 
 import erltool.runs
 from erltool import compare
 from erltool.resources import shipped
 from erltool.scaling import held_out
+from erltool.widgets.points import points_of
 
 CONTROLS = ("none", "clip-cov", "kl-cov", "random-clip")
 
@@ -123,10 +125,10 @@ def larger_model() -> str:
     return f"7B and below forecast a ceiling of {ceiling['predicted']:.1f} for 32B; its own is {ceiling['fitted']:.1f}"
 
 
-def training_points(run: erltool.runs.Run, iterations: int | None = None):
+def training_points(run: erltool.runs.Run):
     """(H, R): entropy and training reward, means of 5 iterations."""
-    rows = run.metrics.groupby("iteration")[["policy_entropy", "reward"]].mean().to_numpy()[:iterations]
-    return rows[: len(rows) // 5 * 5].reshape(-1, 5, 2).mean(1).T
+    points = points_of(run, "reward").averaged(5)
+    return np.stack([points.entropy, points.performance])
 
 
 def forecasts() -> str:
@@ -146,7 +148,7 @@ def algorithms() -> str:
                        if compare.setting_of(r) == "none" and r.config["seed"] < 3]}  # fmt: skip
     for run in record("algorithms")[0].values():
         groups.setdefault(run.config["advantages"], []).append(run)
-    laws = {n: [erltool.fit_law(*training_points(r, 60)) for r in runs] for n, runs in groups.items()}
+    laws = {n: [erltool.fit_law(*training_points(r)[:, :12]) for r in runs] for n, runs in groups.items()}
     table = erltool.law_differences(laws, "grpo").set_index(["group", "coefficient"])
     parts = [f"{n} {c} {row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
              for (n, c), row in table.iterrows() if c != "ceiling"]  # fmt: skip
