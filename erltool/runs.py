@@ -173,11 +173,9 @@ def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
         rows["step"] = kept.groupby("iteration")["step"].max().to_numpy()
         parts.append(rows.astype({c: "float32" for c in rows if c not in ("step", "iteration")}).assign(run=name))
     documents = {n: {"config": r.config, "made_by": r.made_by, "evaluation": r.evaluation} for n, r in runs.items()}
-    table = io.BytesIO()
-    pd.concat(parts, ignore_index=True).to_parquet(table, index=False, compression="zstd")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "metrics.parquet", table.getvalue())
+        write_table(folder / "metrics.parquet", parts, compression="zstd")
         write_whole(folder / "runs.json", (json.dumps(documents, indent=0) + "\n").encode())
 
 
@@ -298,9 +296,7 @@ class RunWriter:
         folder = self.path / "checkpoints" / f"{step:06d}"
         with writing(folder):
             if self.tokens:
-                table = io.BytesIO()
-                pd.concat(self.tokens, ignore_index=True).to_parquet(table, index=False)
-                write_whole(self.path / "tokens.parquet", table.getvalue())
+                write_table(self.path / "tokens.parquet", self.tokens)
             with replacing(folder) as new:
                 write_whole(new / "state.pt", blob)
                 write_whole(new / "manifest.json", json.dumps(manifest).encode())
@@ -330,6 +326,13 @@ def write_whole(file: Path, blob: bytes) -> None:
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, file)
+
+
+def write_table(file: Path, parts: list[pd.DataFrame], compression: str = "snappy") -> None:
+    """Writes tables below one another as Parquet, whole or not at all."""
+    table = io.BytesIO()
+    pd.concat(parts, ignore_index=True).to_parquet(table, index=False, compression=compression)
+    write_whole(file, table.getvalue())
 
 
 @contextlib.contextmanager

@@ -17,7 +17,6 @@ for all); `eval_accuracy` is TRL's eval_reward. An evaluation's own loss is TRL'
 """
 
 import inspect
-import io
 import json
 import logging
 import math
@@ -41,7 +40,7 @@ from erltool.errors import ErltoolError
 from erltool.losses import by_any_part, reshape_advantages, select_tokens
 from erltool.resources import commit
 from erltool.rollouts import Rollouts
-from erltool.runs import read_run, write_whole, writing
+from erltool.runs import read_run, write_table, write_whole, writing
 from erltool.step import Step, measure
 from erltool.tokens import Tokens
 from erltool.zoo import TargetEntropy
@@ -348,9 +347,8 @@ def check_trainer(base) -> None:
 
 def check_settings(args: GRPOConfig, control: NoControl) -> None:
     """Raises ErltoolError, naming the setting to change, where the control could not act or would act wrongly."""
-    inside = [part.control if isinstance(part, TargetEntropy) else part for part in control.parts]
     micro_batches = args.steps_per_generation * args.num_iterations
-    absolute = any(isinstance(part, ClipCov) and part.bounds == "absolute" for part in inside)
+    absolute = any(isinstance(part, ClipCov) and part.bounds == "absolute" for part in _inside(control))
     owns = [part.name for part in control.parts if SURROGATE in part.roles]
     corrects = args.use_vllm and args.vllm_importance_sampling_correction
     refused = (
@@ -382,10 +380,14 @@ def check_settings(args: GRPOConfig, control: NoControl) -> None:
             raise ErltoolError(f"{name}={getattr(args, name)}: {why}")
 
 
+def _inside(control: NoControl) -> list[NoControl]:
+    """The parts of a control; of one that steers another, that other."""
+    return [part.control if isinstance(part, TargetEntropy) else part for part in control.parts]
+
+
 def _check_dropout(model, control: NoControl) -> None:
-    inside = [part.control if isinstance(part, TargetEntropy) else part for part in control.parts]
     drops = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
-    if drops and any(isinstance(part, KLCov) for part in inside):
+    if drops and any(isinstance(part, KLCov) for part in _inside(control)):
         raise ErltoolError(
             f"disable_dropout=False: control {control.name} pushes at full strength on any difference between log pi "
             "and log pi_old, and dropout makes one at random; use disable_dropout=True, and lora_dropout=0"
@@ -394,8 +396,7 @@ def _check_dropout(model, control: NoControl) -> None:
 
 def has_own_surrogate(control: NoControl) -> bool:
     """Whether the control's loss is another than -min(ratio A, clip(ratio) A) by token."""
-    owner = next((part for part in control.parts if SURROGATE in part.roles), NoControl())
-    owner = owner.control if isinstance(owner, TargetEntropy) else owner
+    owner = next((part for part in _inside(control) if SURROGATE in part.roles), NoControl())
     return any(getattr(type(owner), name) is not getattr(NoControl, name) for name in ("surrogate", "log_ratio"))
 
 
@@ -498,7 +499,5 @@ class _Folder:
 
     def write_tokens(self) -> None:
         if self.tokens:
-            table = io.BytesIO()
-            pd.concat(self.tokens, ignore_index=True).to_parquet(table, index=False)
             with writing(self.path / "tokens.parquet"):
-                write_whole(self.path / "tokens.parquet", table.getvalue())
+                write_table(self.path / "tokens.parquet", self.tokens)

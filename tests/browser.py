@@ -4,6 +4,8 @@ Needs `pip install -e '.[browser]'` and a Chromium: Debian's by `apt-get install
 $CHROMIUM. The server has settings of its own, on a free loopback port; nothing of yours is touched.
 """
 
+import atexit
+import functools
 import json
 import os
 import secrets
@@ -20,7 +22,7 @@ from pathlib import Path
 import nbformat
 import psutil
 from nbformat.sign import NotebookNotary
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page, Playwright, sync_playwright
 
 CONTROLS = "input, select, button, [tabindex='0']"
 NAME = "notebook.ipynb"
@@ -66,6 +68,14 @@ def chromium() -> str | None:
     return next(filter(None, map(shutil.which, filter(None, names))), None)
 
 
+@functools.cache
+def playwright() -> Playwright:
+    """The one Playwright of this process: a second would not start beside it."""
+    made = sync_playwright().start()
+    atexit.register(made.stop)
+    return made
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -99,12 +109,12 @@ class Served:
             [sys.executable, "-m", *self.command()], env=os.environ | places, cwd=self.folder,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        self.playwright = sync_playwright().start()
+        self.browser = None
         try:
             self._wait_for_server()
             options = ["--no-sandbox", "--disable-gpu"]
-            browser = self.playwright.chromium.launch(executable_path=chromium(), args=options)
-            self.page: Page = browser.new_page(viewport={"width": 1280, "height": 1000})
+            self.browser = playwright().chromium.launch(executable_path=chromium(), args=options)
+            self.page: Page = self.browser.new_page(viewport={"width": 1280, "height": 1000})
             self.page.set_default_timeout(600_000)  # a busy machine
             self.page.on("pageerror", lambda e: self.errors.append(str(e)))
             self.page.goto(self.address(), timeout=900_000)
@@ -127,7 +137,8 @@ class Served:
         raise TimeoutError(f"no server on port {self.port}")
 
     def __exit__(self, *_) -> None:
-        self.playwright.stop()
+        if self.browser:
+            self.browser.close()
         self.server.terminate()
         self.server.wait(30)
         shutil.rmtree(self.folder, ignore_errors=True)

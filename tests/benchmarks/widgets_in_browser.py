@@ -87,7 +87,7 @@ WIDGETS = (
     Widget("ControlExplorer, 4 controls, 5 seeds", "ControlExplorer(runs())", "kl-cov fraction", 40),
     Widget("CurveFitter, dragged", "CurveFitter(paper(), current=4, beside=[0, 2])", "a", 40),
     Widget("CurveFitter, refitted", "CurveFitter(recorded(), performance='reward')", "window", 60),
-    Widget("CurveFitter, forecast", "CurveFitter(paper(), current=4, cut=0.5)", "forecast cut", 60),
+    Widget("CurveFitter, forecast", "CurveFitter(recorded(), performance='reward', cut=0.5)", "forecast cut", 60),
 )
 SHOWN_AS_ITSELF = (
     "TokenInspector(few.assign(text=hostile, prompt=hostile))",
