@@ -17,13 +17,16 @@ from erltool.config import TrainConfig
 from erltool.errors import ErltoolError
 from erltool.logprobs import CHUNK_ELEMENTS
 from erltool.policy import find_model, hub_advice, is_offline, resolve_device, resolve_dtype
+from erltool.rollouts import share_rows
 
 GIB = 2**30
 CARDS = (16, 24, 48, 80)  # GB of common GPUs
 RUNTIME = {"cpu": 0.58 * GIB, "cuda": 0.6 * GIB}  # Python with its libraries; a CUDA context and its handles
-# What is held over what is counted, in an update on a CPU: temporaries, attention's masks, memory that glibc keeps.
+# What is held over the activations that are counted, in an update on a CPU: temporaries, memory that glibc keeps.
 # Fitted to the runs of tests/benchmarks/memory_plan.py; on CUDA nothing was measured, and nothing is added.
 SLACK = {"cpu": 1.8, "cuda": 1.0}
+# Bytes for each logit of a chunk where log-probs and entropy are made and differentiated, by the type's size: measured.
+LOGIT_BYTES = {4: 14, 2: 24}
 ROOM = 1.25  # of the key-value cache, which grows by a quarter
 
 # Layers, width, width of the MLP, of the queries, of the keys, vocabulary, tied head: known without the hub.
@@ -148,7 +151,11 @@ def plan_memory(
         stays["gathered: two layers"] = 2 * s.linear / s.layers * per_weight
         stays["gathered: embedding and head"] = s.other * size
     sampling = _sampling(config, s, prompt_tokens, size, device, gpus)
-    return MemoryPlan(stays, sampling, _update(config, s, prompt_tokens, size, device, trained, gpus))
+    update = _update(config, s, prompt_tokens, size, device, trained, gpus)
+    if device == "cpu" and config.gradient_checkpointing:
+        # Measured: the pieces of an update that keeps little do not go where sampling was, and glibc keeps that.
+        update["kept from sampling"] = sum(sampling.values())
+    return MemoryPlan(stays, sampling, update)
 
 
 def _sampling(config: TrainConfig, s: Shape, prompt: int, size: int, device: str, gpus: int) -> dict[str, float]:
@@ -169,11 +176,16 @@ def _update(
 ) -> dict[str, float]:
     responses = math.ceil(config.prompts_per_update * config.group_size / gpus)
     responses = min(responses, config.micro_batch or responses)
-    prompts = max(1, responses // config.group_size)  # packed: a prompt stands once before its responses
-    tokens = prompts * prompt + responses * config.max_response_tokens
+    group = min(responses, config.group_size)
+    shared = share_rows(prompt, [config.max_response_tokens] * group)
+    rows = math.ceil(responses / group) * len(shared)
+    width = prompt + max(map(len, shared)) * (config.max_response_tokens - 1)
+    tokens = rows * width
     kept, passing = _per_token(config, s, size, device)
     layers = 1 if config.gradient_checkpointing else s.layers
     activations = tokens * (layers * kept + passing)
+    if len(shared) < group:  # a mask, which attention makes anew in every layer
+        activations += layers * rows * width**2 * (4 if device == "cpu" else size)
     if config.gradient_checkpointing:
         activations += tokens * s.layers * s.width * size
     chunk = min(CHUNK_ELEMENTS, responses * config.max_response_tokens * s.vocabulary)
@@ -181,7 +193,7 @@ def _update(
     dense = {"none": 0, "nf4": 2 * s.width * s.mlp * size, "int8": 2 * s.width * s.mlp * size}[config.base]
     return {
         f"activations of {tokens} tokens": activations * SLACK[device],
-        "logits of a chunk": chunk * (6 * 4 + (size if size < 4 else 0)) * SLACK[device] + weight,
+        "logits of a chunk": chunk * LOGIT_BYTES[size] + weight,
         "one layer's weights, dequantised": dense,
         "gradients": 4 * trained / gpus,
     }

@@ -4,6 +4,7 @@ Both share the work on a prompt within its group: one prefill for all its respon
 row that holds the prompt once and its responses after it when scoring.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -306,21 +307,17 @@ class Packed:
 def pack(rollouts: Rollouts) -> Packed:
     """Each prompt once, followed by its responses, which see the prompt and themselves but not each other.
 
-    Responses share a row while they share a prompt and the row holds at most PACKED_ROW tokens. The last
-    token of a response predicts nothing and is left out.
+    Responses share a row while they share a prompt and the row holds at most PACKED_ROW tokens; where one row is
+    too small they are shared out evenly, since the longest row sets the width of all. The last token of a response
+    predicts nothing and is left out.
     """
     lengths = rollouts.response_mask.sum(-1).tolist()
     ids = rollouts.token_ids.tolist()
     rows: list[list[int]] = []  # responses of each row
-    used = 0
-    for b, prompt in enumerate(rollouts.prompt_ids):
-        shares = rows and rollouts.prompt_ids[rows[-1][0]] == prompt
-        if shares and used + lengths[b] - 1 <= PACKED_ROW:
-            rows[-1].append(b)
-        else:
-            rows.append([b])
-            used = len(prompt)
-        used += lengths[b] - 1
+    for prompt, group in itertools.groupby(range(len(ids)), lambda b: rollouts.prompt_ids[b]):
+        group = list(group)
+        shared = share_rows(len(prompt), [lengths[b] for b in group])
+        rows += [[group[i] for i in row] for row in shared]
     tokens, positions, owners, predicting = [], [], [], []
     for members in rows:
         prompt = rollouts.prompt_ids[members[0]]
@@ -346,6 +343,16 @@ def pack(rollouts: Rollouts) -> Packed:
     causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     seen = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
     return Packed(input_ids, _padded(positions, width, 0).to(device), (causal & seen)[:, None], predicting)
+
+
+def share_rows(prompt: int, lengths: Sequence[int]) -> list[np.ndarray]:
+    """Which responses of a prompt, of those lengths in tokens, share a row: in as few rows of even number as
+    PACKED_ROW allows, or one a row."""
+    for count in range(1, len(lengths) + 1):
+        rows = np.array_split(np.arange(len(lengths)), count)
+        if all(prompt + sum(lengths[b] - 1 for b in row) <= PACKED_ROW for row in rows):
+            break
+    return rows
 
 
 def _padded(rows: list[list[int]], width: int, value: int) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from erltool import ErltoolError, load_policy, response_log_probs, sample_groups
-from erltool.rollouts import PACKED_ROW, concatenate, pack
+from erltool.rollouts import PACKED_ROW, Rollouts, concatenate, pack
 
 PROMPTS = ["1 2 3=6:", "4 5 6=15:", "7 8 9=24:"]
 
@@ -58,6 +58,16 @@ def test_rows_share_a_prompt_up_to_their_length(policy):
     assert alone.attention_mask is None and alone.position_ids is None
     many = pack(sample(policy, 200, max_response_tokens=12))
     assert many.input_ids.shape[1] <= PACKED_ROW and many.input_ids.shape[0] > len(PROMPTS)
+
+
+def test_responses_too_long_for_one_row_are_shared_out_evenly():
+    """A row of seven and one of a single response would be as wide as two of seven: 1012 tokens instead of 586."""
+    long = (PACKED_ROW - 9) // 7
+    ids = torch.ones(8, long + 1, dtype=torch.long)
+    mask, zeros = torch.ones_like(ids, dtype=torch.bool), torch.zeros(ids.shape)
+    packed = pack(Rollouts([""] * 8, [""] * 8, [[1] * 9] * 8, ids, mask, zeros, mask[:, 0]))
+    assert packed.input_ids.shape == (2, 9 + 4 * long)
+    assert len(packed.predicting) == ids.numel()
 
 
 def test_prompts_of_any_length_stand_side_by_side(policy):

@@ -13,6 +13,7 @@ from erltool.scaling import held_out
 from erltool.widgets.points import points_of
 
 CONTROLS = ("none", "clip-cov", "kl-cov", "random-clip")
+SIZES = {"0.2M": 202_688, "0.8M": 806_784, "2.3M": 2_264_256, "4.8M": 4_825_856}  # parameters
 
 
 def record(grid: str) -> tuple[dict[str, erltool.runs.Run], pd.DataFrame]:
@@ -87,6 +88,7 @@ def figures() -> list[str]:
         ("1 right", "06", drawn_curves(), "the drawn curves", "dots hide one another"),
         ("forecast", "06", forecasts(), "RMSE 0.9 points (math) from 15 %", "training reward, 5 iterations a point"),
         ("trend over sizes", "06", larger_model(), "log-linear", "the paper's dots, sizes without embeddings"),
+        ("trend over sizes", "06", own_sizes(), "log-linear", "training reward, 3 seeds a size, 480 updates"),
         ("6", "06", algorithms(), "a and b do not depend on it", "training reward, 3 seeds, 240 updates"),
         ("8 left", "04", f"correlation of covariance and fall: {r8['token_covariance']:.2f} (Eq 10), "
          f"{r8['group_covariance']:.2f} (Eq 8)", "the curves coincide", "mean of 5 seeds, smoothed over 20 iterations"),
@@ -123,6 +125,51 @@ def larger_model() -> str:
     parameters = {"0.5B": 0.36e9, "1.5B": 1.31e9, "3B": 2.77e9, "7B": 6.53e9, "32B": 31.0e9}  # Qwen2.5's model cards
     ceiling = held_out({parameters[n]: law for n, law in paper_laws().items()}).loc["ceiling"]
     return f"7B and below forecast a ceiling of {ceiling['predicted']:.1f} for 32B; its own is {ceiling['fitted']:.1f}"
+
+
+def size_of(run: erltool.runs.Run) -> str:
+    return run.config["policy"].rpartition("/")[2]
+
+
+def size_laws() -> dict:
+    """The law of each size of policy without control, of the points of its seeds together."""
+    runs = record("sizes")[0].values()
+    points = {n: [training_points(r) for r in runs if size_of(r) == n] for n in SIZES}
+    return {n: erltool.fit_law(*np.concatenate(p, axis=1)) for n, p in points.items()}
+
+
+def own_sizes() -> str:
+    """The largest size's coefficients as the smaller sizes forecast them."""
+    held = held_out({SIZES[n]: law for n, law in size_laws().items()})
+    return "2.3M and below forecast for 4.8M " + ", ".join(
+        f"{name} {row['predicted']:.2f} (its own {row['fitted']:.2f})" for name, row in held.iterrows()
+    )
+
+
+def by_size() -> list[str]:
+    """Policies of four sizes: their laws, and KL-Cov against no control, paired by size and seed."""
+    laws = size_laws()
+    tables = {}
+    for grid in ("sizes", "sizes-kl-cov"):
+        runs, table = record(grid)
+        tables[grid] = table.assign(size=[size_of(r) for r in runs.values()]).set_index(["size", "seed"])
+    alone, held = tables.values()
+    lines = ["| policy | a, b, R² of the law | entropy, start to end | with KL-Cov | avg, pass@8 | "
+             "late: KL-Cov − none | avg: KL-Cov − none | pass@8: KL-Cov − none |", "|" + "---|" * 8]  # fmt: skip
+    for name in (*SIZES, "all"):
+        a, h = (t if name == "all" else t.loc[[name]] for t in (alone, held))
+        mean, with_control = a.mean(numeric_only=True), h.mean(numeric_only=True)
+        law = laws.get(name)
+        cells = [
+            name,
+            f"{law.a:.2f}, {law.b:.2f}, {law.r_squared:.2f}" if law else "",
+            f"{mean['entropy_start']:.2f} to {mean['entropy_end']:.3f}",
+            f"{with_control['entropy_start']:.2f} to {with_control['entropy_end']:.3f}",
+            f"{mean['average']:.3f}, {mean['pass@8']:.3f}",
+            *(_difference(compare.paired_difference(h[v], a[v])) for v in ("accuracy_late", "average", "pass@8")),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def training_points(run: erltool.runs.Run):
@@ -186,7 +233,7 @@ def sweep(headline_runs: dict) -> str:
 
 def tables() -> list[list[str]]:
     """Every table of the README that is made from recorded runs, as lines."""
-    return [comparison("headline"), comparison("strong", "plateau", "plateau-null"), figures()]
+    return [comparison("headline"), comparison("strong", "plateau", "plateau-null"), by_size(), figures()]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Predicted against measured peak memory: `erltool plan` beside the peak RSS of real training on this CPU.
 
-Each row is a process of its own that trains for one or two iterations and reports its peak. The plan is asked about
-what was trained on: the longest prompt and the longest response. Before a run only the limit on responses is known, so
-there a plan is an upper estimate where a policy stops early.
+Each row is a process of its own that trains for one or two iterations and reports its peak. A plan is of responses at
+their longest, so the policy is kept from stopping early: its end is another token, which it hardly ever samples.
 
     python tests/benchmarks/memory_plan.py
 """
@@ -22,6 +21,7 @@ ROWS = {
     "SmolLM2, bf16, micro-batch 8": dict(max_response_tokens=64, micro_batch=8),
     "SmolLM2, NF4, checkpointing": dict(base="nf4", max_response_tokens=64, gradient_checkpointing=True),
     "SmolLM2, fp32": dict(dtype="fp32", max_response_tokens=32),
+    "SmolLM2, NF4, fp32": dict(base="nf4", dtype="fp32", max_response_tokens=32),
 }
 SMOLLM2 = dict(
     policy="smollm2-135m", task="addition", template="none", steps=2, updates_per_iteration=2, eval_every=0,
@@ -30,9 +30,17 @@ SMOLLM2 = dict(
 
 
 def measure(row: dict) -> None:
-    from erltool import EntropyBonus, TrainConfig, train
+    from erltool import EntropyBonus, TrainConfig, train, training
     from erltool.plan import plan_memory
 
+    load = training.configured_policy
+
+    def that_never_stops(*arguments):
+        policy = load(*arguments)
+        policy.tokenizer.eos_token = policy.tokenizer.convert_ids_to_tokens(len(policy.tokenizer) - 1)
+        return policy
+
+    training.configured_policy = that_never_stops
     # A bonus of nothing reaches every token, so that every row has a gradient whatever its group's rewards.
     config = TrainConfig(device="cpu", record_every=0, control=EntropyBonus(0.0), **row)
     prompt = response = 0
