@@ -17,7 +17,7 @@ FLOORS = (
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
     ("fit", "logformats", "runs", "importers", "compare", "forecasting", "rivals", "scaling", "plots", "alarms"),
-    ("lora", "policy", "plan", "rollouts", "evaluate", "step", "training", "trl", "export"),
+    ("lora", "policy", "rollouts", "plan", "evaluate", "step", "training", "trl", "export"),
     ("experiments", "demo", "doctor", "workshop", "lessons"),
     ("cli",),
 )
