@@ -153,7 +153,7 @@ def plan_memory(
     sampling = _sampling(config, s, prompt_tokens, size, device, gpus)
     update = _update(config, s, prompt_tokens, size, device, trained, gpus)
     if device == "cpu" and config.gradient_checkpointing:
-        # Measured: the pieces of an update that keeps little do not go where sampling was, and glibc keeps that.
+        # Fitted to one run, whose resident memory did not fall after sampling; why it is not used again is not known.
         update["kept from sampling"] = sum(sampling.values())
     return MemoryPlan(stays, sampling, update)
 
