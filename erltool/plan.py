@@ -25,8 +25,9 @@ RUNTIME = {"cpu": 0.58 * GIB, "cuda": 0.6 * GIB}  # Python with its libraries; a
 # What is held over the activations that are counted, in an update on a CPU: temporaries, memory that glibc keeps.
 # Fitted to the runs of tests/benchmarks/memory_plan.py; on CUDA nothing was measured, and nothing is added.
 SLACK = {"cpu": 1.8, "cuda": 1.0}
-# Bytes for each logit of a chunk where log-probs and entropy are made and differentiated, by the type's size: measured.
-LOGIT_BYTES = {4: 14, 2: 24}
+# Bytes for each logit of a chunk while log-probs and entropy are made and differentiated, and more where they are cast
+# to fp32 for it: the peak of `token_log_probs` alone, SmolLM2's width and vocabulary on a CPU.
+LOGIT_BYTES, CAST_BYTES = 14, 10
 ROOM = 1.25  # of the key-value cache, which grows by a quarter
 
 # Layers, width, width of the MLP, of the queries, of the keys, vocabulary, tied head: known without the hub.
@@ -193,7 +194,7 @@ def _update(
     dense = {"none": 0, "nf4": 2 * s.width * s.mlp * size, "int8": 2 * s.width * s.mlp * size}[config.base]
     return {
         f"activations of {tokens} tokens": activations * SLACK[device],
-        "logits of a chunk": chunk * LOGIT_BYTES[size] + weight,
+        "logits of a chunk": chunk * (LOGIT_BYTES + (CAST_BYTES if size < 4 else 0)) + weight,
         "one layer's weights, dequantised": dense,
         "gradients": 4 * trained / gpus,
     }

@@ -314,10 +314,10 @@ def pack(rollouts: Rollouts) -> Packed:
     lengths = rollouts.response_mask.sum(-1).tolist()
     ids = rollouts.token_ids.tolist()
     rows: list[list[int]] = []  # responses of each row
-    for prompt, group in itertools.groupby(range(len(ids)), lambda b: rollouts.prompt_ids[b]):
-        group = list(group)
-        shared = share_rows(len(prompt), [lengths[b] for b in group])
-        rows += [[group[i] for i in row] for row in shared]
+    for prompt, group in itertools.groupby(rollouts.prompt_ids):
+        first = sum(map(len, rows))
+        shared = share_rows(len(prompt), lengths[first : first + len(list(group))])
+        rows += [(first + row).tolist() for row in shared]
     tokens, positions, owners, predicting = [], [], [], []
     for members in rows:
         prompt = rollouts.prompt_ids[members[0]]

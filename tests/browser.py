@@ -92,6 +92,7 @@ class Served:
         self.folder = Path(tempfile.mkdtemp(prefix="erltool_browser_"))
         self.port, self.token = free_port(), secrets.token_hex(16)
         nbformat.write(notebook, self.folder / NAME)
+        self.browser = None
         self.errors: list[str] = []
         """What the page threw"""
 
@@ -109,7 +110,6 @@ class Served:
             [sys.executable, "-m", *self.command()], env=os.environ | places, cwd=self.folder,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        self.browser = None
         try:
             self._wait_for_server()
             options = ["--no-sandbox", "--disable-gpu"]

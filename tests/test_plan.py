@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 import pytest
+import torch
 
 import erltool
 from erltool import ErltoolError, TrainConfig, load_policy
@@ -33,6 +36,20 @@ def test_more_of_anything_needs_more():
     assert peak(base="nf4") < peak(base="int8") < base < peak(max_response_tokens=100) < peak(max_response_tokens=1000)
     assert peak(micro_batch=8) < base < peak(prompts_per_iteration=128) and peak(gradient_checkpointing=True) < base
     assert peak(lora_rank=0) > peak(lora_rank=64) > base
+
+
+@pytest.mark.parametrize("stored", [torch.float64, torch.float16, torch.float8_e4m3fn])
+def test_weights_stored_in_any_type_have_a_plan(stored):
+    shape = replace(model_shape("embedded"), stored=stored)
+    assert plan_memory(TrainConfig(), shape=shape).peak > 0
+
+
+def test_a_group_that_does_not_fit_one_row_is_planned_as_it_is_packed():
+    """Eight responses of 64 tokens behind a prompt of 9 stand in two rows of four, not in one of 513."""
+    plan = plan_memory(
+        TrainConfig(max_response_tokens=64, prompts_per_iteration=16, updates_per_iteration=2, group_size=8), 9
+    )
+    assert f"activations of {8 * 2 * (9 + 4 * 63)} tokens" in plan.update
 
 
 def test_the_update_does_not_grow_with_vocabulary_times_length():

@@ -3,6 +3,8 @@
 python data/experiments/report.py
 """
 
+import functools
+
 import numpy as np
 import pandas as pd
 
@@ -16,6 +18,7 @@ CONTROLS = ("none", "clip-cov", "kl-cov", "random-clip")
 SIZES = {"0.2M": 202_688, "0.8M": 806_784, "2.3M": 2_264_256, "4.8M": 4_825_856}  # parameters
 
 
+@functools.cache
 def record(grid: str) -> tuple[dict[str, erltool.runs.Run], pd.DataFrame]:
     """Runs of a recorded grid, and their end values with each field of the control as a column of its own."""
     runs = erltool.read_runs(shipped(f"data/runs/{grid}"))
@@ -131,6 +134,7 @@ def size_of(run: erltool.runs.Run) -> str:
     return run.config["policy"].rpartition("/")[2]
 
 
+@functools.cache
 def size_laws() -> dict:
     """The law of each size of policy without control, of the points of its seeds together."""
     runs = record("sizes")[0].values()
