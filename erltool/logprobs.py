@@ -99,14 +99,18 @@ class _TokenLogProbs(torch.autograd.Function):
             part = slice(at, at + chunk)
             z = _logits(rows[part], weight, temperature)
             chosen = z.gather(-1, tokens[part, None]).squeeze(-1)
-            log_norm[part] = torch.logsumexp(z, -1)
+            top = z.amax(-1, keepdim=True)
+            p = z.sub_(top).exp()
+            total = p.sum(-1)
+            log_total = total.log()
+            log_norm[part] = top.squeeze(-1) + log_total
             log_probs[part] = chosen - log_norm[part]
-            z -= log_norm[part, None]  # now log p
             # A forbidden token has z = -inf and p = 0, and p log p is 0 there, not NaN.
-            p = z.exp()
-            entropy[part] = -z.clamp_(min=LOG_ZERO).mul_(p).sum(-1)
+            entropy[part] = (log_total - z.clamp_(min=LOG_ZERO).mul_(p).sum(-1) / total).clamp_(min=0)
             if keep:
-                kept[part] = (weight[tokens[part]] - p.to(weight.dtype) @ weight).to(rows.dtype) / temperature
+                expected = (p.to(weight.dtype) @ weight) / total[:, None]
+                kept[part] = (weight[tokens[part]] - expected).to(rows.dtype) / temperature
+            del z, p  # or they would live on while the next chunk's are made
         ctx.save_for_backward(rows, weight, tokens, log_norm, entropy, kept)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.set_materialize_grads(False)
@@ -139,12 +143,12 @@ class _TokenLogProbs(torch.autograd.Function):
             grad = grad.div_(ctx.temperature).to(rows.dtype)
             if weight is None:
                 grad_rows[part] = grad
-                continue
-            if grad_rows is not None:
+            elif grad_rows is not None:
                 torch.mm(grad, weight.to(rows.dtype), out=grad_rows[part])
             if grad_weight is not None:
                 # In place: the product alone would be as large as everything else together.
                 grad_weight.addmm_(grad.T.float(), rows[part].float())
+            del z, p, grad
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_rows, grad_weight, None, None, None, None
@@ -153,6 +157,5 @@ class _TokenLogProbs(torch.autograd.Function):
 def _logits(rows: Tensor, weight: Tensor | None, temperature: float) -> Tensor:
     """A new fp32 tensor of logits over temperature, safe to write into."""
     z = rows if weight is None else rows @ weight.T.to(rows.dtype)
-    if z.dtype == torch.float32 and weight is not None:
-        return z if temperature == 1 else z.div_(temperature)
-    return z.float() / temperature
+    z = z.clone() if z is rows and z.dtype == torch.float32 else z.float()
+    return z if temperature == 1 else z.div_(temperature)
