@@ -27,7 +27,7 @@ RUNTIME = {"cpu": 0.58 * GIB, "cuda": 0.6 * GIB}  # Python with its libraries; a
 SLACK = {"cpu": 1.8, "cuda": 1.0}
 # Bytes for each logit of a chunk while log-probs and entropy are made and differentiated, and more where they are cast
 # to fp32 for it: the peak of `token_log_probs` alone, SmolLM2's width and vocabulary on a CPU.
-LOGIT_BYTES, CAST_BYTES = 14, 10
+LOGIT_BYTES, CAST_BYTES = 9, 3
 ROOM = 1.25  # of the key-value cache, which grows by a quarter
 
 # Layers, width, width of the MLP, of the queries, of the keys, vocabulary, tied head: known without the hub.

@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
+import erltool
 from erltool.resources import shipped
 
 NOTEBOOKS = sorted(shipped("notebooks").glob("*.ipynb"))
@@ -22,6 +25,36 @@ def test_it_runs_from_another_directory(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": tmp_path}}).execute()
     assert not list(tmp_path.iterdir())
+
+
+OPTIONAL = (
+    "math_verify", "reasoning_gym", "datasets", "gguf", "tensorboard", "playwright", "psutil", "voila", "trl", "verl",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_it_runs_twice_in_one_kernel_without_optional_packages(path, tmp_path):
+    notebook = nbformat.read(path, as_version=4)
+    hide = nbformat.v4.new_code_cell(f"import sys\nsys.modules.update(dict.fromkeys({OPTIONAL}))")
+    notebook.cells = [hide, *notebook.cells, *(nbformat.from_dict(c) for c in nbformat.read(path, as_version=4).cells)]
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": tmp_path}}).execute()
+    said = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert not [o.text for o in said if o.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_without_its_data_it_says_what_to_do(path, tmp_path, monkeypatch):
+    package = Path(erltool.__file__).parent
+    shutil.copytree(package, tmp_path / "erltool", ignore=shutil.ignore_patterns("data", "notebooks", "__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    notebook = nbformat.read(path, as_version=4)
+    try:  # the first lesson needs none
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    except CellExecutionError as e:
+        assert re.search("is missing beside the package in .*; install erltool again", str(e))
+    else:
+        assert "shipped(" not in path.read_text()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from erltool.catalog import CONTROLS, PRESETS
-from erltool.runs import METRICS
+from erltool.runs import METRICS, read_runs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -42,9 +42,36 @@ def test_every_module_is_in_its_file_list():
         assert f"`erltool/{module.name}`" in README
 
 
+def script(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_its_tables_of_experiments_are_what_the_recorded_runs_give():
-    spec = importlib.util.spec_from_file_location("report", ROOT / "data/experiments/report.py")
-    report = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(report)
-    for line in itertools.chain(*report.tables()):
+    for line in itertools.chain(*script("data/experiments/report.py").tables()):
         assert line in README
+
+
+def test_through_trl_the_same_iterations_give_the_same_curves():
+    through = script("data/runs/through_trl.py")
+    runs = read_runs(through.RECORD)
+    for line in through.table(runs):
+        assert line in README
+    for control, metric in itertools.product(through.CONTROLS, through.SHOWN):
+        _, low, high = through.difference(runs, "trl-in-order", control, metric)
+        assert low < 0 < high
+        found = [through.curves(runs, engine, control, metric) for engine in ("erltool", "trl-in-order")]
+        assert all(x.shape == (3, 60) for x in found)
+        # Of two triples from one distribution one pair in ten does not overlap.
+        (a, b), (c, d) = ((x.min(0), x.max(0)) for x in found)
+        assert ((a <= d) & (c <= b)).mean() > 0.85
+    # What is asked about is a control that does something, and can be told from none by the same interval.
+    none, kl_cov = (through.curves(runs, "trl", c, "policy_entropy")[:, -20:].mean(1) for c in through.CONTROLS)
+    assert kl_cov.min() > 1.5 * none.max()
+    for engine, control, seed in itertools.product(through.ENGINES, through.CONTROLS, through.SEEDS):
+        run, wanted = runs[through.name_of(engine, control, seed)], through.config(control, seed).to_dict()
+        same = "control", "seed", "steps", "learning_rate", "group_size", "prompts_per_iteration", "max_response_tokens"
+        assert [run.config[n] for n in same] == [wanted[n] for n in same]
+        assert ("trl" in run.made_by) == (engine != "erltool")

@@ -2,7 +2,7 @@
 
     pip install -e '.[trl]'
     python data/runs/through_trl.py FOLDER      # 20 minutes on 2 cores
-    python data/runs/through_trl.py             # the README's figure and numbers, from what is recorded here
+    python data/runs/through_trl.py             # the README's figure and table, from what is recorded here
 
 The embedded policy, without control and with KL-Cov, three seeds each: 64 prompts x 8 responses an iteration, in the
 same order for both, then 4 updates of 128 responses; LoRA of rank 16 on all linear layers, learning rate, AdamW, clip
@@ -170,16 +170,27 @@ def figure(runs: dict[str, Run]):
     return axes[0].figure
 
 
+def table(runs: dict[str, Run]) -> list[str]:
+    """The README's table, a line each: means of the last iterations, and differences with their 95 % intervals."""
+    lines = [
+        "| control | last 20 iterations | " + " | ".join(ENGINES.values()) + " |",
+        "|---|---|" + "---|" * len(ENGINES),
+    ]
+    for control, metric in [*itertools.product(CONTROLS, SHOWN), ("none", "clip_fraction")]:
+        cells = []
+        for engine in ENGINES:
+            value = f"{curves(runs, engine, control, metric)[:, -LAST:].mean():.4f}"
+            if engine != "erltool":
+                value += ": {:+.4f} ({:+.4f} to {:+.4f})".format(*difference(runs, engine, control, metric))
+            cells.append(value)
+        lines.append(f"| `{control}` | {metric.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def report() -> None:
     runs = read_runs(RECORD)
     figure(runs).savefig(FIGURE)
-    print(f"the last {LAST} iterations, mean of {len(SEEDS)} seeds; difference to erltool with its 95 % interval")
-    for control, metric, engine in itertools.product(CONTROLS, (*SHOWN, "clip_fraction"), ENGINES):
-        value = curves(runs, engine, control, metric)[:, -LAST:].mean()
-        row = f"{control:7}{metric:15}{engine:13}{value:8.4f}"
-        if engine != "erltool":
-            row += "  {:+.4f} ({:+.4f} to {:+.4f})".format(*difference(runs, engine, control, metric))
-        print(row)
+    print("\n".join(table(runs)))
 
 
 if __name__ == "__main__":

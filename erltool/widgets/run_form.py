@@ -81,7 +81,7 @@ class RunForm(View):
 
     @property
     def sentence(self) -> str:
-        return " ".join([self.plan["about"] + ":", *self.plan["says"]])
+        return self.problem or " ".join([self.plan["about"] + ":", *self.plan["says"]])
 
     def picture(self) -> Figure:
         """The plan's parts as bars: what always stays, and beside it sampling and the update, which take turns."""

@@ -22,6 +22,11 @@ ROWS = {
     "SmolLM2, NF4, checkpointing": dict(base="nf4", max_response_tokens=64, gradient_checkpointing=True),
     "SmolLM2, fp32": dict(dtype="fp32", max_response_tokens=32),
     "SmolLM2, NF4, fp32": dict(base="nf4", dtype="fp32", max_response_tokens=32),
+    # No constant of the plan was chosen with these two in sight.
+    "embedded, rank 4, 48 tokens": dict(policy="embedded", steps=8, eval_every=0, lora_rank=4, max_response_tokens=48),
+    "SmolLM2, NF4, rank 64, 40 tokens": dict(
+        base="nf4", lora_rank=64, max_response_tokens=40, prompts_per_iteration=8, shots=2
+    ),
 }
 SMOLLM2 = dict(
     policy="smollm2-135m", task="addition", template="none", steps=2, updates_per_iteration=2, eval_every=0,

@@ -19,11 +19,12 @@ the same work and learn. On a busy machine the threads wait for one another, and
 
 Beside the ratio: tokens sampled per second by `sample_groups` alone, and the share of the machine's own
 matrix rate in that type (2048^3 torch.mm in this process, once after every iteration, median) that the updates
-reach. FLOPs counted are those of the decoder's linear layers, P parameters without the adapter's: 2 P a token
-forward, 2 P backward with LoRA (gradient of inputs) and 4 P without (also of weights). A group whose rewards are
-all equal has no gradient here and is not counted backward; log-probs that are made again because the sampler's
-differ count forward. A prompt counts once per group, a response without its last token, which predicts nothing.
-Attention, head, norms, adapter and optimiser are not counted, nor is padding, so the share is a lower bound.
+reach. FLOPs counted are those of the linear layers, P parameters without the adapter's: 2 P a token forward, 2 P
+backward with LoRA (gradient of inputs) and 4 P without (also of weights); for the decoder's layers alone, and with the
+head's, which only response tokens pass. A group whose rewards are all equal has no gradient here and is not counted
+backward; log-probs that are made again because the sampler's differ count forward. A prompt counts once per group, a
+response without its last token, which predicts nothing. Attention, norms, adapter and optimiser are not counted, nor
+are padding and what is computed twice to save memory, so the shares are lower bounds.
 
     python tests/benchmarks/training_vs_trl.py [iterations] [LoRA] [full] [SmolLM2] [SmolLM2-compiled]
 
@@ -111,7 +112,7 @@ class Ours:
         linear = [m for m in self.policy.causal_lm.get_decoder().modules() if isinstance(m, torch.nn.Linear)]
         adapter = sum(p.numel() for p in self.policy.trainable().values()) if case.rank else 0
         self.parameters = sum(m.weight.numel() for m in linear) - adapter
-        self.seconds, self.update_seconds, self.update_rates = [], [], []
+        self.seconds, self.update_seconds, self.update_rates, self.head_rates = [], [], [], []
         self.lengths, self.rewards, self.sampling_rates = [], [], []
         self.sampling_seconds = 0.0
         sample = self.trainer.sample
@@ -136,21 +137,28 @@ class Ours:
         self.seconds.append(time.perf_counter() - started)
         self.update_seconds.append(self.seconds[-1] - self.sampling_seconds)
         responses = sum(s.metrics["response_tokens"] for s in steps)
-        flops = sum(self.flops(step, at) for at, step in enumerate(steps))
-        self.update_rates.append(flops / self.update_seconds[-1])
+        layers, head = (sum(x) for x in zip(*(self.flops(step, at) for at, step in enumerate(steps)), strict=True))
+        self.update_rates.append(layers / self.update_seconds[-1])
+        self.head_rates.append(head / self.update_seconds[-1])
         self.lengths.append(responses / (self.case.prompts * GROUP))
         self.rewards.append(statistics.mean(s.metrics["reward"] for s in steps))
 
-    def flops(self, step, number: int) -> float:
-        """Of the decoder's linear layers in an update: forward for all tokens, backward for those with a gradient,
-        and another forward where the sampler's log-probs were made again."""
+    def flops(self, step, number: int) -> tuple[float, float]:
+        """Of the decoder's linear layers and of the head in an update: forward for all tokens, backward for those with
+        a gradient, and another forward where the sampler's log-probs were made again."""
         live = (step.tokens.advantages != 0).any(-1)
         prompts = torch.tensor([len(ids) if b % GROUP == 0 else 0 for b, ids in enumerate(step.rollouts.prompt_ids)])
-        tokens = prompts + step.rollouts.response_mask.sum(-1) - 1
+        responses = step.rollouts.response_mask.sum(-1)
         self.again = step.metrics["sampler_mismatch"] > SAMPLER_IS_EXACT if number == 0 else self.again
-        forwards = 1 + (self.again and number > 0)
+        forward = 2 * (1 + (self.again and number > 0))
         backward = 2 if self.case.rank else 4
-        return self.parameters * float(2 * forwards * tokens.sum() + backward * tokens[live].sum())
+        return tuple(
+            parameters * float(forward * tokens.sum() + backward * tokens[live].sum())
+            for parameters, tokens in (
+                (self.parameters, prompts + responses - 1),
+                (self.policy.head.numel(), responses),
+            )
+        )
 
     def sample(self) -> None:
         """Times sampling alone, on problems of its own."""
@@ -272,10 +280,12 @@ def compare(name: str, iterations: int) -> None:
         trainer.train()
     print_row(name, "TRL", clock.seconds, verifier, distance(starts[0], theirs_train))
     print_row(name, "erltool", ours.seconds, ours, distance(starts[1], ours_train), ratio(clock.seconds, ours.seconds))
-    update_rate, matmul = late_median(ours.update_rates), late_median(rates)
+    layers, matmul = late_median(ours.update_rates), late_median(rates)
+    whole = late_median([a + b for a, b in zip(ours.update_rates, ours.head_rates, strict=True)])
     print(f"  sampling alone {late_median(ours.sampling_rates):.0f} response tokens/s; ", end="")
     print(f"updates {late_median(ours.update_seconds):.3f} s of the iteration,")
-    print(f"  {update_rate / 1e9:.1f} GFLOP/s, {update_rate / matmul:.1%} of torch.mm's {matmul / 1e9:.0f} GFLOP/s")
+    print(f"  {whole / 1e9:.1f} GFLOP/s, {whole / matmul:.1%} of torch.mm's {matmul / 1e9:.0f} GFLOP/s ", end="")
+    print(f"({layers / matmul:.1%} in the decoder's layers)")
 
 
 def print_row(case: str, name: str, seconds: list[float], seen, moved: float, faster: float | None = None) -> None:
