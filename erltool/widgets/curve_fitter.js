@@ -2,7 +2,7 @@ const DATA = "#0072B2", FORECAST = "#D55E00", DRAGGED = "#111111", OTHERS = ["#0
 const outlines = [[-3, 3, "h6l-3 -6z"], [-3, 0, "l3 -4l3 4l-3 4z"], [-3, -3, "h6l-3 6z"]]; // from where about a point, and its outline
 const FILES = { png: "Save PNG", svg: "Save SVG", pdf: "Save PDF", json: "Save numbers as JSON", tex: "Save numbers as LaTeX" };
 const PAUSE = 600; // ms without a change after which the laws are compared, which takes most of a second
-const [WIDE, HIGH, LEFT, RIGHT, TOP, BOTTOM] = [756, 330, 62, 744, 12, 288];
+const [WIDE, HIGH, LEFT, RIGHT, TOP, BOTTOM] = [756, 334, 62, 744, 24, 292];
 
 function render({ model, el }) {
   const root = make("div", { class: "erltool" }), wrong = make("div"), save = saver(model), sources = model.get("sources");
@@ -109,7 +109,7 @@ function render({ model, el }) {
       ...ticks(low, high, 6).flatMap(([v, text]) => [draw("line", { x1: LEFT, x2: RIGHT, y1: py(v), y2: py(v), stroke: "#dddddd" }), words(LEFT - 6, py(v) + 4, text, { "text-anchor": "end" })]),
       ...along.flatMap(([v, text]) => [draw("line", { x1: px(v), x2: px(v), y1: BOTTOM, y2: BOTTOM + 4, stroke: "#777777" }), words(px(v), BOTTOM + 17, text, { "text-anchor": "middle" })]),
       draw("rect", { x: LEFT, y: TOP, width: RIGHT - LEFT, height: BOTTOM - TOP, fill: "none", stroke: "#777777" }),
-      words(RIGHT, HIGH - 6, "policy entropy H (nats/token)", { "text-anchor": "end" }), words(LEFT, HIGH - 6, `performance R (${d.unit})`),
+      words(RIGHT, HIGH - 6, "policy entropy H (nats/token)", { "text-anchor": "end" }), words(LEFT, TOP - 8, `performance R (${d.unit})`),
     ];
   };
   const inside = (y) => Math.max(TOP, Math.min(BOTTOM, py(y)));
