@@ -100,7 +100,7 @@ class _TokenLogProbs(torch.autograd.Function):
             z = _logits(rows[part], weight, temperature)
             chosen = z.gather(-1, tokens[part, None]).squeeze(-1)
             top = z.amax(-1, keepdim=True)
-            p = z.sub_(top).exp()
+            p = z.sub_(top).exp()  # not yet divided by its total, which would be another pass
             total = p.sum(-1)
             log_total = total.log()
             log_norm[part] = top.squeeze(-1) + log_total

@@ -142,9 +142,14 @@ def curves(runs: dict[str, Run], engine: str, control: str, metric: str) -> np.n
     return np.stack([runs[name_of(engine, control, seed)].metrics[metric].to_numpy() for seed in SEEDS])
 
 
+def late(runs: dict[str, Run], engine: str, control: str, metric: str) -> np.ndarray:
+    """Mean of the last iterations, (seeds,)."""
+    return curves(runs, engine, control, metric)[:, -LAST:].mean(1)
+
+
 def difference(runs: dict[str, Run], engine: str, control: str, metric: str) -> tuple[float, float, float]:
     """An engine's less ours over the last iterations, mean of the seeds, with the 95 % interval of Welch's t test."""
-    theirs, ours = (curves(runs, e, control, metric)[:, -LAST:].mean(1) for e in (engine, "erltool"))
+    theirs, ours = (late(runs, e, control, metric) for e in (engine, "erltool"))
     interval = stats.ttest_ind(theirs, ours, equal_var=False).confidence_interval()
     return float(theirs.mean() - ours.mean()), float(interval.low), float(interval.high)
 
@@ -179,7 +184,7 @@ def table(runs: dict[str, Run]) -> list[str]:
     for control, metric in [*itertools.product(CONTROLS, SHOWN), ("none", "clip_fraction")]:
         cells = []
         for engine in ENGINES:
-            value = f"{curves(runs, engine, control, metric)[:, -LAST:].mean():.4f}"
+            value = f"{late(runs, engine, control, metric).mean():.4f}"
             if engine != "erltool":
                 value += ": {:+.4f} ({:+.4f} to {:+.4f})".format(*difference(runs, engine, control, metric))
             cells.append(value)
