@@ -106,25 +106,26 @@ def _forward(self: LoraLayer, x: Tensor) -> Tensor:
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, a, b, layer):
+        # Cast once for both passes; the scale goes with B.
+        low_a, low_b = a.to(x.dtype), (b * layer.scaling[ADAPTER]).to(x.dtype)
         rows = x.reshape(-1, x.shape[-1])
-        low = rows @ a.T.to(x.dtype)
+        low = rows @ low_a.T
         y = rows @ _base_weight(layer).T.to(x.dtype)
-        y.addmm_(low, b.T.to(x.dtype), alpha=layer.scaling[ADAPTER])
-        ctx.save_for_backward(rows, low, a, b)
-        ctx.layer = layer
+        y.addmm_(low, low_b.T)
+        ctx.save_for_backward(rows, low, low_a, low_b)
+        ctx.layer, ctx.kind = layer, a.dtype
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad):
-        rows, low, a, b = ctx.saved_tensors
-        scale = ctx.layer.scaling[ADAPTER]
+        rows, low, low_a, low_b = ctx.saved_tensors
         shape, grad = grad.shape, grad.reshape(-1, grad.shape[-1])
-        grad_low = (grad @ b.to(grad.dtype)).mul_(scale)
+        grad_low = grad @ low_b
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ _base_weight(ctx.layer).to(grad.dtype)
-            grad_x.addmm_(grad_low, a.to(grad.dtype))
+            grad_x.addmm_(grad_low, low_a)
             grad_x = grad_x.view(*shape[:-1], -1)
-        grad_a = (grad_low.T @ rows).to(a.dtype)
-        grad_b = (grad.T @ low).to(b.dtype).mul_(scale)
+        grad_a = (grad_low.T @ rows).to(ctx.kind)
+        grad_b = (grad.T @ low).to(ctx.kind).mul_(ctx.layer.scaling[ADAPTER])
         return grad_x, grad_a, grad_b, None

@@ -16,7 +16,7 @@ import transformers
 from erltool.config import TrainConfig
 from erltool.errors import ErltoolError
 from erltool.logprobs import CHUNK_ELEMENTS
-from erltool.policy import find_model, hub_advice, is_offline, resolve_device, resolve_dtype
+from erltool.policy import PLAIN_ROW, find_model, hub_advice, is_offline, resolve_device, resolve_dtype
 from erltool.rollouts import share_rows
 
 GIB = 2**30
@@ -30,15 +30,15 @@ SLACK = {"cpu": 1.8, "cuda": 1.0}
 LOGIT_BYTES, CAST_BYTES = 9, 3
 ROOM = 1.25  # of the key-value cache, which grows by a quarter
 
-# Layers, width, width of the MLP, of the queries, of the keys, vocabulary, tied head: known without the hub.
+# Layers, width, width of the MLP, heads, width of queries, of keys, vocabulary, tied head: known without the hub.
 KNOWN = {
-    "HuggingFaceTB/SmolLM2-135M": (30, 576, 1536, 576, 192, 49152, True),
-    "Qwen/Qwen2.5-0.5B": (24, 896, 4864, 896, 128, 151936, True),
-    "Qwen/Qwen2.5-1.5B": (28, 1536, 8960, 1536, 256, 151936, True),
-    "Qwen/Qwen2.5-3B": (36, 2048, 11008, 2048, 256, 151936, True),
-    "Qwen/Qwen2.5-7B": (28, 3584, 18944, 3584, 512, 152064, False),
-    "Qwen/Qwen2.5-14B": (48, 5120, 13824, 5120, 1024, 152064, False),
-    "Qwen/Qwen2.5-32B": (64, 5120, 27648, 5120, 1024, 152064, False),
+    "HuggingFaceTB/SmolLM2-135M": (30, 576, 1536, 9, 576, 192, 49152, True),
+    "Qwen/Qwen2.5-0.5B": (24, 896, 4864, 14, 896, 128, 151936, True),
+    "Qwen/Qwen2.5-1.5B": (28, 1536, 8960, 12, 1536, 256, 151936, True),
+    "Qwen/Qwen2.5-3B": (36, 2048, 11008, 16, 2048, 256, 151936, True),
+    "Qwen/Qwen2.5-7B": (28, 3584, 18944, 28, 3584, 512, 152064, False),
+    "Qwen/Qwen2.5-14B": (48, 5120, 13824, 40, 5120, 1024, 152064, False),
+    "Qwen/Qwen2.5-32B": (64, 5120, 27648, 40, 5120, 1024, 152064, False),
 }
 
 
@@ -49,6 +49,7 @@ class Shape:
     layers: int
     width: int
     mlp: int
+    heads: int
     queries: int
     keys: int
     vocabulary: int
@@ -109,6 +110,7 @@ def model_shape(source: str, trust_remote_code: bool = False) -> Shape:
             c.num_hidden_layers,
             c.hidden_size,
             c.intermediate_size,
+            c.num_attention_heads,
             c.num_attention_heads * head,
             c.num_key_value_heads * head,
             c.vocab_size,
@@ -167,7 +169,7 @@ def _sampling(config: TrainConfig, s: Shape, prompt: int, size: int, device: str
     return {
         f"dense weights {'dequantised' if config.base == 'nf4' else 'with the adapter folded in'}": dense,
         f"key-value cache of {rows} responses": cache,
-        "prefill of their prompts": rows / config.group_size * prompt * _per_token(config, s, size, device)[1],
+        "prefill of their prompts": rows / config.group_size * prompt * _per_token(config, s, size, device, prompt)[1],
         "probabilities": rows * s.vocabulary * (4 + 4 + 8 + size),
     }
 
@@ -182,10 +184,10 @@ def _update(
     rows = math.ceil(responses / group) * len(shared)
     width = prompt + max(map(len, shared)) * (config.max_response_tokens - 1)
     tokens = rows * width
-    kept, passing = _per_token(config, s, size, device)
+    kept, passing = _per_token(config, s, size, device, width)
     layers = 1 if config.gradient_checkpointing else s.layers
     activations = tokens * (layers * kept + passing)
-    if len(shared) < group:  # a mask, which attention makes anew in every layer
+    if len(shared) < group and not _is_plain(size, device, width):  # the fused kernel keeps a mask in every layer
         activations += layers * rows * width**2 * (4 if device == "cpu" else size)
     if config.gradient_checkpointing:
         activations += tokens * s.layers * s.width * size
@@ -200,14 +202,22 @@ def _update(
     }
 
 
-def _per_token(config: TrainConfig, s: Shape, size: int, device: str) -> tuple[float, float]:
-    """Bytes a token keeps in a layer for the backward pass, and bytes that pass through while a layer works."""
+def _per_token(config: TrainConfig, s: Shape, size: int, device: str, width: int) -> tuple[float, float]:
+    """Bytes a token of a row of `width` keeps in a layer for the backward pass, and those that pass while it works."""
     norms = 2 * 4 * s.width + (2 * size * s.width if size < 4 else 4 * s.width)
-    inside = 4 if device == "cpu" else size  # attention on a CPU is in fp32
-    attention = inside * 4 * s.queries + size * s.queries  # keys and values are repeated to the queries' heads
+    if _is_plain(size, device, width):
+        attention = size * 2 * (s.queries + s.keys)
+    else:
+        inside = 4 if device == "cpu" else size  # the fused kernel on a CPU works in fp32
+        attention = inside * 4 * s.queries + size * s.queries  # keys and values are repeated to the queries' heads
     mlp = size * 4 * s.mlp
     low = 7 * config.lora_rank * size
     return norms + attention + mlp + low, size * 3 * s.mlp + 4 * 4 * s.width
+
+
+def _is_plain(size: int, device: str, width: int) -> bool:
+    """Whether attention is plain products, as policy.py decides it."""
+    return device == "cpu" and size < 4 and width <= PLAIN_ROW
 
 
 def check_fits(config: TrainConfig, prompt_tokens: int) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 import erltool
 from erltool import ErltoolError, TrainConfig, load_policy
 from erltool.plan import plan_memory
-from erltool.policy import Template, find_model, resolve_dtype
+from erltool.policy import Template, _plain_attention, find_model, resolve_dtype
 from erltool.rollouts import response_log_probs
 from erltool.training import policy_for_evaluation
 
@@ -168,3 +168,43 @@ def test_the_reference_is_sampled_from_without_the_adapter(tiny_policy):
             torch.testing.assert_close(policy.model(ids).logits, plain.model(ids).logits)
         with policy.sampling():
             assert not torch.allclose(policy.model(ids).logits, plain.model(ids).logits)
+
+
+def attention_inputs(dtype, length=7, seen=7):
+    """Two rows of 6 heads on 2 keys; the second row sees itself and what a random mask allows."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 6, length, 4), (2, 2, seen, 4), (2, 2, seen, 4)
+    query, key, value = (torch.randn(s, generator=generator, dtype=dtype).requires_grad_() for s in shapes)
+    mask = torch.ones(length, seen, dtype=torch.bool).tril(seen - length).repeat(2, 1, 1, 1)
+    mask[1] &= (torch.rand(length, seen, generator=generator) < 0.5) | torch.eye(length, seen, dtype=torch.bool)
+    return query, key, value, mask
+
+
+def test_plain_attention_is_attention():
+    query, key, value, mask = attention_inputs(torch.float64)
+    for seen in (mask, None):
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, is_causal=seen is None, scale=0.3, enable_gqa=True
+        )
+        torch.testing.assert_close(_plain_attention(query, key, value, seen, 0.3), expected.transpose(1, 2))
+        assert torch.autograd.gradcheck(lambda *x, seen=seen: _plain_attention(*x, seen, 0.3), (query, key, value))
+    # Queries that follow keys already seen, as after a cache; no scaling given is that of the head's width.
+    query, key, value, mask = attention_inputs(torch.float64, length=3)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:1], enable_gqa=True)
+    torch.testing.assert_close(_plain_attention(query, key, value, None, None), expected.transpose(1, 2))
+
+
+def test_plain_attention_makes_no_nan_of_a_row_that_sees_nothing():
+    query, key, value, mask = attention_inputs(torch.bfloat16)
+    mask[0, :, 0] = False
+    out = _plain_attention(query, key, value, mask, None)
+    out.float().sum().backward()
+    assert all(x.isfinite().all() for x in (out, query.grad, key.grad, value.grad))
+
+
+def test_plain_attention_keeps_nothing_that_grows_with_the_square_of_a_row():
+    query, key, value, mask = attention_inputs(torch.bfloat16, 64, 64)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        _plain_attention(query, key, value, mask, None)
+    assert sum(x.numel() for x in kept if x is not mask) <= query.numel() + key.numel() + value.numel()

@@ -70,6 +70,15 @@ def test_responses_too_long_for_one_row_are_shared_out_evenly():
     assert len(packed.predicting) == ids.numel()
 
 
+def test_a_shorter_prompt_does_not_make_one_row_where_the_others_make_two():
+    """Of prompts of 8 and 9 tokens the first would fill one row of 512, and the second two of 261, padded to 512."""
+    prompts = [[1] * 8] * 8 + [[1] * 9] * 8
+    ids = torch.ones(16, (PACKED_ROW - 8) // 8 + 1, dtype=torch.long)
+    mask, zeros = torch.ones_like(ids, dtype=torch.bool), torch.zeros(ids.shape)
+    packed = pack(Rollouts([""] * 16, [""] * 16, prompts, ids, mask, zeros, mask[:, 0]))
+    assert packed.input_ids.shape == (4, 9 + 4 * (PACKED_ROW - 8) // 8)
+
+
 def test_prompts_of_any_length_stand_side_by_side(policy):
     lengths = ["1 1 1=1:", "1 2 3=6:1+2+3=6,", "9 9 9=99:"]
     rollouts = sample(policy, prompts=lengths)
