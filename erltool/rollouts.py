@@ -315,7 +315,7 @@ def pack(rollouts: Rollouts) -> Packed:
     ids = rollouts.token_ids.tolist()
     rows: list[list[int]] = []  # responses of each row
     longest = max(map(len, rollouts.prompt_ids))  # one prompt a token shorter must not make a row twice as wide
-    for prompt, group in itertools.groupby(rollouts.prompt_ids):
+    for _, group in itertools.groupby(rollouts.prompt_ids):
         first = sum(map(len, rows))
         shared = share_rows(longest, lengths[first : first + len(list(group))])
         rows += [(first + row).tolist() for row in shared]
