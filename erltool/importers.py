@@ -52,7 +52,7 @@ NOT_IT = {
     "performance": r"std|min\b|max\b|worst|length|time|clip|frac_|num_|entropy|loss",
 }
 ENTROPY_AVERAGES = (
-    (r"^policy_entropy$", "exact, mean over response tokens (erltool)"),
+    (r"^policy_entropy$", "exact, mean over response tokens, if erltool wrote it; not Eq 5's mean over responses"),
     (r"^response_entropy$", "mean over each response, then over responses (Eq 5)"),
     (r"^actor/entropy", "token mean, under verl's default loss_agg_mode; not Eq 5's mean"),
     (r"entropy_loss$", "token mean, under OpenRLHF's token-level loss; not Eq 5's mean"),

@@ -30,15 +30,15 @@ SLACK = {"cpu": 1.8, "cuda": 1.0}
 LOGIT_BYTES, CAST_BYTES = 9, 3
 ROOM = 1.25  # of the key-value cache, which grows by a quarter
 
-# Layers, width, width of the MLP, heads, width of queries, of keys, vocabulary, tied head: known without the hub.
+# Layers, width, width of the MLP, of the queries, of the keys, vocabulary, tied head: known without the hub.
 KNOWN = {
-    "HuggingFaceTB/SmolLM2-135M": (30, 576, 1536, 9, 576, 192, 49152, True),
-    "Qwen/Qwen2.5-0.5B": (24, 896, 4864, 14, 896, 128, 151936, True),
-    "Qwen/Qwen2.5-1.5B": (28, 1536, 8960, 12, 1536, 256, 151936, True),
-    "Qwen/Qwen2.5-3B": (36, 2048, 11008, 16, 2048, 256, 151936, True),
-    "Qwen/Qwen2.5-7B": (28, 3584, 18944, 28, 3584, 512, 152064, False),
-    "Qwen/Qwen2.5-14B": (48, 5120, 13824, 40, 5120, 1024, 152064, False),
-    "Qwen/Qwen2.5-32B": (64, 5120, 27648, 40, 5120, 1024, 152064, False),
+    "HuggingFaceTB/SmolLM2-135M": (30, 576, 1536, 576, 192, 49152, True),
+    "Qwen/Qwen2.5-0.5B": (24, 896, 4864, 896, 128, 151936, True),
+    "Qwen/Qwen2.5-1.5B": (28, 1536, 8960, 1536, 256, 151936, True),
+    "Qwen/Qwen2.5-3B": (36, 2048, 11008, 2048, 256, 151936, True),
+    "Qwen/Qwen2.5-7B": (28, 3584, 18944, 3584, 512, 152064, False),
+    "Qwen/Qwen2.5-14B": (48, 5120, 13824, 5120, 1024, 152064, False),
+    "Qwen/Qwen2.5-32B": (64, 5120, 27648, 5120, 1024, 152064, False),
 }
 
 
@@ -49,7 +49,6 @@ class Shape:
     layers: int
     width: int
     mlp: int
-    heads: int
     queries: int
     keys: int
     vocabulary: int
@@ -110,7 +109,6 @@ def model_shape(source: str, trust_remote_code: bool = False) -> Shape:
             c.num_hidden_layers,
             c.hidden_size,
             c.intermediate_size,
-            c.num_attention_heads,
             c.num_attention_heads * head,
             c.num_key_value_heads * head,
             c.vocab_size,

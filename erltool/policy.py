@@ -33,8 +33,8 @@ SMOLLM2 = "smollm2-135m"
 HUB_ALIASES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 PLAIN_FORMS = {"none": "{}", "question": f"Question: {{}}\n\n{BOXED.replace('{', '{{').replace('}', '}}')}\n\nAnswer: "}
-# Tokens of a row up to which attention on a CPU in bf16 is plain products: forward and backward up to twice as fast as
-# the fused kernel in fp32. Their scratch, which grows with the square of it, is one layer's.
+# Tokens of a row up to which attention on a CPU in bf16 is plain products: forward and backward 1.7 times as fast as
+# the fused kernel in fp32 (4 rows of 172 tokens). Their scratch, which grows with the square of it, is one layer's.
 PLAIN_ROW = 512
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -316,8 +316,8 @@ def _plain_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 class _PlainAttention(torch.autograd.Function):
-    """Keeps queries, keys and values; probabilities are made again in the backward pass, which takes no longer than
-    fetching them and spares memory that grows with the square of a row."""
+    """Keeps queries, keys and values; probabilities are made again in the backward pass, which was measured to be as
+    fast as to keep them and spares memory that grows with the square of a row."""
 
     @staticmethod
     def forward(ctx, rows, key, value, mask):
