@@ -167,7 +167,7 @@ def _sampling(config: TrainConfig, s: Shape, prompt: int, size: int, device: str
     return {
         f"dense weights {'dequantised' if config.base == 'nf4' else 'with the adapter folded in'}": dense,
         f"key-value cache of {rows} responses": cache,
-        "prefill of their prompts": rows / config.group_size * prompt * _per_token(config, s, size, device, prompt)[1],
+        "prefill of their prompts": rows / config.group_size * prompt * _passing(s, size),
         "probabilities": rows * s.vocabulary * (4 + 4 + 8 + size),
     }
 
@@ -182,9 +182,8 @@ def _update(
     rows = math.ceil(responses / group) * len(shared)
     width = prompt + max(map(len, shared)) * (config.max_response_tokens - 1)
     tokens = rows * width
-    kept, passing = _per_token(config, s, size, device, width)
     layers = 1 if config.gradient_checkpointing else s.layers
-    activations = tokens * (layers * kept + passing)
+    activations = tokens * (layers * _kept(config, s, size, device, width) + _passing(s, size))
     if len(shared) < group and not _is_plain(size, device, width):  # the fused kernel keeps a mask in every layer
         activations += layers * rows * width**2 * (4 if device == "cpu" else size)
     if config.gradient_checkpointing:
@@ -200,8 +199,8 @@ def _update(
     }
 
 
-def _per_token(config: TrainConfig, s: Shape, size: int, device: str, width: int) -> tuple[float, float]:
-    """Bytes a token of a row of `width` keeps in a layer for the backward pass, and those that pass while it works."""
+def _kept(config: TrainConfig, s: Shape, size: int, device: str, width: int) -> float:
+    """Bytes that a token of a row of `width` keeps in a layer for the backward pass."""
     norms = 2 * 4 * s.width + (2 * size * s.width if size < 4 else 4 * s.width)
     if _is_plain(size, device, width):
         attention = size * 2 * (s.queries + s.keys)
@@ -210,7 +209,12 @@ def _per_token(config: TrainConfig, s: Shape, size: int, device: str, width: int
         attention = inside * 4 * s.queries + size * s.queries  # keys and values are repeated to the queries' heads
     mlp = size * 4 * s.mlp
     low = 7 * config.lora_rank * size
-    return norms + attention + mlp + low, size * 3 * s.mlp + 4 * 4 * s.width
+    return norms + attention + mlp + low
+
+
+def _passing(s: Shape, size: int) -> float:
+    """Bytes of a token that pass through while a layer works."""
+    return size * 3 * s.mlp + 4 * 4 * s.width
 
 
 def _is_plain(size: int, device: str, width: int) -> bool:

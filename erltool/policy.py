@@ -292,7 +292,7 @@ def _attention(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def _cpu_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    if query.shape[-2] == 1:  # a sampling step
+    if query.shape[-2] == 1:  # a sampling step: the fused kernel reads the whole cache as it is
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if key.shape[-2] <= PLAIN_ROW:
         return _plain_attention(query, key, value, attention_mask, scaling), None
@@ -328,6 +328,7 @@ class _PlainAttention(torch.autograd.Function):
     def backward(ctx, grad):
         rows, key, value, mask = ctx.saved_tensors
         p = _probabilities(rows, key, mask)
+        # Not public, but what transformers calls too: PyTorch offers a softmax's gradient by no other name.
         grad_scores = torch._softmax_backward_data(torch.bmm(grad, value.mT), p, -1, p.dtype)
         return torch.bmm(grad_scores, key), torch.bmm(grad_scores.mT, rows), torch.bmm(p.mT, grad), None
 

@@ -307,9 +307,9 @@ class Packed:
 def pack(rollouts: Rollouts) -> Packed:
     """Each prompt once, followed by its responses, which see the prompt and themselves but not each other.
 
-    Responses share a row while they share a prompt and the row holds at most PACKED_ROW tokens; where one row is
-    too small they are shared out evenly, since the longest row sets the width of all. The last token of a response
-    predicts nothing and is left out.
+    Responses share a row while they share a prompt and the row would hold at most PACKED_ROW tokens with the longest
+    of the prompts; where one row is too small they are shared out evenly, since the longest row sets the width of
+    all. The last token of a response predicts nothing and is left out.
     """
     lengths = rollouts.response_mask.sum(-1).tolist()
     ids = rollouts.token_ids.tolist()
