@@ -207,7 +207,7 @@ class _Trainer:
 
     def rewards(self, problems: list[Problem], rollouts: Rollouts) -> Tensor:
         size = self.config.group_size
-        values = [float(self.task.reward(problems[i // size], r)) for i, r in enumerate(rollouts.responses)]
+        values = self.task.rewards([problem for problem in problems for _ in range(size)], rollouts.responses)
         for i, value in enumerate(values):
             if not math.isfinite(value):
                 raise ErltoolError(

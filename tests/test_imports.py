@@ -15,7 +15,7 @@ PACKAGE = Path(erltool.__file__).parent
 FLOORS = (
     ("errors", "resources"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
-    ("config", "countdown", "judge", "tasks"),
+    ("config", "countdown", "answers", "equality", "gym", "jury", "judge", "tasks"),
     ("fit", "logformats", "runs", "importers", "compare", "forecasting", "rivals", "scaling", "plots", "alarms"),
     ("lora", "policy", "rollouts", "plan", "evaluate", "step", "training", "trl", "export"),
     ("experiments", "demo", "doctor", "workshop", "lessons"),

@@ -1,0 +1,259 @@
+"""The processes that judge answers: `python -m erltool.jury LIBRARY PARENT`, started by judge.py.
+
+This one imports the library once and forks workers, which cost milliseconds and may be killed: every answer is judged
+by a worker, under a limit of processor time that the kernel holds, and of memory. Asked for a batch on stdin (a
+pickle, from the parent alone), it replies with one line of JSON. It ends when its stdin does or its parent dies.
+"""
+
+import contextlib
+import functools
+import importlib
+import json
+import os
+import pickle
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MEMORY = 2 * 2**30  # bytes of address space of a worker
+FLOOR = 0.03  # seconds of processor time that an answer gets at least, a few ticks of the kernel's clock
+PDEATHSIG = 1  # Linux's PR_SET_PDEATHSIG
+
+
+@dataclass
+class _Worker:
+    pid: int
+    socket: socket.socket
+    question: int = -1
+    limit: float = 0.0
+    kill_at: float = 0.0
+
+
+class Bench:
+    """Workers that judge one batch.
+
+    Time is shared out in rounds: of what is left each open question gets an equal share of processor time, at most
+    `seconds` and at least twice what it had before. So no slow answer takes the time of a quick one, wherever it
+    stands. What has had `seconds` is wrong; what is open when `budget` seconds have passed was not judged.
+    """
+
+    def __init__(self, questions: list, score_of: Callable, seconds: float, budget: float, workers: int):
+        self.questions, self.score_of, self.seconds = questions, score_of, seconds
+        self.budget, self.deadline = budget, time.monotonic() + budget
+        self.size = min(workers, len(questions))
+        self.scores: list[float | None] = [None] * len(questions)
+        self.had = [0.0] * len(questions)
+        self.unread: list[int] = []
+        self.open, self.later = deque(range(len(questions))), deque()
+        self.idle: list[_Worker] = []
+        self.busy: dict[int, _Worker] = {}
+        self.selector = selectors.DefaultSelector()
+
+    def judge(self) -> dict:
+        self.selector.register(0, selectors.EVENT_READ)  # the parent says nothing meanwhile: readable is its end
+        try:
+            while (self.open or self.later or self.busy) and time.monotonic() < self.deadline:
+                self.hand_out()
+                self.collect()
+        finally:
+            for worker in [*self.idle, *self.busy.values()]:
+                self.dismiss(worker)
+            self.selector.close()
+        return {"scores": self.scores, "unread": self.unread}
+
+    def hand_out(self) -> None:
+        while (self.open or self.later) and len(self.busy) < self.size:
+            if not self.open:
+                self.open, self.later = self.later, deque()
+            i, left = self.open.popleft(), self.deadline - time.monotonic()
+            share = left * self.size / (len(self.open) + len(self.busy) + 1)
+            limit = min(self.seconds, max(FLOOR, share, 2 * self.had[i]))
+            worker = self.idle.pop() if self.idle else self.hire()
+            worker.question, worker.limit = i, limit
+            worker.kill_at = time.monotonic() + 1 + 4 * limit  # one that waits for something takes no processor time
+            self.busy[worker.socket.fileno()] = worker
+            with contextlib.suppress(OSError):  # a worker that has died: `collect` sees it
+                worker.socket.sendall(json.dumps([i, limit]).encode() + b"\n")
+
+    def collect(self) -> None:
+        until = min([self.deadline, *(w.kill_at for w in self.busy.values())])
+        for key, _ in self.selector.select(max(0.0, until - time.monotonic())):
+            if key.fd == 0:
+                os._exit(0)
+            worker = self.busy.pop(key.fd)
+            reply = _received(worker.socket)
+            if reply is None:
+                self.cut(worker)
+                continue
+            self.idle.append(worker)
+            self.scores[worker.question] = reply if reply >= 0 else 0.0
+            if reply < 0:
+                self.unread.append(worker.question)
+        for fd, worker in list(self.busy.items()):
+            if time.monotonic() > worker.kill_at:
+                del self.busy[fd]
+                os.kill(worker.pid, signal.SIGKILL)
+                self.cut(worker)
+
+    def cut(self, worker: _Worker) -> None:
+        """Of a worker that has died over its question."""
+        slow = self.dismiss(worker) in (signal.SIGPROF, signal.SIGXCPU, signal.SIGKILL)
+        i, self.had[worker.question] = worker.question, worker.limit
+        if slow and worker.limit < self.seconds:
+            self.later.append(i)
+        else:
+            self.scores[i] = 0.0
+
+    def hire(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if not pid:
+            ours.close()
+            self.selector.close()
+            for other in [*self.idle, *self.busy.values()]:
+                other.socket.close()
+            _work(theirs, self.questions, self.score_of, self.budget)
+        theirs.close()
+        self.selector.register(ours, selectors.EVENT_READ)
+        return _Worker(pid, ours)
+
+    def dismiss(self, worker: _Worker) -> int:
+        """Ends a worker; returns the signal that ended it."""
+        self.selector.unregister(worker.socket)
+        worker.socket.close()
+        os.kill(worker.pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1]) * -1
+
+
+def _received(source: socket.socket) -> float | None:
+    """A worker's score; negative for a true answer that cannot be read; None if it died."""
+    line = b""
+    while not line.endswith(b"\n"):
+        try:
+            piece = source.recv(4096)
+        except OSError:
+            return None
+        if not piece:
+            return None
+        line += piece
+    return float(json.loads(line))
+
+
+def _work(asked: socket.socket, questions: list, score_of: Callable, budget: float) -> None:
+    """A worker's life. Its timer counts its own processor time, and the kernel ends it when the time is over."""
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        die_with(os.getppid(), signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(budget) + 5, int(budget) + 10))
+        for line in asked.makefile("rb"):
+            i, limit = json.loads(line)
+            signal.setitimer(signal.ITIMER_PROF, limit)
+            try:
+                score = min(1.0, max(0.0, float(score_of(*questions[i]))))
+            except Unreadable:
+                score = -1.0
+            except BaseException:  # a parser's errors on hostile text are its own; whatever they are, it is wrong
+                score = 0.0
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            asked.sendall(json.dumps(score if score == score else 0.0).encode() + b"\n")
+    finally:
+        os._exit(0)
+
+
+class Unreadable(Exception):
+    """The true answer is none that the library can read."""
+
+
+def die_with(parent: int, by: int) -> None:
+    """Ends this process when its parent ends: by signal `by` on Linux, and at once if the parent is gone already."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PDEATHSIG, by)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+# --- the libraries --------------------------------------------------------------------------------
+
+
+def _math_scores(_questions: list) -> Callable:
+    return math_score
+
+
+def math_score(truth: str, answer: str) -> float:
+    """Whether math-verify finds the LaTeX of an answer equal to that of the true one. Raises Unreadable."""
+    from math_verify import verify
+
+    wanted = _parsed(truth)
+    if not wanted:
+        raise Unreadable
+    # No time limit inside: its signals are for the main thread only, and ours holds for all.
+    return float(verify(wanted, _parsed(answer), timeout_seconds=None))
+
+
+@functools.lru_cache(1024)
+def _parsed(latex: str) -> list:
+    from latex2sympy2_extended.math_normalization import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse
+
+    # LaTeX alone: its search for any number would find 42 in "A. 42". Units are equality.py's, which knows 5t from 5 m.
+    normal = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
+    config = LatexExtractionConfig(boxed_match_priority=0, normalization_config=normal)
+    return parse(f"\\boxed{{{latex}}}", [config], fallback_mode="no_fallback", parsing_timeout=None)
+
+
+# A grammar's parser is slow on its first formulas of a kind; workers inherit what it has learnt.
+WARM_UP = (
+    r"\frac{1}{2}x^2+\sqrt{3}\pi", r"(-\infty,2)\cup[3,\infty)", r"\{1,2\}", "y=2x+1", r"(1,-2,\frac{3}{4})", "1,2,-3",
+    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"0<x\le 5", r"\sin(2x)+\log_2 8", "2^{10}-3!",
+)  # fmt: skip
+
+
+def _load(library: str) -> Callable[[list], Callable]:
+    """What makes a batch's scorer of its questions. Raises ImportError."""
+    importlib.import_module(library)
+    if library == "reasoning_gym":
+        from erltool.gym import scorer
+
+        return scorer
+    for latex in WARM_UP:
+        math_score(latex, latex)
+        math_score(latex, latex + "+1")
+    return _math_scores
+
+
+def main(library: str, parent: int) -> None:
+    # The signal also comes when only the thread of the parent ends that started this process.
+    signal.signal(signal.SIGHUP, lambda *_: None if os.getppid() == parent else os._exit(0))
+    die_with(parent, signal.SIGHUP)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints must not be taken for a reply
+    try:
+        scorer = _load(library)
+    except ImportError as e:
+        print(json.dumps({"missing": e.name}), file=out, flush=True)
+        return
+    print(json.dumps({"ready": True}), file=out, flush=True)
+    while True:
+        try:
+            questions, seconds, budget, workers = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        score_of = scorer(questions)
+        print(json.dumps(Bench(questions, score_of, seconds, budget, workers).judge()), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    from erltool import jury  # not the copy of it that __main__ is: gym.py's Unreadable must be this one's
+
+    jury.main(sys.argv[1], int(sys.argv[2]))
