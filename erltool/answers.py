@@ -51,7 +51,7 @@ def explicit_answer(response: str, lines: int = 1, limit: int = MAX_ANSWER) -> t
     if not marks:
         return None, False
     at, line = max(marks)
-    text = response[at : at + limit].lstrip("*_ \n")
+    text = re.sub(r"\s*(?:\*\*|__)?\s*", "", response[at : at + limit], count=1)
     return _block(text, lines, whole_line=line) or None, True
 
 

@@ -59,7 +59,7 @@ def for_library(answer: str) -> str:
         text = re.sub(r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])", lambda m: m[0].replace(",", ""), text)
     text = _without_unit(_NOISE.sub(" ", text))[0]
     text = re.sub(r"(?<![0-9.])([0-9]+)\s+([0-9]+)/([0-9]+)(?![0-9.])", r"\1\\frac{\2}{\3}", text)
-    text = re.sub(r"([0-9])(?:\s+(?=[0-9.])|[ \t]*\n\s*(?=[A-Za-z]))", r"\1,", text)
+    text = re.sub(r"(?<!_)([0-9])(?:\s+(?=[0-9.])|[ \t]*\n\s*(?=[A-Za-z]))", r"\1,", text)
     text = re.sub(r"([0-9.]+)[eE]([-+]?[0-9]{1,3})(?![0-9A-Za-z.])", r"\1\\cdot 10^{\2}", text)
     text = _FUNCTION.sub(r"\\\1 ", text)
     text = text.replace("**", "^").replace("\\varnothing", "\\emptyset")
@@ -248,9 +248,10 @@ def _is_finite(value: Fraction) -> bool:
 # --- other plain answers --------------------------------------------------------------------------
 
 _FORMULA = re.compile(r"[0-9\\^_=+*/(\[{|!<>]|\b(?:sqrt|pi|e|i)\b")
-_FUNCTION = re.compile(r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sin|cos|tan|sec|csc|cot|log|ln|sqrt(?!\s?\()|pi)(?![a-z])")
+_FUNCTION = re.compile(r"(?<![\\A-Za-z])((?:arc)?(?:sin|cos|tan)|sec|csc|cot|log|ln|sqrt(?!\s?\()|pi)(?![a-z])")
 _NOISE = re.compile(
-    r"\\(?:left|right|displaystyle|bigg?|Bigg?|!)(?![a-zA-Z])|\\(?:text)?color\s?\{[^{}]*\}|(?<!\\)\\(?:[,;: ]|q?quad\b)|~"
+    r"\\(?:left|right|displaystyle|bigg?|Bigg?|!)(?![a-zA-Z])|\\(?:text)?color\s?\{[^{}]*\}"
+    r"|(?<!\\)\\(?:[,;: ]|q?quad\b)|~"
 )
 _UNSOLVED = re.compile(r"(?:-?[0-9.]+\s?[a-z]|[a-z]\s?\^\s?\{?[0-9]\}?)\s?=\s?[^=]*\Z")  # 2x=10, of which x is not 10
 _REASON = re.compile(r",? (?:because|since|as|where|which|so|for|when|after|out of)\b|[;(]|, ")

@@ -22,9 +22,10 @@ from erltool import gym
 from erltool.answers import extract_answer
 from erltool.equality import for_library, plainly_same
 from erltool.errors import ErltoolError
+from erltool.jury import PATIENCE
 
 SECONDS = 1.0  # of processor time, for one answer
-BATCH_SECONDS = 4.0, 0.01  # for a batch, and more for each answer of it
+BATCH_SECONDS = 4.0, 0.006  # of processor time a core for a batch, and more for each answer of it
 START_SECONDS = 120.0  # for a library's imports
 WORKERS = 4  # at most, one a core
 
@@ -126,7 +127,7 @@ class Judge:
             batch = pickle.dumps((list(questions), self.seconds, budget, min(WORKERS, _cores())))
             self._process.stdin.write(batch)
             self._process.stdin.flush()
-            reply = self._line(budget + START_SECONDS)  # data sets may have to be made first
+            reply = self._line(PATIENCE * budget + START_SECONDS)  # data sets may have to be made first
         except OSError:
             reply = None
         except BaseException:  # interrupted: its reply must not be taken for the next one's

@@ -7,10 +7,12 @@ pickle, from the parent alone), it replies with one line of JSON. It ends when i
 
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
 import pickle
+import re
 import resource
 import selectors
 import signal
@@ -21,36 +23,44 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from erltool.answers import MAX_ANSWER
+
 MEMORY = 2 * 2**30  # bytes of address space of a worker
-FLOOR = 0.03  # seconds of processor time that an answer gets at least, a few ticks of the kernel's clock
+FLOOR, FIRST = 0.03, 0.1  # seconds of processor time that an answer gets at least; and at most at first
+PATIENCE = 5  # times the budget the first round may take on a machine that has others to serve
 PDEATHSIG = 1  # Linux's PR_SET_PDEATHSIG
+_SLOW = re.compile(r"[!^(]|\\(?:sum|prod|int|lim|binom)|[0-9]{7}")
 
 
 @dataclass
 class _Worker:
     pid: int
     socket: socket.socket
+    used: float = 0.0  # seconds of processor time
     question: int = -1
     limit: float = 0.0
     kill_at: float = 0.0
 
 
 class Bench:
-    """Workers that judge one batch.
+    """Workers that judge one batch, `budget` seconds each.
 
-    Time is shared out in rounds: of what is left each open question gets an equal share of processor time, at most
-    `seconds` and at least twice what it had before. So no slow answer takes the time of a quick one, wherever it
-    stands. What has had `seconds` is wrong; what is open when `budget` seconds have passed was not judged.
+    Processor time is shared out in rounds. In the first each question gets FIRST, in the others an equal share of
+    what is left, at least twice what it had before; `seconds` at most. So no slow answer takes the time of a quick
+    one, wherever it stands. What has had `seconds` is wrong; what is open when the budget is spent was not judged.
+    The clock ends the later rounds; the first goes on behind it, because whether a quick answer is right must not
+    depend on what else the machine does.
     """
 
     def __init__(self, questions: list, score_of: Callable, seconds: float, budget: float, workers: int):
-        self.questions, self.score_of, self.seconds = questions, score_of, seconds
-        self.budget, self.deadline = budget, time.monotonic() + budget
+        self.questions, self.score_of, self.seconds, self.budget = questions, score_of, seconds, budget
         self.size = min(workers, len(questions))
+        self.started, self.first_round = time.monotonic(), True
+        self.spent = 0.0  # by workers that are gone
         self.scores: list[float | None] = [None] * len(questions)
         self.had = [0.0] * len(questions)
         self.unread: list[int] = []
-        self.open, self.later = deque(range(len(questions))), deque()
+        self.open, self.later = deque(sorted(range(len(questions)), key=lambda i: _looks(questions[i]))), deque()
         self.idle: list[_Worker] = []
         self.busy: dict[int, _Worker] = {}
         self.selector = selectors.DefaultSelector()
@@ -58,7 +68,7 @@ class Bench:
     def judge(self) -> dict:
         self.selector.register(0, selectors.EVENT_READ)  # the parent says nothing meanwhile: readable is its end
         try:
-            while (self.open or self.later or self.busy) and time.monotonic() < self.deadline:
+            while (self.open or self.later or self.busy) and self.left() > 0 and time.monotonic() < self.deadline():
                 self.hand_out()
                 self.collect()
         finally:
@@ -67,22 +77,30 @@ class Bench:
             self.selector.close()
         return {"scores": self.scores, "unread": self.unread}
 
+    def left(self) -> float:
+        return self.budget * self.size - self.spent - sum(w.used for w in [*self.idle, *self.busy.values()])
+
+    def deadline(self) -> float:
+        return self.started + self.budget * (PATIENCE if self.first_round else 1)
+
     def hand_out(self) -> None:
         while (self.open or self.later) and len(self.busy) < self.size:
             if not self.open:
-                self.open, self.later = self.later, deque()
-            i, left = self.open.popleft(), self.deadline - time.monotonic()
-            share = left * self.size / (len(self.open) + len(self.busy) + 1)
-            limit = min(self.seconds, max(FLOOR, share, 2 * self.had[i]))
+                self.open, self.later, self.first_round = self.later, deque(), False
+            i, left = self.open.popleft(), max(FLOOR, self.left())
+            others = len(self.open) + len(self.busy)
+            share = left / (others + 1)
+            if self.first_round and share < self.seconds:
+                share = min(FIRST, left - FLOOR * others)
             worker = self.idle.pop() if self.idle else self.hire()
-            worker.question, worker.limit = i, limit
-            worker.kill_at = time.monotonic() + 1 + 4 * limit  # one that waits for something takes no processor time
+            worker.question, worker.limit = i, min(left, self.seconds, max(FLOOR, share, 2 * self.had[i]))
+            worker.kill_at = time.monotonic() + PATIENCE * (worker.limit + 1)  # one that waits takes no processor time
             self.busy[worker.socket.fileno()] = worker
             with contextlib.suppress(OSError):  # a worker that has died: `collect` sees it
-                worker.socket.sendall(json.dumps([i, limit]).encode() + b"\n")
+                worker.socket.sendall(json.dumps([i, worker.limit]).encode() + b"\n")
 
     def collect(self) -> None:
-        until = min([self.deadline, *(w.kill_at for w in self.busy.values())])
+        until = min([self.deadline(), *(w.kill_at for w in self.busy.values())])
         for key, _ in self.selector.select(max(0.0, until - time.monotonic())):
             if key.fd == 0:
                 os._exit(0)
@@ -91,20 +109,19 @@ class Bench:
             if reply is None:
                 self.cut(worker)
                 continue
+            score, worker.used = reply
             self.idle.append(worker)
-            self.scores[worker.question] = reply if reply >= 0 else 0.0
-            if reply < 0:
+            self.scores[worker.question] = score or 0.0
+            if score is None:
                 self.unread.append(worker.question)
         for fd, worker in list(self.busy.items()):
             if time.monotonic() > worker.kill_at:
-                del self.busy[fd]
-                os.kill(worker.pid, signal.SIGKILL)
-                self.cut(worker)
+                self.cut(self.busy.pop(fd))
 
     def cut(self, worker: _Worker) -> None:
-        """Of a worker that has died over its question."""
-        slow = self.dismiss(worker) in (signal.SIGPROF, signal.SIGXCPU, signal.SIGKILL)
+        """Of a worker that has died over its question, or is to."""
         i, self.had[worker.question] = worker.question, worker.limit
+        slow = self.dismiss(worker) in (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL)
         if slow and worker.limit < self.seconds:
             self.later.append(i)
         else:
@@ -124,15 +141,22 @@ class Bench:
         return _Worker(pid, ours)
 
     def dismiss(self, worker: _Worker) -> int:
-        """Ends a worker; returns the signal that ended it."""
+        """Ends a worker, unless it has ended; returns its exit code, for a signal the signal's number below 0."""
         self.selector.unregister(worker.socket)
         worker.socket.close()
         os.kill(worker.pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(os.waitpid(worker.pid, 0)[1]) * -1
+        _, status, usage = os.wait4(worker.pid, 0)
+        self.spent += usage.ru_utime + usage.ru_stime
+        return os.waitstatus_to_exitcode(status)
 
 
-def _received(source: socket.socket) -> float | None:
-    """A worker's score; negative for a true answer that cannot be read; None if it died."""
+def _looks(question: tuple) -> float:
+    """How slow a question looks, so that those that look quick are asked first."""
+    return len(_SLOW.findall(question[-1])) + len(question[-1]) / MAX_ANSWER
+
+
+def _received(source: socket.socket) -> tuple[float | None, float] | None:
+    """A worker's score, None where the true answer cannot be read, and its processor time so far; None if it died."""
     line = b""
     while not line.endswith(b"\n"):
         try:
@@ -142,7 +166,7 @@ def _received(source: socket.socket) -> float | None:
         if not piece:
             return None
         line += piece
-    return float(json.loads(line))
+    return json.loads(line)
 
 
 def _work(asked: socket.socket, questions: list, score_of: Callable, budget: float) -> None:
@@ -159,11 +183,11 @@ def _work(asked: socket.socket, questions: list, score_of: Callable, budget: flo
             try:
                 score = min(1.0, max(0.0, float(score_of(*questions[i]))))
             except Unreadable:
-                score = -1.0
+                score = None
             except BaseException:  # a parser's errors on hostile text are its own; whatever they are, it is wrong
                 score = 0.0
             signal.setitimer(signal.ITIMER_PROF, 0)
-            asked.sendall(json.dumps(score if score == score else 0.0).encode() + b"\n")
+            asked.sendall(json.dumps([score, time.process_time()]).encode() + b"\n")
     finally:
         os._exit(0)
 
@@ -211,10 +235,13 @@ def _parsed(latex: str) -> list:
     return parse(f"\\boxed{{{latex}}}", [config], fallback_mode="no_fallback", parsing_timeout=None)
 
 
-# A grammar's parser is slow on its first formulas of a kind; workers inherit what it has learnt.
+# The parser and sympy are slow on their first formulas of a kind; workers inherit what this process has learnt.
 WARM_UP = (
-    r"\frac{1}{2}x^2+\sqrt{3}\pi", r"(-\infty,2)\cup[3,\infty)", r"\{1,2\}", "y=2x+1", r"(1,-2,\frac{3}{4})", "1,2,-3",
-    r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"0<x\le 5", r"\sin(2x)+\log_2 8", "2^{10}-3!",
+    (r"\frac{1}{2}x^2+\sqrt{3}\pi", r"\frac12(x^2+2\sqrt3\pi)"), (r"\frac{1+\sqrt5}{2}", r"\frac{1-\sqrt{5}}{2}"),
+    (r"(-\infty,2)\cup[3,\infty)", r"(-\infty,2]\cup(3,\infty)"), (r"\{1,2\}", r"\{2,3\}"), ("1,2,-3", "3,2,1"),
+    (r"(1,-2,\frac{3}{4})", "(1,-2,3)"), ("y=2x+1", "2x+2"), (r"0<x\le 5", "(0,5]"), ("x>3", "3<x"), ("(1,2)", "1,2"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"), ("2^{10}-3!", "1018"),
+    (r"\sin(2x)+\log_2 8", r"2\sin x\cos x+3"), (r"e^{2}", r"\ln 2"), ("1+2i", "1-2i"), (r"|x|", r"\binom{5}{2}"),
 )  # fmt: skip
 
 
@@ -225,9 +252,8 @@ def _load(library: str) -> Callable[[list], Callable]:
         from erltool.gym import scorer
 
         return scorer
-    for latex in WARM_UP:
-        math_score(latex, latex)
-        math_score(latex, latex + "+1")
+    for truth, answer in WARM_UP:
+        math_score(truth, answer)
     return _math_scores
 
 
@@ -243,6 +269,8 @@ def main(library: str, parent: int) -> None:
     except ImportError as e:
         print(json.dumps({"missing": e.name}), file=out, flush=True)
         return
+    gc.collect()
+    gc.freeze()  # what workers inherit is not theirs to look through
     print(json.dumps({"ready": True}), file=out, flush=True)
     while True:
         try:

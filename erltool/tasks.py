@@ -13,6 +13,7 @@ Answers are compared by judge.py: the last \\boxed{...} or <answer>...</answer>,
 import ast
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from erltool.answers import extract_answer
 from erltool.countdown import HELD_OUT_PARTS, countdown_problems, countdown_reward, in_held_out
+from erltool.equality import for_library
 from erltool.errors import ErltoolError
 from erltool.gym import worked_answer
 from erltool.judge import Judge
@@ -136,6 +138,7 @@ def task_of_answers(name: str, train: Sequence[Problem], held_out: Sequence[Prob
 
 PROMPT_COLUMNS = ("prompt", "question", "problem")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "solution")
+_PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z}])")
 
 
 def problems_of(name: str, rows: Iterable[dict]) -> list[Problem]:
@@ -156,6 +159,7 @@ def problems_of(name: str, rows: Iterable[dict]) -> list[Problem]:
         problems.setdefault(prompt, Problem(prompt, answer, _worked(row)))
     if not problems:
         raise ErltoolError(f"task {name}: the data set is empty; give at least one row with a prompt and an answer")
+    _warn_of_prose(name, problems.values())
     return list(problems.values())
 
 
@@ -171,6 +175,9 @@ def _prompt(name: str, number: int, row: dict) -> str:
     return value
 
 
+MISSING = {"", "None", "nan", "NaN", "null", "NULL", "<NA>", "NaT", "[]", "{}"}  # what tools write for no value
+
+
 def _answer(name: str, number: int, row: dict) -> str:
     model = row.get("reward_model")
     if isinstance(model, dict):
@@ -182,15 +189,23 @@ def _answer(name: str, number: int, row: dict) -> str:
             value = value[0]
         if isinstance(value, str) and "####" in value:
             value = value.rsplit("####", 1)[1]
-        elif column == "solution" and isinstance(value, str):
+        elif isinstance(value, str) and ("boxed" in value or column == "solution"):
             value = extract_answer(value) if "boxed" in value else None
-    text = "" if value is None or isinstance(value, bool) else str(value).strip().strip("$")
-    if not text:
+    text = "" if value is None or isinstance(value, bool | dict) else str(value).strip().strip("$")
+    if text in MISSING:
         raise ErltoolError(
             f"task {name}: row {number} has no answer that can be read; it needs one of the columns "
             f"{', '.join(ANSWER_COLUMNS)} (a solution with \\boxed{{}}), or reward_model with ground_truth"
         )
     return text
+
+
+def _warn_of_prose(name: str, problems: Iterable[Problem]) -> None:
+    """Says how many true answers are sentences, or formulas whose braces do not match: no other text equals those."""
+    unlike = [p.answer for p in problems if not for_library(p.answer) or len(_PROSE.findall(p.answer)) > 5]
+    if unlike:
+        text = f"task {name}: {len(unlike)} true answers are no mathematics that can be read, as {unlike[0][:60]!a}"
+        warnings.warn(f"{text}: only the same text is right", stacklevel=3)
 
 
 def _worked(row: dict) -> str:
