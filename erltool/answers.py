@@ -13,7 +13,7 @@ MAX_ANSWER = 1_000  # characters of an answer
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_BETWEEN_BOXES = re.compile(r"(?:[\s$,;&]|\\[,;: ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b){1,20}")
+_BETWEEN_BOXES = re.compile(r"(?:[\s$,;&]|\\[,;: ]|\\q?quad|\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b){0,20}")
 _TAG = re.compile(r"</?answer>", re.IGNORECASE)
 _MARK = re.compile(r"####|\banswers?\b[\s*_]{0,3}:", re.IGNORECASE)
 _PHRASE = re.compile(r"\banswer(?: to (?:this|the) [a-z]{3,12})?\s{1,3}(?:is\b|=)[\s:*_]{0,5}", re.IGNORECASE)
@@ -51,7 +51,7 @@ def explicit_answer(response: str, lines: int = 1, limit: int = MAX_ANSWER) -> t
     if not marks:
         return None, False
     at, line = max(marks)
-    text = re.sub(r"\s*(?:\*\*|__)?\s*", "", response[at : at + limit], count=1)
+    text = re.sub(r"[ \t]*(?:\*\*|__)?", "", response[at : at + limit], count=1)
     return _block(text, lines, whole_line=line) or None, True
 
 
@@ -118,12 +118,12 @@ def _phrase(response: str) -> int | None:
 
 
 def _block(text: str, lines: int, whole_line: bool) -> str:
-    """The first lines of a text, with those that close what they open; of one line the first sentence, unless
-    `whole_line`."""
-    kept, is_open, dollars = [], 0, 0
+    """The first lines of a text, with those that close what they open, and of values one below the other all; of one
+    line the first sentence, unless `whole_line`."""
+    kept, is_open, dollars, below = [], 0, 0, text[:1] == "\n"
     for line in text.strip().splitlines():
         done = len(kept) >= lines and is_open <= 0 and not dollars % 2 and not kept[-1].rstrip().endswith(",")
-        if done and not (_BARE.fullmatch(kept[-1]) and _BARE.fullmatch(line)):
+        if done and not (below and _BARE.fullmatch(kept[-1]) and _BARE.fullmatch(line)):
             break
         kept.append(line)
         is_open += len(_OPENS.findall(line)) - len(_CLOSES.findall(line))
@@ -143,7 +143,7 @@ _NUMBER = re.compile(
 )
 _JOINS = re.compile(
     r"\\?%?\s*(?:,|;|/|\\?&|\bor\b|\band\b|\bto\b|[-–~])?\s*(?:\b(?:or|and)\b\s*)?"  # a list, a range
-    r"|\\?%?[A-Za-z ]{0,25}\bor\b[A-Za-z ]{0,15}"  # 41 apples or perhaps 42
+    r"|\\?%?,?[A-Za-z ]{0,25}\b(?:or|maybe|perhaps|possibly)\b[A-Za-z =]{0,20}"  # 41 apples or perhaps 42
     r"|[ \t]*[-+*/^][ \t]*"  # an expression
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?=\S)([^$\n]+?)(?<=\S)\$(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -170,7 +170,7 @@ def _last_number(text: str) -> str | None:
         if not (alone and _JOINS.fullmatch(text, before.end(), after.start())):
             break
         start = before.start()
-    if _DENIES.search(text[max(0, start - 60) : start]):
+    if _DENIES.search(text[max(0, start - 60) : start]) or re.match(r"[A-Za-z ]{0,20}\bor\b", text[end:]):
         return None
     opened, closed = text[start - 1 : start] or " ", text[end : end + 1] or " "
     if opened in "^_{([|" or closed in "^_}":  # part of a formula that no dollar sign surrounds
@@ -190,6 +190,8 @@ _SIGNS = str.maketrans(
 )  # fmt: skip
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _EN_DASH = re.compile(r"(?<![\w)}\]])–(?=[\d.\\])|(?<=\s)–(?=\s[\d(\\])")
+_SIZE = re.compile(r"\\(?:displaystyle|large|Large|LARGE|huge|Huge|bf|rm)(?![A-Za-z])\s?")
+_SIGN_IN_TEXT = re.compile(r"\\text\s?\{\s?(\\?[$%€£,.])\s?\}")
 _AROUND = re.compile(r"\\(?:text\w*|math\w+|mbox|boldsymbol|underline|operatorname)\s?\{([^{}]*)\}|\{([^{}]*)\}")
 
 
@@ -206,7 +208,7 @@ def plain(text: str) -> str:
 def tidy(answer: str) -> str:
     """An answer without what surrounds it: spaces, dollar signs and brackets of mathematics, emphasis, one pair of
     braces or \\text{} around it all, a last full stop."""
-    before = None
+    before, answer = None, _SIGN_IN_TEXT.sub(r"\1", _SIZE.sub("", answer))
     while before != answer:
         before = answer
         answer = answer.strip(" \t\r\n*`\u200b")

@@ -57,6 +57,7 @@ def for_library(answer: str) -> str:
     text = _SPACES_IN_LATEX.sub("", tidy(plain(answer)))
     if re.search(r",\s", text):  # of "1,234, 5,678" only the commas with a space divide
         text = re.sub(r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])", lambda m: m[0].replace(",", ""), text)
+    text = re.sub(r"([0-9}\])])\s*(?:\\q?quad|\\vee|\\lor)\s*(?=[A-Za-z0-9(-])", r"\1, ", text)
     text = _without_unit(_NOISE.sub(" ", text))[0]
     text = re.sub(r"(?<![0-9.])([0-9]+)\s+([0-9]+)/([0-9]+)(?![0-9.])", r"\1\\frac{\2}{\3}", text)
     text = re.sub(r"(?<!_)([0-9])(?:\s+(?=[0-9.])|[ \t]*\n\s*(?=[A-Za-z]))", r"\1,", text)
@@ -134,10 +135,14 @@ _WORDS_OF_NUMBERS = {word: n for n, word in enumerate(
 _SPACES_IN_LATEX = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\[,;: ]|\\thinspace\s?|~)(?=[0-9]{3}(?![0-9]))")
 _GROUPS = re.compile(r"(?<![0-9.,'])[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+|(?:'[0-9]{3})+)(?![0-9,'/])")
 _EQUALS = re.compile(r"(?<![<>!:=~\\])=(?![=<>])")
+_SEVERAL = re.compile(
+    r"[,;<>]|\\(?:[lgn]eq?|vee|lor|q?quad|text)\b|\b(?:or|and)\b|[0-9}]\s+\\?[A-Za-z]+\s?="
+)  # equations
 _SIGN = re.compile(r"(?:\\approx\s?|=\s?)?([-+]?)\s?(\\?\$|[€£])?\s?([-+]?)")
 _ARGUMENT = r"(?:\{\s?(-?[0-9]+)\s?\}|\s?([0-9]))"
 _FRACTION = re.compile(rf"([0-9]*)\s?\\[dtc]?frac{_ARGUMENT}{_ARGUMENT}(?![0-9])")
 _RATIO = re.compile(r"(?:([0-9]+)\s(?=[0-9]+/))?([0-9]+)\s?/\s?([0-9]+)(?![0-9.])")
+_POWER = re.compile(r"([0-9]{1,6})\s?(?:\^|\*\*)\s?(?:\{\s?(-?[0-9]{1,3})\s?\}|(-?[0-9]{1,3}))")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}")
 _DECIMAL = re.compile(
     r"([0-9]+\.?[0-9]*|\.[0-9]+)"
@@ -153,7 +158,7 @@ def number(text: str, strict: bool = False) -> Number | None:
         text = text[1:-1].strip()
     text = _GROUPS.sub(lambda m: re.sub("[, ']", "", m[0]), text)
     name = ""
-    if not re.search(r"[,<>]|\\(?:l|g|n)eq?\b", text) and not _UNSOLVED.match(text):
+    if not _SEVERAL.search(text) and not _UNSOLVED.match(text):
         name, text = (_EQUALS.split(text)[0], _EQUALS.split(text)[-1].strip()) if _EQUALS.search(text) else ("", text)
         name = name.replace(" ", "") if re.search("[A-Za-z]", name) else ""
     if text.lower() in _WORDS_OF_NUMBERS:
@@ -169,6 +174,8 @@ def number(text: str, strict: bool = False) -> Number | None:
 
 def _magnitude(text: str) -> tuple[Fraction, int] | None:
     """The number without sign that a text begins with, and its length."""
+    if m := _POWER.fullmatch(text):
+        return (Fraction(m[1]) ** int(m[2] or m[3]), m.end()) if int(m[1]) else None
     if m := _FRACTION.match(text):
         whole, top, bottom = m[1], m[2] or m[3], m[4] or m[5]
     elif m := _RATIO.match(text):
@@ -211,7 +218,7 @@ def _unit(text: str, strict: bool) -> tuple[int, str] | None:
 def known_unit(text: str) -> str:
     """The unit's one name in UNITS, with its power: "square meters" is "m^2"; "" for one that is not known."""
     text = re.sub(r"\s+per\s+|\s*/\s*", "/", text.strip().lower())
-    m = re.fullmatch(r"(sq\.?|square|cu\.?|cubic)?\s?(.*?)\s?(?:\^?([23])|(squared)|(cubed))?", text, re.DOTALL)
+    m = re.fullmatch(r"(?:(square|sq\.?|cubic|cu\.?)\s)?(.*?)\s?(?:\^?([23])|(squared)|(cubed))?", text, re.DOTALL)
     power = m[3] or ("2" if m[4] or (m[1] or "").startswith("sq") else "3" if m[5] or m[1] else "")
     name = "/".join(part if part in UNITS else part.rstrip("s") for part in m[2].split("/"))
     return UNITS[name] + (power and f"^{power}") if name in UNITS else ""
@@ -254,10 +261,10 @@ _NOISE = re.compile(
     r"|(?<!\\)\\(?:[,;: ]|q?quad\b)|~"
 )
 _UNSOLVED = re.compile(r"(?:-?[0-9.]+\s?[a-z]|[a-z]\s?\^\s?\{?[0-9]\}?)\s?=\s?[^=]*\Z")  # 2x=10, of which x is not 10
-_REASON = re.compile(r",? (?:because|since|as|where|which|so|for|when|after|out of)\b|[;(]|, ")
+_REASON = re.compile(r",? (?:because|since|as|where|which|so|for|when|after|out of)\b|\(|[,;] (?=[a-z])")
 _HEDGE = re.compile(
-    r"\b(?:not|never|cannot|neither|nor|or|either|between|than|most|least|except|unless|over|under|above|below|up to"
-    r"|minus|negative|half|twice|double)\b|n't\b",
+    r"\b(?:not|never|cannot|neither|nor|or|either|between|than|most|least|except|unless|maybe|perhaps|possibly|over|under"
+    r"|above|below|up to|minus|negative|half|twice|double)\b|n't\b",
     re.IGNORECASE,
 )
 _STATED = re.compile(r"(?<![\w.])[-+]?\$?(?:[0-9][0-9,./]*)?[0-9](?![A-Za-z^])|(?<![\w.])[-+]?\.[0-9]+")
@@ -272,7 +279,7 @@ def _stated(answer: str) -> str:
     """The number of a sentence that states just one ("It is 42 apples, because 6*7=42"); else the answer as it is."""
     said = _REASON.split(answer, maxsplit=1)[0]
     stated = list(_STATED.finditer(said))
-    if not re.fullmatch(r"[\w ,.$%'-]*", said) or len(stated) != 1 or _HEDGE.search(answer):
+    if not re.fullmatch(r"[\w ,.:$%'-]*", said) or len(stated) != 1 or _HEDGE.search(answer):
         return answer
     behind = said[stated[0].end() :]
     return stated[0][0] if re.match(r" (?:is|are|was|were)\b", behind) else said[stated[0].start() :]
