@@ -18,7 +18,7 @@ from erltool.errors import ErltoolError
 from erltool.policy import Policy
 from erltool.resources import shipped
 from erltool.rollouts import sample_groups
-from erltool.tasks import Problem, Task, hub_dataset, load_task, problems_of, task_of_answers
+from erltool.tasks import Problem, Task, hub_dataset, load_task, problems_of, rewards_of, task_of_answers
 
 RESAMPLES = 2000  # of the problems, for an interval
 
@@ -132,7 +132,7 @@ def evaluate(
             generator=generator,
         )
         asked = [problem for problem in block for _ in range(samples)]
-        rewards += task.rewards(asked, rollouts.responses)
+        rewards += rewards_of(task, asked, rollouts.responses)
         progress(len(rollouts))
     return Evaluation(task.name, np.array(rewards).reshape(len(problems), samples), temperature)
 

@@ -54,9 +54,11 @@ class Judge:
         rewards, questions = [], []
         for truth, response in zip(truths, responses, strict=True):
             answer = extract_answer(response)
-            same = plainly_same(truth, answer) if answer else False
-            rewards.append(same)
-            questions.append(None if same is not None else (for_library(truth), for_library(answer)))
+            same, wanted = plainly_same(truth, answer) if answer else False, ""
+            if same is None and not (wanted := for_library(truth)):
+                self._say_unread(truth)
+            rewards.append(same if same is not None or wanted else False)
+            questions.append((wanted, for_library(answer)) if wanted else None)
         return self._filled(rewards, questions)
 
     def gym(self, dataset: str, entry: dict, response: str, options: dict | None = None) -> float:
@@ -105,14 +107,17 @@ class Judge:
         scores, unread = reply.get("scores", [None] * len(questions)), reply.get("unread", [])
         if late := scores.count(None):
             self.not_judged += late
-            of = f"{late} of {len(questions)} answers" if len(questions) > 1 else "an answer"
-            warnings.warn(f"{of} not judged in {budget:.0f} s: counted as wrong", stacklevel=2)
-        for truth in {questions[i][0] for i in unread} - self._unread:
-            self._unread.add(truth)
-            warnings.warn(
-                f"true answer {truth[:60]!a} is none that can be read: only the same text is right", stacklevel=2
-            )
+            of = f"{late} of {len(questions)} answers were not judged in {budget:.0f} s and count as wrong"
+            warnings.warn(f"{of}; {self.not_judged} so far", stacklevel=2)
+        for i in unread:
+            self._say_unread(questions[i][0])
         return [score or 0.0 for score in scores]
+
+    def _say_unread(self, truth: str) -> None:
+        if truth not in self._unread:
+            self._unread.add(truth)
+            text = f"true answer {truth[:60]!a}: not readable as mathematics, only the same text is right"
+            warnings.warn(text, stacklevel=2)
 
     # --- the process ------------------------------------------------------------------------------
 

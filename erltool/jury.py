@@ -25,8 +25,9 @@ from dataclasses import dataclass
 
 from erltool.answers import MAX_ANSWER
 
-MEMORY = 2 * 2**30  # bytes of address space of a worker
-FLOOR, FIRST = 0.03, 0.1  # seconds of processor time that an answer gets at least; and at most at first
+MEMORY = 2**30  # bytes of address space that a worker may add to what it inherits
+FIRST, FLOOR = 0.1, 0.03  # seconds of processor time that an answer gets at first; and where that is too much
+QUICK = 0.015  # that an answer takes which is not made to be slow
 PATIENCE = 5  # times the budget the first round may take on a machine that has others to serve
 PDEATHSIG = 1  # Linux's PR_SET_PDEATHSIG
 _SLOW = re.compile(r"[!^(]|\\(?:sum|prod|int|lim|binom)|[0-9]{7}")
@@ -48,14 +49,15 @@ class Bench:
     Processor time is shared out in rounds. In the first each question gets FIRST, in the others an equal share of
     what is left, at least twice what it had before; `seconds` at most. So no slow answer takes the time of a quick
     one, wherever it stands. What has had `seconds` is wrong; what is open when the budget is spent was not judged.
-    The clock ends the later rounds; the first goes on behind it, because whether a quick answer is right must not
-    depend on what else the machine does.
+    The clock ends the later rounds, which get half the budget at least; the first goes on behind it, because whether
+    a quick answer is right must not depend on what else the machine does.
     """
 
     def __init__(self, questions: list, score_of: Callable, seconds: float, budget: float, workers: int):
         self.questions, self.score_of, self.seconds, self.budget = questions, score_of, seconds, budget
         self.size = min(workers, len(questions))
         self.started, self.first_round = time.monotonic(), True
+        self.deadline = self.started + PATIENCE * budget
         self.spent = 0.0  # by workers that are gone
         self.scores: list[float | None] = [None] * len(questions)
         self.had = [0.0] * len(questions)
@@ -68,7 +70,7 @@ class Bench:
     def judge(self) -> dict:
         self.selector.register(0, selectors.EVENT_READ)  # the parent says nothing meanwhile: readable is its end
         try:
-            while (self.open or self.later or self.busy) and self.left() > 0 and time.monotonic() < self.deadline():
+            while (self.open or self.later or self.busy) and self.left() > 0 and time.monotonic() < self.deadline:
                 self.hand_out()
                 self.collect()
         finally:
@@ -80,27 +82,30 @@ class Bench:
     def left(self) -> float:
         return self.budget * self.size - self.spent - sum(w.used for w in [*self.idle, *self.busy.values()])
 
-    def deadline(self) -> float:
-        return self.started + self.budget * (PATIENCE if self.first_round else 1)
-
     def hand_out(self) -> None:
         while (self.open or self.later) and len(self.busy) < self.size:
-            if not self.open:
-                self.open, self.later, self.first_round = self.later, deque(), False
-            i, left = self.open.popleft(), max(FLOOR, self.left())
-            others = len(self.open) + len(self.busy)
-            share = left / (others + 1)
-            if self.first_round and share < self.seconds:
-                share = min(FIRST, left - FLOOR * others)
+            i, limit = self.take()
             worker = self.idle.pop() if self.idle else self.hire()
-            worker.question, worker.limit = i, min(left, self.seconds, max(FLOOR, share, 2 * self.had[i]))
-            worker.kill_at = time.monotonic() + PATIENCE * (worker.limit + 1)  # one that waits takes no processor time
+            worker.question, worker.limit = i, limit
+            worker.kill_at = time.monotonic() + PATIENCE * (limit + 1)  # one that waits takes no processor time
             self.busy[worker.socket.fileno()] = worker
             with contextlib.suppress(OSError):  # a worker that has died: `collect` sees it
-                worker.socket.sendall(json.dumps([i, worker.limit]).encode() + b"\n")
+                worker.socket.sendall(json.dumps([i, limit]).encode() + b"\n")
+
+    def take(self) -> tuple[int, float]:
+        """The next question and the processor time that it gets."""
+        if not self.open:
+            if self.first_round:
+                self.deadline = max(self.started, time.monotonic() - self.budget / 2) + self.budget
+            self.open, self.later, self.first_round = self.later, deque(), False
+        i, left, others = self.open.popleft(), max(FLOOR, self.left()), len(self.open) + len(self.busy)
+        share = left / (others + 1)
+        if self.first_round and share < self.seconds:
+            share = min(FIRST, left - QUICK * others)
+        return i, min(left, self.seconds, max(FLOOR, share, 2 * self.had[i]))
 
     def collect(self) -> None:
-        until = min([self.deadline(), *(w.kill_at for w in self.busy.values())])
+        until = min([self.deadline, *(w.kill_at for w in self.busy.values())])
         for key, _ in self.selector.select(max(0.0, until - time.monotonic())):
             if key.fd == 0:
                 os._exit(0)
@@ -121,21 +126,21 @@ class Bench:
     def cut(self, worker: _Worker) -> None:
         """Of a worker that has died over its question, or is to."""
         i, self.had[worker.question] = worker.question, worker.limit
-        slow = self.dismiss(worker) in (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL)
-        if slow and worker.limit < self.seconds:
+        code = self.dismiss(worker)
+        if code in (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL) and worker.limit < self.seconds:
             self.later.append(i)
-        else:
+        elif code < 0:  # else the worker is at fault, and the answer was not judged
             self.scores[i] = 0.0
 
     def hire(self) -> _Worker:
         ours, theirs = socket.socketpair()
-        pid = os.fork()
+        jury, pid = os.getpid(), os.fork()
         if not pid:
             ours.close()
             self.selector.close()
             for other in [*self.idle, *self.busy.values()]:
                 other.socket.close()
-            _work(theirs, self.questions, self.score_of, self.budget)
+            _work(theirs, jury, self.questions, self.score_of, self.budget * self.size)
         theirs.close()
         self.selector.register(ours, selectors.EVENT_READ)
         return _Worker(pid, ours)
@@ -169,14 +174,14 @@ def _received(source: socket.socket) -> tuple[float | None, float] | None:
     return json.loads(line)
 
 
-def _work(asked: socket.socket, questions: list, score_of: Callable, budget: float) -> None:
+def _work(asked: socket.socket, jury: int, questions: list, score_of: Callable, seconds: float) -> None:
     """A worker's life. Its timer counts its own processor time, and the kernel ends it when the time is over."""
     try:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        die_with(os.getppid(), signal.SIGKILL)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(budget) + 5, int(budget) + 10))
+        die_with(jury, signal.SIGKILL)
+        _limit(resource.RLIMIT_AS, _address_space() + MEMORY)
+        _limit(resource.RLIMIT_CORE, 0)
+        _limit(resource.RLIMIT_CPU, int(seconds) + 5)  # should the timer fail
         for line in asked.makefile("rb"):
             i, limit = json.loads(line)
             signal.setitimer(signal.ITIMER_PROF, limit)
@@ -190,6 +195,21 @@ def _work(asked: socket.socket, questions: list, score_of: Callable, budget: flo
             asked.sendall(json.dumps([score, time.process_time()]).encode() + b"\n")
     finally:
         os._exit(0)
+
+
+def _limit(what: int, value: int) -> None:
+    _, most = resource.getrlimit(what)
+    value = value if most == resource.RLIM_INFINITY else min(value, most)
+    resource.setrlimit(what, (value, value))
+
+
+def _address_space() -> int:
+    """Bytes that this process has taken already, where the system says."""
+    try:
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 class Unreadable(Exception):
@@ -262,6 +282,7 @@ def main(library: str, parent: int) -> None:
     signal.signal(signal.SIGHUP, lambda *_: None if os.getppid() == parent else os._exit(0))
     die_with(parent, signal.SIGHUP)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not be taken for a reply
     try:
@@ -282,6 +303,4 @@ def main(library: str, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    from erltool import jury  # not the copy of it that __main__ is: gym.py's Unreadable must be this one's
-
-    jury.main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]))

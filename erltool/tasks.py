@@ -85,9 +85,15 @@ class Task:
     def rewards(self, problems: Sequence[Any], responses: Sequence[str]) -> list[float]:
         """Rewards of responses, one to each problem: `reward` of many at once, in which a response that takes too long
         does not hold up the others. What is not judged in the batch's time counts as 0, with a warning."""
-        if isinstance(self.verify, BatchVerifier):
-            return self.verify.many(problems, responses)
-        return [float(self.verify(p, r)) for p, r in zip(problems, responses, strict=True)]
+        return rewards_of(self, problems, responses)
+
+
+def rewards_of(task: Any, problems: Sequence[Any], responses: Sequence[str]) -> list[float]:
+    """`Task.rewards`, of anything that has a `reward(problem, response)`."""
+    verify = getattr(task, "verify", None)
+    if isinstance(verify, BatchVerifier):
+        return verify.many(problems, responses)
+    return [float(task.reward(p, r)) for p, r in zip(problems, responses, strict=True)]
 
 
 def load_task(name: str) -> Task:

@@ -36,7 +36,7 @@ from erltool.policy import Policy, load_policy
 from erltool.rollouts import Rollouts, concatenate, contexts, response_log_probs, sample_groups
 from erltool.runs import RunWriter, read_run
 from erltool.step import Step, entropy_change_summary, measure, part_texts
-from erltool.tasks import Problem, Task, load_task
+from erltool.tasks import Problem, Task, load_task, rewards_of
 from erltool.tokens import Tokens
 
 PROMPTS, SAMPLING, CONTROL, EVALUATION, DROPOUT = range(5)  # purposes of random draws
@@ -207,7 +207,7 @@ class _Trainer:
 
     def rewards(self, problems: list[Problem], rollouts: Rollouts) -> Tensor:
         size = self.config.group_size
-        values = self.task.rewards([problem for problem in problems for _ in range(size)], rollouts.responses)
+        values = rewards_of(self.task, [p for p in problems for _ in range(size)], rollouts.responses)
         for i, value in enumerate(values):
             if not math.isfinite(value):
                 raise ErltoolError(
