@@ -252,7 +252,8 @@ def _prompt(parser, words) -> int:
     _add_config_flags(parser)
     args = vars(parser.parse_args(words))
     from erltool.config import TrainConfig
-    from erltool.policy import Template, load_tokenizer
+    from erltool.loading import load_tokenizer
+    from erltool.policy import Template
     from erltool.tasks import load_task
 
     count = args.pop("count")
