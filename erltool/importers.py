@@ -118,7 +118,7 @@ def read_log(
     is not there, where no step, entropy or performance is found, for an entropy below 0, for numbers whose decimal
     sign cannot be told, for several runs of which none was asked for, and for performance in two units.
     """
-    path, asked = Path(path), dict(columns or {})
+    path, asked, run = Path(path), dict(columns or {}), None if run is None else str(run)
     _check_asked(path, asked, kind)
     try:
         kind = kind or detect(path)

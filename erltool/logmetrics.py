@@ -27,8 +27,9 @@ def split_run(name: str, kind: str = "") -> tuple[str, str]:
 
 
 def plain(metric: str) -> str:
-    """A metric's name as the rules below know it: lower case, with / between its parts, _ between words, @ before k."""
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", metric.strip()).lower()
+    """A metric's name as the rules below know it: lower case, no unit, / between parts, _ between words, @ before k."""
+    name = re.sub(r"\s*(\([^()]*\)|\[[^\[\]]*\]|%)\s*$", "", metric.strip()[:400])
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     name = re.sub(r"\s*/\s*", "/", name)
     return re.sub(r"_at_(?=\d)", "@", re.sub(r"\s+", "_", name))
 
@@ -46,7 +47,7 @@ ROLES = {
         r"^global_step/max_steps$", r"^current_steps?$", r"^(training|train|trainer|update|policy|learner)_steps?$",
         r"^(train|training|trainer)/steps?$", r"^steps?$",
         r"^((train|training)/)?(iterations?|iters?|updates?|n_updates)$",
-        r"^time/iterations$", r"^rollout/steps?$", r"^_step$", r"^step_\(counted\)$",
+        r"^time/iterations$", r"^rollout/steps?$", r"^_step$",
     ),
     "reward": (r"^(train/)?reward$", r"^critic/rewards/mean$", r"^(train/)?rewards?/mean$", r"^critic/score/mean$"),
     "response_entropy": (r"^response_entropy$",),
@@ -69,7 +70,7 @@ def rank(role: str, metric: str) -> int | None:
     """The place of a metric's name among those that fit a role, 0 the best; None where it does not fit."""
     name = plain(metric)
     if role == "entropy":
-        return _entropy_rank(name)
+        return None if "bits" in words(metric.lower()) else _entropy_rank(name)
     if role == "performance":
         return _performance_rank(name)
     return next((i for i, pattern in enumerate(ROLES[role]) if re.search(pattern, name)), None)
@@ -111,7 +112,7 @@ OTHER_ENTROPIES = frozenset(
     "coef coeff coeffs coefficient beta alpha lambda lam weight weights bonus target threshold scale decay schedule lr "
     "penalty cost term reg regularizer regularization tau eps temperature multiplier clip mask initial init std stddev "
     "var variance min max median change delta diff difference grad gradient norm frac fraction ratio percent pct top "
-    "high low quantile count num corr correlation covariance cov predicted time rate bits "
+    "high low quantile count num corr correlation covariance cov predicted time rate "
     "floor ceiling limit cap goal desired".split()
 )
 NOT_ABOVE_PATH = OTHER_ENTROPIES - {"data", "group", "value"}  # these may name the folder of a chart

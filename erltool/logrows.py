@@ -4,6 +4,7 @@ A value is a number, or a text that logformats.py reads as one. A row may say un
 comes from, where that may be another run.
 """
 
+import bisect
 import contextlib
 import json
 import re
@@ -105,12 +106,12 @@ def _printed(line: str) -> Iterator[Row]:
 
 
 def _count_on(clocks: list[float], clock: str) -> None:
-    """Appends a row's clock to those of the rows before it, those taken away that were further."""
+    """Appends a row's clock to those of the rows before it; where it falls back, those as far or further go."""
     latest = clocks[-1] if clocks else 0.0
     with contextlib.suppress(ValueError):
         latest = float(clock)
-    while clocks and clocks[-1] > latest:
-        clocks.pop()
+    if clocks and clocks[-1] > latest:
+        del clocks[bisect.bisect_left(clocks, latest) :]
     clocks.append(latest)
 
 

@@ -131,7 +131,7 @@ def _separating_text(texts: pd.DataFrame, step: np.ndarray, measured: np.ndarray
     """The texts of a column within each of which every step is measured once, where over all of them most are not."""
     if not measured.any() or pd.Series(step[measured]).duplicated(keep=False).mean() <= LATER:
         return None
-    for name in texts:
+    for name in texts.columns.drop(SOURCE, errors="ignore"):
         groups = pd.DataFrame({"text": texts[name], "step": step})[measured].dropna()
         if 1 < groups["text"].nunique() <= MOST_NAMES and groups.duplicated().mean() < 0.02:
             return texts[name]

@@ -71,7 +71,7 @@ def csv_kind(header: str) -> str:
     """CSV, or the tool whose export it is by its header."""
     if " - " in header:
         return "W&B CSV"
-    names = next(csv.reader([header], delimiter=separator_of([header])[0]), [])
+    names = {name.strip('" \n') for name in header.split(separator_of([header])[0])}
     timed = any(n.endswith("_step") and n.removesuffix("_step") + "_timestamp" in names for n in names)
     return "SwanLab CSV" if timed else "CSV"
 
