@@ -147,13 +147,13 @@ def _check_asked(path: Path, asked: Mapping[str, str], kind: str | None) -> None
 def _table(path: Path, kind: str, asked: Mapping[str, str], run: str | None) -> tuple[Table, dict]:
     """What a log holds; and of an erltool run that was made of another log, what its config says of that."""
     mapped = {*asked.values(), *(name.removeprefix("-") for name in asked.values())}
-    imported = {}
+    imported = None
     if kind == "erltool run":
         own = read_run(path)
         numbers = own.metrics.select_dtypes("number").astype(float)
         skipped = Counts({"unreadable lines": own.skipped_lines})
         table = Table(numbers, pd.DataFrame(index=numbers.index), {}, frozenset(), skipped)
-        imported = json.loads((path / "config.json").read_text(encoding="utf-8")).get("imported") or {}
+        imported = json.loads((path / "config.json").read_text(encoding="utf-8")).get("imported")
     else:
         table = read_table(path, kind, lambda name: name in mapped or has_role(name), run)
     if table.numbers.empty:
@@ -162,7 +162,7 @@ def _table(path: Path, kind: str, asked: Mapping[str, str], run: str | None) -> 
     train, evaluation = (f"{where}/global_step" for where in ("train", "eval"))
     if {train, evaluation} <= set(table.numbers):  # OpenRLHF on W&B: evaluations count in their own
         table.numbers[train] = table.numbers[train].fillna(table.numbers[evaluation])
-    return table, imported
+    return table, imported if isinstance(imported, dict) else {}
 
 
 def _log(path: Path, kind: str, taken: Taken, choice: Choice, unit: str | None, imported: dict) -> Log:
@@ -180,7 +180,7 @@ def _log(path: Path, kind: str, taken: Taken, choice: Choice, unit: str | None, 
     tool = tool_of(kind, [split_run(name, kind)[1] for name in table.numbers])
     average = entropy_average(kind, tool, split_run(entropy, kind)[1])
     if imported and entropy == "policy_entropy":
-        average = str(imported.get("entropy_average", average))
+        average = shown(imported.get("entropy_average", average), 200)
     return Log(
         path, kind, columns, choice.found, metrics, unit, average, {r: n for r, n in skipped.items() if n},
         stated is not None, taken.name, taken.names, (*table.notes, *choice.notes), frozenset(table.percents),

@@ -14,7 +14,7 @@ import pandas as pd
 
 from erltool.errors import ErltoolError
 from erltool.logformats import Table
-from erltool.logmetrics import MAIN, candidates, is_certain, is_loss, plain, split_run
+from erltool.logmetrics import MAIN, candidates, is_certain, is_loss, plain, split_run, tool_of
 from erltool.logrows import COUNTED
 from erltool.logtext import listed, shown
 
@@ -83,10 +83,10 @@ def _entropy(numbers: pd.DataFrame, found: list[str], kind: str, path: Path) -> 
     name = possible[0]
     notes = [f"entropy: not {shown(other)}, which lies below 0" for other in found[: found.index(name)]]
     metric = split_run(name, kind)[1]
-    if is_loss(metric):
+    if is_loss(metric) and not tool_of(kind, [split_run(other, kind)[1] for other in numbers]):
         notes.append("entropy: a loss by its name; in verl, OpenRLHF and slime that is the mean entropy, in other "
                      "tools perhaps a multiple of it")  # fmt: skip
-    elif not is_certain(metric):
+    if not is_certain(metric):
         notes.append(f"entropy: guessed; {shown(metric, 40)} may be the entropy of something else")
     return name, notes
 
@@ -115,7 +115,7 @@ def _step(
         notes.append("step: counted, one a row of training, since the log has none")
     elif plain(split_run(name, kind)[1]) == "_step" or (kind == "W&B CSV" and name == "Step"):
         notes.append("step: W&B's own, which counts calls of its log and not updates")
-    elif len(found) > 1:
+    elif len(found) > 1 and kind != "erltool run":
         notes.append(f"step: {shown(name, 40)}, of {len(found)} the likeliest count of updates beside both")
     return name, notes
 

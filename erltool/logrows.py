@@ -7,6 +7,7 @@ comes from, where that may be another run.
 import bisect
 import contextlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -107,9 +108,11 @@ def _printed(line: str) -> Iterator[Row]:
 
 def _count_on(clocks: list[float], clock: str) -> None:
     """Appends a row's clock to those of the rows before it; where it falls back, those as far or further go."""
-    latest = clocks[-1] if clocks else 0.0
+    latest = before = clocks[-1] if clocks else 0.0
     with contextlib.suppress(ValueError):
         latest = float(clock)
+    if not math.isfinite(latest):
+        latest = before
     if clocks and clocks[-1] > latest:
         del clocks[bisect.bisect_left(clocks, latest) :]
     clocks.append(latest)
@@ -157,6 +160,9 @@ def document_rows(document) -> list[dict]:
     DataFrame.to_json writes them."""
     if isinstance(document, dict) and isinstance(document.get("log_history"), list):
         document = document["log_history"]
+    elif isinstance(document, dict) and not has_step(document):
+        inner = (document[name] for name in WRAPPERS if isinstance(document.get(name), dict | list))
+        document = next(inner, document)
     if not isinstance(document, dict):
         return [row for row in document if isinstance(row, dict)] if isinstance(document, list) else []
     lists = {k: v for k, v in document.items() if isinstance(v, list) and v and isinstance(v[0], dict)}

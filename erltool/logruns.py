@@ -8,6 +8,8 @@ where they fall back, or another event file, table or cell begins, either the sa
   resumed from a checkpoint; what it did again replaces what it had done;
 - anything else, as a start over from the first step, or from the middle without going further: not clear, so they are
   two runs, and a reader has to choose.
+
+Where most steps have several entropies without any of these, nothing tells the runs apart, and the log is refused.
 """
 
 from collections.abc import Mapping
@@ -124,7 +126,9 @@ def run_by_steps(taken: Taken, columns: Mapping[str, str], run: str | None, path
         one, name, names = runs[0], taken.name, taken.names
     else:
         one, name, names = _pick(runs, table.texts, run, path)
-    return Taken(table.rows(one.positions), name, names, one.again)
+    at = one.positions
+    _refuse_mixed(step[at][measured[at]], entropy[at][measured[at]], path)
+    return Taken(table.rows(at), name, names, one.again)
 
 
 def _separating_text(texts: pd.DataFrame, step: np.ndarray, measured: np.ndarray) -> pd.Series | None:
@@ -136,6 +140,16 @@ def _separating_text(texts: pd.DataFrame, step: np.ndarray, measured: np.ndarray
         if 1 < groups["text"].nunique() <= MOST_NAMES and groups.duplicated().mean() < 0.02:
             return texts[name]
     return None
+
+
+def _refuse_mixed(step: np.ndarray, entropy: np.ndarray, path: Path) -> None:
+    """Refuses rows of which nothing tells the run, where most steps have several entropies."""
+    beside = pd.Series(entropy).groupby(step, sort=False).nunique() > 1
+    if beside.sum() >= 3 and beside.mean() > LATER:
+        raise ErltoolError(
+            f"{shown(path)}: {beside.sum():,} of {len(beside):,} steps have several entropies side by side; give the "
+            "log of one run, or rows with a column run that names theirs"
+        )
 
 
 def runs_of(step: np.ndarray, measured: np.ndarray, source: np.ndarray, path: Path) -> list[Run]:

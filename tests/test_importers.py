@@ -75,6 +75,14 @@ def test_trl_state_has_training_and_evaluation_of_a_step_in_one_row():
     assert list(points["performance"]) == [r["eval_reward"] for r in state["log_history"] if "eval_reward" in r]
 
 
+def test_what_trl_prints_of_a_run_gives_the_numbers_of_its_state():
+    printed, state = read_log(LOGS / "trl_console.log"), read_log(LOGS / "trainer_state.json")
+    assert printed.kind == "TRL console" and printed.columns == state.columns | {"step": "step (counted)"}
+    assert printed.entropy_average == state.entropy_average and "TRL" in printed.entropy_average
+    points = [log.points().to_numpy() for log in (printed, state)]
+    assert points[0] == pytest.approx(points[1], rel=1e-3)
+
+
 def test_a_folder_with_a_trainer_state_is_read(tmp_path):
     shutil.copy(LOGS / "trainer_state.json", tmp_path)
     assert read_log(tmp_path).kind == "TRL trainer_state"
