@@ -293,5 +293,5 @@ def _unit_words(log: Log) -> str:
     return {
         "fraction": "taken as fractions, since every value lies in [0, 1]",
         "percentage points": "taken as percentage points, by its name and values above 1",
-        "as given": "taken as given, a reward or score and no percentage, by name and values",
+        "as given": "taken as given; by name and values neither fractions nor percentages",
     }[log.unit]

@@ -19,6 +19,7 @@ from erltool.logrows import COUNTED
 from erltool.logtext import listed, shown
 
 ROUNDING = 1e-3  # nats below 0 that an entropy of nearly 0 may come out as
+LITTLE = 0.05  # nats; what is called a loss and never exceeds it may be a small multiple of the entropy
 BESIDE = 0.9  # share of the entropies, and of the performances, that a column of steps has to stand beside
 
 
@@ -84,6 +85,11 @@ def _entropy(numbers: pd.DataFrame, found: list[str], kind: str, path: Path) -> 
     notes = [f"entropy: not {shown(other)}, which lies below 0" for other in found[: found.index(name)]]
     metric = split_run(name, kind)[1]
     if is_loss(metric) and not tool_of(kind, [split_run(other, kind)[1] for other in numbers]):
+        if (most := numbers[name].max()) < LITTLE:
+            raise ErltoolError(
+                f"{shown(path)}: column {shown(name)!r} is a loss by its name and never exceeds {most:g} nats, as a "
+                "coefficient times the entropy does; if it is the entropy, name it with --entropy COL"
+            )
         notes.append("entropy: a loss by its name; in verl, OpenRLHF and slime that is the mean entropy, in other "
                      "tools perhaps a multiple of it")  # fmt: skip
     if not is_certain(metric):

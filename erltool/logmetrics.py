@@ -227,7 +227,7 @@ MARKS = (
     ("verl", r"val-(core|aux)/|actor/(pg_loss|ppo_kl|pg_clipfrac)$|critic/(rewards|score|advantages)/mean$"),
     ("ms-swift", r"global_step/max_steps$|entropy/threshold$"),
     ("TRL", r"((train/)?(frac_reward_zero_std|completions/(mean_length|clipped_ratio)|clip_ratio/region_mean)|"
-            r"(eval_)?rewards/[^/]+/(mean|std)|reward_std)$"),
+            r"((train|eval)/)?(eval_)?rewards/[^/]+/(mean|std)|(train/)?reward_std)$"),
     ("OpenRLHF", r"(train/)?actor_lr$"),
     ("slime", r"rollout/raw_reward$|train/train_rollout_logprob_abs_diff$"),
     ("prime-rl", r"entropy/(all/)?std$|mismatch_kl/"),

@@ -39,7 +39,7 @@ def csv_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
         try:
             with pd.read_csv(
                 path, sep=separator, encoding=encoding, encoding_errors="replace", chunksize=CHUNK_ROWS, dtype=kind,
-                keep_default_na=False, na_values=[""], on_bad_lines="warn", skiprows=above,
+                keep_default_na=False, na_values=[""], on_bad_lines="warn", skiprows=above, skipinitialspace=True,
             ) as chunks:  # fmt: skip
                 for chunk in chunks:
                     if not isinstance(chunk.index, pd.RangeIndex):  # pandas takes the first column for names of rows
@@ -99,7 +99,7 @@ def parquet_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
 
 # --- Markdown ------------------------------------------------------------------------------------
 
-RULE = re.compile(r"\s*\|?(\s*:?-+:?\s*\|)+(\s*:?-+:?\s*)?")
+RULE = re.compile(r"\s*[|+]?(\s*:?-+:?\s*[|+])+(\s*:?-+:?\s*)?")
 CELL_END = re.compile(r"(?<!\\)\|")
 
 

@@ -342,6 +342,25 @@ FILES = {
         Wanted("Step", "H, entropy", "reward", "as given", first=(H[1], -R[1]), last=(H[N], -R[N]),
                kind="Markdown table"),
     ),
+    "psql.txt": (
+        "+------+---------+\n| step | entropy | acc |\n+------+-----+---+\n"
+        + "".join(f"| {t} | {H[t]} | {R[t]} |\n" for t in STEPS) + "+------+---------+\n",
+        Wanted("step", "entropy", "acc", kind="Markdown table"),
+    ),
+    "spaces.csv": (
+        table("step, entropy, eval accuracy", lambda t: (t, f" {H[t]}", f" {R[t]}")),
+        Wanted("step", "entropy", "eval accuracy"),
+    ),
+    "columns.json": (
+        json.dumps({"config": {"lr": 1e-6}, "metrics": {"step": list(STEPS), "entropy": list(H.values()),
+                                                        "reward": list(R.values())}}),
+        Wanted("step", "entropy", "reward", kind="JSON"),
+    ),
+    "header-again.csv": (
+        table("step,entropy,accuracy", lambda t: (t, H[t], R[t]), steps=range(1, 31))
+        + table("step,entropy,accuracy", lambda t: (t, H[t], R[t]), steps=range(31, N + 1)),
+        Wanted("step", "entropy", "accuracy"),
+    ),
     "spaced.md": (
         "| step | entropy | val_acc |\n|--:|--:|--:|\n"
         + "".join(f"| {t}\u202f000 | {german(H[t])} | {german(100 * R[t])} % |\n" for t in STEPS),
@@ -385,6 +404,10 @@ REFUSED = {
     "small-negative.csv": (
         table("step,entropy_loss,accuracy", lambda t: (t, -0.001 * H[t], R[t])),
         "'entropy_loss' lies below 0",
+    ),
+    "small-loss.jsonl": (
+        lines(lambda t: {"step": t, "train/entropy_loss": 0.001 * H[t], "val/acc": R[t]}),
+        "'train/entropy_loss' is a loss by its name and never exceeds 0.000844 nats, .*name it with --entropy COL",
     ),
     "coefs.jsonl": (
         lines(lambda t: {"step": t, "ent_coef": 0.01, "entropy_coeff": 0.01, "alpha_entropy": 1, "accuracy": R[t]}),

@@ -104,7 +104,7 @@ def rename_events(folder: Path):
 
 
 def trl():
-    """A GRPO run of four steps on a random policy, evaluated every second step; what it prints, and trainer_state.json."""
+    """A GRPO run of four steps on a random policy, evaluated every second step: what it prints, and its state."""
     import tempfile
 
     from datasets import Dataset
