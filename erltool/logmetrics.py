@@ -20,7 +20,8 @@ def split_run(name: str, kind: str = "") -> tuple[str, str]:
     if kind != "SwanLab CSV":
         run, _, metric = name.rpartition(" - ")
         return run, metric
-    metric, parts = name.removesuffix("_step"), name.removesuffix("_step").split("-")
+    metric = name[:400].removesuffix("_step")
+    parts = metric.split("-")
     splits = [("-".join(parts[:i]), "-".join(parts[i:])) for i in range(len(parts))]
     ranked = [(r, i) for i, (_, m) in enumerate(splits) for role in MAIN if (r := rank(role, m)) is not None]
     return splits[min(ranked)[1]] if ranked else ("", metric)
@@ -87,9 +88,11 @@ def candidates(names: Iterable[str], kind: str, run: str) -> dict[str, list[str]
 
 
 def has_role(name: str) -> bool:
-    """Whether a column can play a role, or names a run, by its name alone."""
+    """Whether a column can play a role, names a run, or counts OpenRLHF's evaluations, by its name alone."""
+    if RUN_NAME.fullmatch(name) or name == "eval/global_step":
+        return True
     metrics = {split_run(name, kind)[1] for kind in ("", "SwanLab CSV")}
-    return bool(RUN_NAME.fullmatch(name)) or any(rank(role, m) is not None for role in ALL_ROLES for m in metrics)
+    return any(rank(role, metric) is not None for role in ALL_ROLES for metric in metrics)
 
 
 # --- entropy -------------------------------------------------------------------------------------
@@ -164,13 +167,14 @@ VERL_VALIDATION = re.compile(r"val-(core|aux)/.*?/?([^/]+/(?:[a-z]+@\d+)(?:/[a-z
 SEVERAL = re.compile(r"(?:pass|best|maj|majority|cons|bon|best_of)[@^_]?k?(\d+)")
 MEAN_OF = re.compile(r"(?:mean|avg)@\d+")
 ACCURACY = re.compile(
-    r"(?<![a-z])(acc|accuracy|accuracies|correct|correctness|solved?(?!_(all|none|some))|solve_rate|success|success_rate|pass_rate|"
-    r"exact_match|win_rate|resolve_rate)(?![a-z])"
+    r"(?<![a-z])(acc|accuracy|accuracies|correct|correctness|solved?(?!_(all|none|some))|solve_rate|success|"
+    r"success_rate|pass_rate|exact_match|win_rate|resolve_rate)(?![a-z])"
 )
 TOTAL = r"(?:mean|avg|average|total|sum|raw|all|overall|task|train|episode|verifiable)"
 REWARD = re.compile(rf"(?:.*/)?(?:{TOTAL}_)*(?:rewards?|scores?|reward_score)(?:[/_-]{TOTAL})*")
 PART = re.compile(
-    rf"(?:^|/)rewards?/(?!{TOTAL}$)(?!rewards?(/|$))[^/]+(/{TOTAL})?$|(?:^|[/_])(?!{TOTAL}_)[a-z0-9]+_rewards?(_func)?(/mean|_mean)?$"
+    rf"(?:^|/)rewards?/(?!{TOTAL}$)(?!rewards?(/|$))[^/]+(/{TOTAL})?$"
+    rf"|(?:^|[/_])(?!{TOTAL}_)[a-z0-9]+_rewards?(_func)?(/mean|_mean)?$"
     rf"|^rewards?_(?!{TOTAL}$)[a-z0-9_]+$"
 )
 FORM = re.compile(r"format|length|tag|repetition|language|xml|style|penalty|overlong|strict|soft")

@@ -101,7 +101,8 @@ def _is_main(metric: str) -> bool:
 def _naming_column(table: Table) -> pd.Series | None:
     """The names of runs by row, of a column with several before one with a single one; None where no column does."""
     texts = {name: table.texts[name] for name in table.texts if RUN_NAME.fullmatch(name)}
-    numbers = {name: table.numbers[name] for name in table.numbers if RUN_NAME.fullmatch(name)}
+    numbers = {name: values for name, values in table.numbers.items()
+               if RUN_NAME.fullmatch(name) and (values.dropna() % 1 == 0).all()}  # fmt: skip
     texts |= {name: values.map("{:g}".format, na_action="ignore") for name, values in numbers.items()}
     several = [values for values in texts.values() if 1 < values.nunique() <= MOST_NAMES]
     single = [values for name, values in texts.items() if values.nunique() == 1 and name not in numbers]

@@ -123,6 +123,11 @@ def test_a_column_that_names_runs_divides_them(tmp_path, key):
     assert entropies(log) == {t: 0.7 - t / 1000 for t in range(1, 31)} and log.run == str(b)
 
 
+def test_a_column_of_other_numbers_names_no_runs(tmp_path):
+    few = [row | {"exp": round(np.exp(row["entropy"]), 2)} for row in rows(1, 30)]
+    assert read_log(jsonl(tmp_path, few)).runs == ()
+
+
 def test_a_text_column_that_separates_runs_names_them(tmp_path):
     mixed = [row for pair in zip(rows(1, 30, arm="x"), rows(1, 30, 0.7, arm="y"), strict=True) for row in pair]
     for file in (jsonl(tmp_path, mixed), jsonl(tmp_path, rows(1, 30, arm="x"), rows(1, 30, 0.7, arm="y"))):
