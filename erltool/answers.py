@@ -148,8 +148,14 @@ _JOINS = re.compile(
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?=\S)([^$\n]+?)(?<=\S)\$(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _DENIES = re.compile(r"(?:\bnot|n't|\bnever|\bcannot|\bneither)\s(?:(?!but\b)[A-Za-z]+\s){0,3}$")
+_TAKEN_BACK = re.compile(r"[A-Za-z ,]{0,20}\b(?:or|wrong|incorrect|impossible|false|too)\b")
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
-_GOES_ON = re.compile(rf"\s?(?:\\?%|percent\b|pi\b|\\pi\b|(?:{'|'.join(SCALES)})\b)|[A-Za-z]{{1,12}}\b")
+CHANGES = {"half", "halves", "quarter", "quarters", "squared", "cubed", "factorial"} | {
+    part + plural
+    for part in "third fourth fifth sixth seventh eighth ninth tenth twelfth twentieth hundredth thousandth".split()
+    for plural in ("", "s")
+}  # words that make another number of the one before them
+_GOES_ON = re.compile(rf"\s?(?:\\?%|(?:percent|\\?pi|{'|'.join([*SCALES, *CHANGES])})\b)|[A-Za-z]{{1,12}}\b")
 
 
 def _last_number(text: str) -> str | None:
@@ -170,7 +176,7 @@ def _last_number(text: str) -> str | None:
         if not (alone and _JOINS.fullmatch(text, before.end(), after.start())):
             break
         start = before.start()
-    if _DENIES.search(text[max(0, start - 60) : start]) or re.match(r"[A-Za-z ]{0,20}\bor\b", text[end:]):
+    if _DENIES.search(text[max(0, start - 60) : start]) or _TAKEN_BACK.match(text, end):
         return None
     opened, closed = text[start - 1 : start] or " ", text[end : end + 1] or " "
     if opened in "^_{([|" or closed in "^_}":  # part of a formula that no dollar sign surrounds

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from erltool.answers import SCALES, plain, tidy
+from erltool.answers import CHANGES, SCALES, plain, tidy
 
 _PLAIN = re.compile(r"-?[0-9]{1,1000}(?:\.[0-9]{1,1000})?(?:/[0-9]{1,1000})?")
 
@@ -124,10 +124,9 @@ UNITS = {
 }
 _LETTERS_OF_ALGEBRA = {"m", "g", "s", "h", "l"}  # 5m may be a term
 _NOT_UNITS = frozenset(
-    "or and to plus minus times over divided by pi sqrt root squared cubed half halves third thirds quarter quarters "
-    "tenth tenths hundredths fifths mod modulo more less than not sin cos tan log ln exp factorial infinity through "
-    "between even odd if is are was be".split()
-) | set(SCALES)  # fmt: skip
+    "or and to plus minus times over divided by pi sqrt root mod modulo more less than not sin cos tan log ln exp "
+    "infinity through between even odd if is are was be too".split()
+).union(SCALES, CHANGES)
 _WORDS_OF_NUMBERS = {word: n for n, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty".split())}  # fmt: skip
@@ -135,9 +134,8 @@ _WORDS_OF_NUMBERS = {word: n for n, word in enumerate(
 _SPACES_IN_LATEX = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!|\\[,;: ]|\\thinspace\s?|~)(?=[0-9]{3}(?![0-9]))")
 _GROUPS = re.compile(r"(?<![0-9.,'])[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+|(?:'[0-9]{3})+)(?![0-9,'/])")
 _EQUALS = re.compile(r"(?<![<>!:=~\\])=(?![=<>])")
-_SEVERAL = re.compile(
-    r"[,;<>]|\\(?:[lgn]eq?|vee|lor|q?quad|text)\b|\b(?:or|and)\b|[0-9}]\s+\\?[A-Za-z]+\s?="
-)  # equations
+# More than one equation, or none.
+_SEVERAL = re.compile(r"[,;<>]|\\(?:[lgn]eq?|vee|lor|q?quad|text)\b|\b(?:or|and)\b|[0-9}]\s+\\?[A-Za-z]+\s?=")
 _SIGN = re.compile(r"(?:\\approx\s?|=\s?)?([-+]?)\s?(\\?\$|[€£])?\s?([-+]?)")
 _ARGUMENT = r"(?:\{\s?(-?[0-9]+)\s?\}|\s?([0-9]))"
 _FRACTION = re.compile(rf"([0-9]*)\s?\\[dtc]?frac{_ARGUMENT}{_ARGUMENT}(?![0-9])")
@@ -157,10 +155,9 @@ def number(text: str, strict: bool = False) -> Number | None:
     if text[:1] + text[-1:] == "()" and not re.search(r"[,(]", text[1:]):
         text = text[1:-1].strip()
     text = _GROUPS.sub(lambda m: re.sub("[, ']", "", m[0]), text)
-    name = ""
-    if not _SEVERAL.search(text) and not _UNSOLVED.match(text):
-        name, text = (_EQUALS.split(text)[0], _EQUALS.split(text)[-1].strip()) if _EQUALS.search(text) else ("", text)
-        name = name.replace(" ", "") if re.search("[A-Za-z]", name) else ""
+    name, *sides = [text] if _SEVERAL.search(text) or _UNSOLVED.match(text) else _EQUALS.split(text)
+    text = sides[-1].strip() if sides else text
+    name = name.replace(" ", "") if sides and re.search("[A-Za-z]", name) else ""
     if text.lower() in _WORDS_OF_NUMBERS:
         return Number(Fraction(_WORDS_OF_NUMBERS[text.lower()]))
     sign = _SIGN.match(text)
@@ -264,7 +261,7 @@ _UNSOLVED = re.compile(r"(?:-?[0-9.]+\s?[a-z]|[a-z]\s?\^\s?\{?[0-9]\}?)\s?=\s?[^
 _REASON = re.compile(r",? (?:because|since|as|where|which|so|for|when|after|out of)\b|\(|[,;] (?=[a-z])")
 _HEDGE = re.compile(
     r"\b(?:not|never|cannot|neither|nor|or|either|between|than|most|least|except|unless|maybe|perhaps|possibly|over|under"
-    r"|above|below|up to|minus|negative|half|twice|double)\b|n't\b",
+    r"|above|below|up to|minus|negative|half|twice|double|too|wrong|incorrect|false|impossible)\b|n't\b",
     re.IGNORECASE,
 )
 _STATED = re.compile(r"(?<![\w.])[-+]?\$?(?:[0-9][0-9,./]*)?[0-9](?![A-Za-z^])|(?<![\w.])[-+]?\.[0-9]+")

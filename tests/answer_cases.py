@@ -229,6 +229,8 @@ CASES = [
           "0 1 2 42"),
     *text(0, "42", "The possible answers are 40, 41, 42", r"\boxed{41}\boxed{42}", "Answer: at least 42",
           "answers: 41, 42"),
+    *text(0, "42", "42 is wrong", "I first had 42, which is wrong.", "42 is too small", "Answer: 42 is too small",
+          "42 fifths", "42 squared"),
     # --- hostile: none of it is right, none raises ---------------------------------------------------------------
     *text(0, "42", "x" * 5000, "\x00", "\ud800", "{" * 400 + "}" * 400, r"\boxed{" * 300, "(" * 900, "%s%n",
           "[" * 999 + "42"),

@@ -107,7 +107,7 @@ def test_a_number_keeps_what_it_is_of():
 
 
 def test_what_the_library_reads_wrong_is_written_out():
-    assert for_library("1 2") == "1,2" and for_library(r"1 \quad 2") == "1,2"
+    assert for_library("1 2") == "1,2" and for_library(r"1 \quad 2") == "1, 2"
     assert for_library("2 1/2 x") == r"2\frac{1}{2} x" and for_library("3.5e2x^2") == r"3.5e2x^2"
     assert for_library("1,234, 5") == "1234, 5" and for_library(r"\{1{,}234\}") == r"\{1234\}"
     assert for_library("2 sin(x)") == r"2 \sin (x)" and for_library(r"\log_2 8") == r"\log_2 8"

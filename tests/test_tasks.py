@@ -8,7 +8,7 @@ import pytest
 
 from erltool import ErltoolError, load_task, train
 from erltool.evaluate import evaluate
-from erltool.policy import load_policy
+from erltool.loading import load_policy
 from erltool.tasks import BatchVerifier, Problem, Task, dataset_folder, in_held_out, problems_of, read_rows
 
 
