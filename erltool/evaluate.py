@@ -18,7 +18,7 @@ from erltool.errors import ErltoolError
 from erltool.policy import Policy
 from erltool.resources import shipped
 from erltool.sampling import sample_groups
-from erltool.tasks import Problem, Task, answers_compared, hub_dataset, load_task, problems_of
+from erltool.tasks import Problem, Task, hub_dataset, load_task, problems_of, rewards_of, task_of_answers
 
 RESAMPLES = 2000  # of the problems, for an interval
 
@@ -131,8 +131,8 @@ def evaluate(
             top_p=top_p,
             generator=generator,
         )
-        for i, response in enumerate(rollouts.responses):
-            rewards.append(task.reward(block[i // samples], response))
+        asked = [problem for problem in block for _ in range(samples)]
+        rewards += rewards_of(task, asked, rollouts.responses)
         progress(len(rollouts))
     return Evaluation(task.name, np.array(rewards).reshape(len(problems), samples), temperature)
 
@@ -148,7 +148,7 @@ def load_benchmark(name: str) -> Task:
         raise ErltoolError(f"benchmark {name!r} is not known: use one of {', '.join(BENCHMARKS)}")
     b = BENCHMARKS[name]
     problems: list[Problem] = problems_of(name, hub_dataset(name, b.hub_id, b.part, b.split))
-    return Task(name, (), problems, answers_compared())
+    return task_of_answers(name, (), problems)
 
 
 def evaluation_task(name: str) -> tuple[Task, float, int]:

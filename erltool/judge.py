@@ -1,201 +1,196 @@
-"""Is a response's answer right? Asked in a process of its own, because the responses are hostile.
+"""Is a response's answer right? Asked of processes of its own (jury.py), because the responses are hostile.
 
-A response can be made to keep a symbolic parser busy for ever, or to fill memory. So the parsing happens in a
-child process with a bound on memory, each answer has a bound of time, and a child that breaks one is killed and
-replaced; its answer counts as wrong. Plain numbers, which most answers are, never get that far.
+A response can be made to keep a symbolic parser busy for ever, or to fill memory. So each answer has a bound of
+processor time and of memory, and a batch of them one of time; what breaks its bound is wrong. Plain answers, which
+most are (equality.py), never get that far.
 """
 
-import functools
-import importlib
+import contextlib
 import json
-import re
-import select
+import os
+import pickle
+import selectors
+import signal
 import subprocess
 import sys
-from fractions import Fraction
+import threading
+import warnings
+import weakref
+from collections.abc import Sequence
 
+from erltool import gym
+from erltool.answers import extract_answer
+from erltool.equality import for_library, plainly_same
 from erltool.errors import ErltoolError
+from erltool.jury import PATIENCE
 
-SECONDS = 5.0  # for one answer
-MAX_CHARS = 100_000  # of a response that are looked at, from its end
-MAX_ANSWER = 1_000  # characters of an answer
-MEMORY = 4 * 2**30  # bytes of address space of the child
-
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
-_PLAIN = re.compile(r"-?\d{1,30}(?:\.\d{1,30})?(?:/\d{1,30})?")
-
-
-def extract_answer(response: str) -> str | None:
-    """The answer that a response gives: its last \\boxed{...}, else what follows its last "Answer:" on that line,
-    else its last number; None where there is none of them."""
-    answer, said = explicit_answer(response)
-    if said:
-        return answer
-    numbers = _NUMBER.findall(response[-MAX_CHARS:])
-    return numbers[-1][:MAX_ANSWER] if numbers else None
-
-
-def explicit_answer(response: str) -> tuple[str | None, bool]:
-    """The answer in the last \\boxed{...} or behind the last "Answer:", and whether there is one of these."""
-    response = response[-MAX_CHARS:]
-    at = max(response.rfind("\\boxed{"), response.rfind("\\fbox{"))
-    if at >= 0:
-        start = response.index("{", at) + 1
-        depth = 1
-        for i, c in enumerate(response[start : start + MAX_ANSWER], start):
-            depth += (c == "{") - (c == "}")
-            if not depth:
-                return response[start:i].strip() or None, True
-        return None, True
-    lowered = response.lower()
-    if (at := lowered.rfind("answer:")) >= 0:
-        line = response[at + len("answer:") :].strip().split("\n", 1)[0].strip(" *$.")
-        return line[:MAX_ANSWER] or None, True
-    return None, False
-
-
-def same_number(answer: str, truth: str) -> bool | None:
-    """Whether two plain numbers are equal; None where either is not a plain number."""
-    a, b = (x.replace(",", "").replace("$", "").strip() for x in (answer, truth))
-    if not (_PLAIN.fullmatch(a) and _PLAIN.fullmatch(b)):
-        return None
-    try:
-        return _fraction(a) == _fraction(b)
-    except ZeroDivisionError:
-        return False
-
-
-def _fraction(text: str) -> Fraction:
-    top, _, bottom = text.partition("/")
-    return Fraction(top) / Fraction(bottom or 1)
+SECONDS = 1.0  # of processor time, for one answer
+BATCH_SECONDS = 4.0, 0.006  # of processor time a core for a batch, and more for each answer of it
+START_SECONDS = 120.0  # for a library's imports
+WORKERS = 4  # at most, one a core
 
 
 class Judge:
-    """Checks answers, one at a time; the child process starts when it is first needed and lives on.
+    """Checks answers; its processes start when they are first needed, live on, and end with this one.
 
-    `library` is "math_verify" or "reasoning_gym". Raises ErltoolError where it is not installed, and for nothing
-    that a response says.
+    `library` is "math_verify" or "reasoning_gym"; an answer gets `seconds` of processor time, a batch `batch_seconds`
+    (BATCH_SECONDS by its size). Raises ErltoolError where the library is not installed, and for nothing that a
+    response says. May be used from several threads, which take turns, and after a fork.
     """
 
-    def __init__(self, library: str = "math_verify", seconds: float = SECONDS):
-        self.library, self.seconds = library, seconds
-        self.child: subprocess.Popen | None = None
+    def __init__(self, library: str = "math_verify", seconds: float = SECONDS, batch_seconds: float | None = None):
+        self.library, self.seconds, self.batch_seconds = library, seconds, batch_seconds
+        self.not_judged = 0
+        """Answers so far that counted as wrong because their batch's time was over."""
+        self._unread: set[str] = set()
+        self._forget()
 
     def math(self, truth: str, response: str) -> float:
         """1.0 if the response's answer equals `truth` (math-verify: numbers, LaTeX, sets, intervals), else 0.0."""
-        answer = extract_answer(response)
-        if answer is None:
-            return 0.0
-        if (same := same_number(answer, truth)) is not None:
-            return float(same)
-        return self.ask({"truth": truth, "answer": answer})
+        return self.maths([truth], [response])[0]
 
-    def gym(self, dataset: str, entry: dict, response: str) -> float:
-        """Score in [0, 1] that reasoning-gym's dataset gives the response's answer.
+    def maths(self, truths: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """`math` of many at once."""
+        rewards, questions = [], []
+        for truth, response in zip(truths, responses, strict=True):
+            answer = extract_answer(response)
+            same, wanted = plainly_same(truth, answer) if answer else False, ""
+            if same is None and not (wanted := for_library(truth)):
+                self._say_unread(truth)
+            rewards.append(same if same is not None or wanted else False)
+            questions.append((wanted, for_library(answer)) if wanted else None)
+        return self._filled(rewards, questions)
 
-        Without \\boxed{} or "Answer:", that is the last number where a number is asked for, else the last line.
+    def gym(self, dataset: str, entry: dict, response: str, options: dict | None = None) -> float:
+        """Score in [0, 1] that reasoning-gym's data set, made with `options`, gives the response's answer.
+
+        Without a mark of an answer, that is the last number where one is asked for, else the last line, or as many
+        lines as the stored answer has.
         """
-        answer, said = explicit_answer(response)
-        truth = str(entry["answer"])
-        if not said:
-            lines = response[-MAX_CHARS:].strip().splitlines() or [""]
-            answer = extract_answer(response) if _PLAIN.fullmatch(truth) else lines[-1].strip()[:MAX_ANSWER]
-        if not answer:
-            return 0.0
-        return 1.0 if answer == truth else self.ask({"dataset": dataset, "entry": entry, "answer": answer})
+        return self.gyms(dataset, [entry], [response], options)[0]
 
-    def ask(self, question: dict) -> float:
-        if self.child is None or self.child.poll() is not None:
+    def gyms(
+        self, dataset: str, entries: Sequence[dict], responses: Sequence[str], options: dict | None = None
+    ) -> list[float]:
+        """`gym` of many at once."""
+        rewards, questions = [], []
+        for entry, response in zip(entries, responses, strict=True):
+            answer = gym.answer_to(entry["answer"], response)
+            rewards.append(gym.plain_score(dataset, entry, answer) if answer else 0.0)
+            questions.append(None if rewards[-1] is not None else (dataset, options or {}, entry, answer))
+        return self._filled(rewards, questions)
+
+    def _filled(self, rewards: list, questions: list) -> list[float]:
+        """The rewards, with what they lack asked for; the same question once."""
+        asked: dict[bytes, list[int]] = {}
+        for i, question in enumerate(questions):
+            if question is not None:
+                asked.setdefault(pickle.dumps(question), []).append(i)
+        scores = self.ask([questions[at[0]] for at in asked.values()]) if asked else []
+        for score, at in zip(scores, asked.values(), strict=True):
+            for i in at:
+                rewards[i] = score
+        return [float(reward) for reward in rewards]
+
+    def ask(self, questions: Sequence[tuple]) -> list[float]:
+        """Scores of jury.py's questions: (truth, answer), or (data set, options, entry, answer).
+
+        An answer that was not judged in the batch's time counts as 0 and into `not_judged`, with a warning; a true
+        answer that the library cannot read has one too.
+        """
+        fixed, each = BATCH_SECONDS
+        budget = fixed + each * len(questions) if self.batch_seconds is None else self.batch_seconds
+        if os.getpid() != self._owner:
+            self._forget()  # after a fork: the processes are the other's
+        with self._turn:
+            reply = self._reply(questions, budget) or self._reply(questions, budget) or {}
+        scores, unread = reply.get("scores", [None] * len(questions)), reply.get("unread", [])
+        if late := scores.count(None):
+            self.not_judged += late
+            of = f"{late} of {len(questions)} answers were not judged in {budget:.0f} s and count as wrong"
+            warnings.warn(f"{of}; {self.not_judged} so far", stacklevel=2)
+        for i in unread:
+            self._say_unread(questions[i][0])
+        return [score or 0.0 for score in scores]
+
+    def _say_unread(self, truth: str) -> None:
+        if truth not in self._unread:
+            self._unread.add(truth)
+            text = f"true answer {truth[:60]!a}: not readable as mathematics, only the same text is right"
+            warnings.warn(text, stacklevel=2)
+
+    # --- the process ------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        self._owner, self._turn, self._process = os.getpid(), threading.Lock(), None
+
+    def _reply(self, questions: Sequence[tuple], budget: float) -> dict | None:
+        """The jury's reply; None if it died."""
+        if self._process is None or self._process.poll() is not None:
             self._start()
         try:
-            self.child.stdin.write(json.dumps(question).encode() + b"\n")
-            self.child.stdin.flush()
-            reply = self._line()
+            batch = pickle.dumps((list(questions), self.seconds, budget, min(WORKERS, _cores())))
+            self._process.stdin.write(batch)
+            self._process.stdin.flush()
+            reply = self._line(PATIENCE * budget + START_SECONDS)  # data sets may have to be made first
         except OSError:
             reply = None
-        if reply is None:  # too slow, too large, or dead
-            self._kill()
-            return 0.0
-        return float(reply["score"])
+        except BaseException:  # interrupted: its reply must not be taken for the next one's
+            self._stop()
+            raise
+        if reply is None:
+            self._stop()
+        return reply
 
-    def _start(self):
+    def _start(self) -> None:
+        self._stop()
+        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        path = {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         try:
-            self.child = subprocess.Popen(
-                [sys.executable, "-m", "erltool.judge", self.library],
+            process = subprocess.Popen(
+                [sys.executable, "-m", "erltool.jury", self.library, str(os.getpid())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for this process, which then ends it with its workers
+                env=os.environ | one_thread | path,
             )
         except OSError as e:
             raise ErltoolError(f"judge: cannot start {sys.executable} ({e.strerror or e})") from e
-        ready = self._line(60)  # imports
+        self._process = process
+        self._ending = weakref.finalize(self, _end, process, os.getpid())
+        ready = self._line(START_SECONDS)
         if ready is None or "missing" in ready:
-            self._kill()
+            self._stop()
             package = self.library.replace("_", "-")
+            if ready is None:
+                raise ErltoolError(f"judge: {package} did not load; try python -c 'import {self.library}'")
             raise ErltoolError(f"checking answers needs the package {package}; pip install {package}")
 
-    def _line(self, seconds: float | None = None) -> dict | None:
-        if not select.select([self.child.stdout], [], [], seconds or self.seconds)[0]:
-            return None
-        line = self.child.stdout.readline()
+    def _line(self, seconds: float) -> dict | None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(seconds):
+                return None
+        line = self._process.stdout.readline()
         return json.loads(line) if line.endswith(b"\n") else None
 
-    def _kill(self):
-        self.child.kill()
-        self.child.wait()
-        self.child = None
-
-    def __del__(self):
-        if self.child is not None:
-            self.child.kill()
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._ending()
+            self._process = None
 
 
-def _serve() -> None:
-    """The child: one JSON question a line, one JSON answer a line."""
-    import os
-    import resource
-
-    # Whatever a library prints must not be taken for an answer.
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    library = sys.argv[1]
-    try:
-        importlib.import_module(library)
-    except ImportError as e:
-        print(json.dumps({"missing": e.name}), file=out, flush=True)
-        return
-    print(json.dumps({"ready": True}), file=out, flush=True)
-    score_of = {"math_verify": _math_score, "reasoning_gym": _gym_score}[library]
-    for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            score = score_of(question)
-        except Exception:  # a parser's errors on hostile text are its own; whatever they are, the answer is wrong
-            score = 0.0
-        print(json.dumps({"score": float(score)}), file=out, flush=True)
+def _end(process: subprocess.Popen, owner: int) -> None:
+    """Ends the jury and its workers, and leaves neither a zombie nor a pipe."""
+    if os.getpid() == owner:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()
 
 
-def _math_score(question: dict) -> float:
-    from math_verify import parse, verify
-
-    # No time limit inside: its signals are for the main thread of a Unix process only, and ours holds for all.
-    truth = parse(f"\\boxed{{{question['truth']}}}", parsing_timeout=None)
-    answer = parse(f"\\boxed{{{question['answer']}}}", parsing_timeout=None)
-    return float(verify(truth, answer, timeout_seconds=None))
-
-
-@functools.cache
-def _scorer(dataset: str):
-    import reasoning_gym
-
-    return reasoning_gym.create_dataset(dataset, size=1, seed=0)
-
-
-def _gym_score(question: dict) -> float:
-    score = _scorer(question["dataset"]).score_answer(question["answer"], question["entry"])
-    return min(1.0, max(0.0, score))
-
-
-if __name__ == "__main__":
-    _serve()
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

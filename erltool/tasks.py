@@ -6,21 +6,25 @@
     dapo-math, gsm8k, math        from the hub by `datasets`, or from a file placed where the error says
     FILE.jsonl, FILE.parquet      columns prompt (or question, problem) and answer (or solution, ground_truth)
 
-Answers are compared by judge.py: the last \\boxed{...}, what follows the last "Answer:", or the last number.
+Answers are compared by judge.py: the last \\boxed{...} or <answer>...</answer>, what follows the last "Answer:",
+"####" or "The answer is", or the last number.
 """
 
 import ast
-import functools
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from erltool.answers import extract_answer
 from erltool.countdown import HELD_OUT_PARTS, countdown_problems, countdown_reward, in_held_out
+from erltool.equality import for_library
 from erltool.errors import ErltoolError
-from erltool.judge import Judge, extract_answer
+from erltool.gym import worked_answer
+from erltool.judge import Judge
 from erltool.resources import cache_folder, hub_reachable
 
 GYM_PROBLEMS = 4000  # generated for a reasoning-gym task, before those that repeat are dropped
@@ -46,6 +50,17 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class BatchVerifier:
+    """A verifier that judges many responses at once: any callable of (problem, response) may be a task's verifier, and
+    of this one `many` is asked where there are several."""
+
+    many: Callable[[Sequence[Any], Sequence[str]], list[float]]
+
+    def __call__(self, problem: Any, response: str) -> float:
+        return self.many([problem], [response])[0]
+
+
+@dataclass(frozen=True)
 class Task:
     """Prompts and a verifier. `train` and `held_out` share no problem, whatever the seed."""
 
@@ -55,16 +70,30 @@ class Task:
     verify: Callable[[Any, str], float]
 
     def examples(self, count: int) -> tuple[tuple[str, str], ...]:
-        """Prompt and right response of `count` training problems, spread evenly over the task's own order."""
-        found = [self.train[i * len(self.train) // max(1, count)] for i in range(count)]
-        try:
-            return tuple((p.prompt, p.response or p.answer) for p in found)
-        except AttributeError as e:
-            raise ErltoolError(f"task {self.name}: its problems have no right response to show; use shots=0") from e
+        """Prompt and right response of `count` training problems, spread evenly over the task's own order, of those
+        that have one to show. Raises ErltoolError where none has."""
+        able = [p for p in self.train if getattr(p, "response", "") or getattr(p, "answer", "")] if count else []
+        if count and not able:
+            raise ErltoolError(f"task {self.name}: its problems have no right response to show; use shots=0")
+        found = [able[i * len(able) // count] for i in range(count)]
+        return tuple((p.prompt, p.response or p.answer) for p in found)
 
     def reward(self, problem: Any, response: str) -> float:
         """Reward of a response in [0, 1]. Never raises for what a response says, never evaluates it."""
         return self.verify(problem, response)
+
+    def rewards(self, problems: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        """Rewards of responses, one to each problem: `reward` of many at once, in which a response that takes too long
+        does not hold up the others. What is not judged in the batch's time counts as 0, with a warning."""
+        return rewards_of(self, problems, responses)
+
+
+def rewards_of(task: Any, problems: Sequence[Any], responses: Sequence[str]) -> list[float]:
+    """`Task.rewards`, of anything that has a `reward(problem, response)`."""
+    verify = getattr(task, "verify", None)
+    if isinstance(verify, BatchVerifier):
+        return verify.many(problems, responses)
+    return [float(task.reward(p, r)) for p, r in zip(problems, responses, strict=True)]
 
 
 def load_task(name: str) -> Task:
@@ -93,7 +122,7 @@ def load_task(name: str) -> Task:
             f"task {name}: {len(train)} problems to train on and {len(held_out)} held out (1 in {HELD_OUT_PARTS}, "
             "by their text); give more problems"
         )
-    return Task(name, train, held_out, answers_compared())
+    return task_of_answers(name, train, held_out)
 
 
 def split(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
@@ -104,16 +133,18 @@ def split(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
     return sides
 
 
-def answers_compared() -> Callable[[Problem, str], float]:
-    """A verifier that compares a response's answer with the problem's, by a judge of its own."""
+def task_of_answers(name: str, train: Sequence[Problem], held_out: Sequence[Problem]) -> Task:
+    """A task that compares a response's answer with the problem's, by a judge of its own."""
     judge = Judge()
-    return lambda problem, response: judge.math(problem.answer, response)
+    verify = BatchVerifier(lambda problems, responses: judge.maths([p.answer for p in problems], responses))
+    return Task(name, train, held_out, verify)
 
 
 # --- rows of a data set -> problems ---------------------------------------------------------------
 
 PROMPT_COLUMNS = ("prompt", "question", "problem")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "solution")
+_PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z}])")
 
 
 def problems_of(name: str, rows: Iterable[dict]) -> list[Problem]:
@@ -134,6 +165,7 @@ def problems_of(name: str, rows: Iterable[dict]) -> list[Problem]:
         problems.setdefault(prompt, Problem(prompt, answer, _worked(row)))
     if not problems:
         raise ErltoolError(f"task {name}: the data set is empty; give at least one row with a prompt and an answer")
+    _warn_of_prose(name, problems.values())
     return list(problems.values())
 
 
@@ -149,6 +181,9 @@ def _prompt(name: str, number: int, row: dict) -> str:
     return value
 
 
+MISSING = {"", "None", "nan", "NaN", "null", "NULL", "<NA>", "NaT", "[]", "{}"}  # what tools write for no value
+
+
 def _answer(name: str, number: int, row: dict) -> str:
     model = row.get("reward_model")
     if isinstance(model, dict):
@@ -160,15 +195,23 @@ def _answer(name: str, number: int, row: dict) -> str:
             value = value[0]
         if isinstance(value, str) and "####" in value:
             value = value.rsplit("####", 1)[1]
-        elif column == "solution" and isinstance(value, str):
+        elif isinstance(value, str) and ("boxed" in value or column == "solution"):
             value = extract_answer(value) if "boxed" in value else None
-    text = "" if value is None or isinstance(value, bool) else str(value).strip().strip("$")
-    if not text:
+    text = "" if value is None or isinstance(value, bool | dict) else str(value).strip().strip("$")
+    if text in MISSING:
         raise ErltoolError(
             f"task {name}: row {number} has no answer that can be read; it needs one of the columns "
             f"{', '.join(ANSWER_COLUMNS)} (a solution with \\boxed{{}}), or reward_model with ground_truth"
         )
     return text
+
+
+def _warn_of_prose(name: str, problems: Iterable[Problem]) -> None:
+    """Says how many true answers are sentences, or formulas whose braces do not match: no other text equals those."""
+    unlike = [p.answer for p in problems if not for_library(p.answer) or len(_PROSE.findall(p.answer)) > 5]
+    if unlike:
+        text = f"task {name}: {len(unlike)} true answers are no mathematics that can be read, as {unlike[0][:60]!a}"
+        warnings.warn(f"{text}: only the same text is right", stacklevel=3)
 
 
 def _worked(row: dict) -> str:
@@ -247,7 +290,7 @@ def _addition(name: str) -> Task:
         raise ErltoolError(f"task {name}: write addition:HIGHEST with a number from 2 to 1000")
     numbers = range(1, int(highest) + 1)
     problems = [Problem(f"What is {a}+{b}?", f"{a + b}", f"{a}+{b}={a + b}") for a in numbers for b in numbers]
-    return Task(name, *split(problems), answers_compared())
+    return task_of_answers(name, *split(problems))
 
 
 # --- reasoning-gym --------------------------------------------------------------------------------
@@ -260,14 +303,17 @@ def _gym(name: str) -> Task:
         raise ErltoolError(f"task {name}: needs the package reasoning-gym; pip install reasoning-gym") from e
     dataset, options = _gym_options(name)
     try:
-        with_options = functools.partial(reasoning_gym.create_dataset, dataset, seed=0, size=GYM_PROBLEMS)
-        entries = list(with_options(**options))
+        generator = reasoning_gym.create_dataset(dataset, **{"seed": 0, "size": GYM_PROBLEMS} | options)
+        entries = list(generator)
     except (ValueError, TypeError, AssertionError) as e:
         raise ErltoolError(f"task {name}: reasoning-gym refuses it: {str(e).splitlines()[0]}") from e
-    unique = {e["question"]: e for e in entries}
-    problems = [Problem(q, str(e["answer"]), entry=_plain(e)) for q, e in unique.items()]
+    # Where no answer is the right one, as for an equation without a solution, none can be given.
+    unique = {e["question"]: e for e in entries if e["answer"] != ""}
+    worked = {question: worked_answer(dataset, e, generator.score_answer) for question, e in unique.items()}
+    problems = [Problem(question, worked[question], entry=e) for question, e in unique.items()]
     judge = Judge("reasoning_gym")
-    return Task(name, *split(problems), lambda problem, response: judge.gym(dataset, problem.entry, response))
+    verify = BatchVerifier(lambda some, responses: judge.gyms(dataset, [p.entry for p in some], responses, options))
+    return Task(name, *split(problems), verify)
 
 
 def _gym_options(name: str) -> tuple[str, dict]:
@@ -282,8 +328,3 @@ def _gym_options(name: str) -> tuple[str, dict]:
         except (ValueError, SyntaxError):
             options[key.strip()] = value.strip()
     return dataset, options
-
-
-def _plain(entry: dict) -> dict:
-    """An entry as JSON has it, for the judge's process."""
-    return json.loads(json.dumps(entry, default=str))

@@ -38,7 +38,7 @@ from erltool.rollouts import Rollouts, concatenate, contexts, response_log_probs
 from erltool.runs import RunWriter, read_run
 from erltool.sampling import sample_groups
 from erltool.step import Step, entropy_change_summary, measure, part_texts
-from erltool.tasks import Problem, Task, load_task
+from erltool.tasks import Problem, Task, load_task, rewards_of
 from erltool.tokens import Tokens
 
 PROMPTS, SAMPLING, CONTROL, EVALUATION, DROPOUT = range(5)  # purposes of random draws
@@ -209,7 +209,7 @@ class _Trainer:
 
     def rewards(self, problems: list[Problem], rollouts: Rollouts) -> Tensor:
         size = self.config.group_size
-        values = [float(self.task.reward(problems[i // size], r)) for i, r in enumerate(rollouts.responses)]
+        values = rewards_of(self.task, [p for p in problems for _ in range(size)], rollouts.responses)
         for i, value in enumerate(values):
             if not math.isfinite(value):
                 raise ErltoolError(

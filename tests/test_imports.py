@@ -15,7 +15,7 @@ PACKAGE = Path(erltool.__file__).parent
 FLOORS = (
     ("errors", "resources"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
-    ("config", "countdown", "judge", "tasks"),
+    ("config", "countdown", "answers", "equality", "gym", "jury", "judge", "tasks"),
     ("logtext", "lognumbers", "logrows", "logfolders", "logtables", "logformats", "logmetrics", "logcolumns"),
     ("logruns", "fit", "runs", "importers", "compare", "forecasting", "rivals", "scaling", "plots", "alarms"),
     ("attention", "sources", "lora", "heads", "policy", "rollouts", "sampling", "probe", "loading"),

@@ -1,11 +1,15 @@
 import json
+import math
+from dataclasses import replace
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from erltool import ErltoolError, load_task
-from erltool.tasks import dataset_folder, in_held_out, problems_of, read_rows
+from erltool import ErltoolError, load_task, train
+from erltool.evaluate import evaluate
+from erltool.loading import load_policy
+from erltool.tasks import BatchVerifier, Problem, Task, dataset_folder, in_held_out, problems_of, read_rows
 
 
 def dapo_row(index, number):
@@ -77,12 +81,67 @@ def test_any_file_with_a_prompt_and_an_answer(tmp_path, suffix):
         ([{"prompt": "x", "answer": 1}, {"prompt": "", "answer": 2}], "row 1 has no prompt"),
         ([{"problem": "x", "solution": "no box here"}], "no answer that can be read"),
         ([{"prompt": [{"role": "system", "content": "s"}], "answer": 1}], "row 0 has no prompt"),
+        ([{"prompt": "x", "answer": 1}, {"prompt": "y", "answer": math.nan}], "row 1 has no answer that can be read"),
+        ([{"prompt": "x", "answer": "None"}], "row 0 has no answer that can be read"),
+        ([{"prompt": "x", "answer": "nan"}], "row 0 has no answer that can be read"),
+        ([{"prompt": "x", "answer": []}], "row 0 has no answer that can be read"),
+        ([{"prompt": "x", "answer": {"a": 1}}], "row 0 has no answer that can be read"),
+        ([{"prompt": "x", "answer": r"so \boxed{}"}], "row 0 has no answer that can be read"),
         ([], "data set is empty"),
     ],
 )
 def test_bad_rows_are_named(rows, words):
     with pytest.raises(ErltoolError, match=words):
         problems_of("mine", rows)
+
+
+def test_a_boxed_answer_is_read_in_any_column():
+    assert problems_of("mine", [{"prompt": "x", "answer": r"Two and two, so $\boxed{4}$."}])[0].answer == "4"
+
+
+def test_true_answers_that_are_no_mathematics_are_said_at_load(tmp_path):
+    rows = [{"prompt": f"p{i}", "answer": str(i)} for i in range(60)]
+    rows[7]["answer"] = "First we count the apples, and then we add the others"
+    rows[8]["answer"] = r"\frac{1}{2"
+    with pytest.warns(UserWarning, match="2 true answers are no mathematics that can be read, as 'First we") as said:
+        task = load_task(write(tmp_path / "mine.jsonl", rows))
+    assert len(said) == 1
+    prose, broken = (next(p for p in (*task.train, *task.held_out) if p.prompt == f"p{i}") for i in (7, 8))
+    assert task.rewards([prose, broken], [f"Answer: {prose.answer}", f"Answer: {broken.answer}"]) == [1, 1]
+    with pytest.warns(UserWarning, match="only the same text is right"):
+        assert task.reward(prose, "Answer: x") == 0
+
+
+def counted(calls):
+    """A task whose verifier notes how it is asked."""
+
+    def many(problems, responses):
+        calls.append(len(problems))
+        return [float(len(r) % 2) for p, r in zip(problems, responses, strict=True)]
+
+    problems = [Problem(f"{i}+1=", str(i + 1), "2") for i in range(8)]
+    return Task("counted", problems, problems, BatchVerifier(many))
+
+
+def test_a_batch_is_asked_at_once_and_a_verifier_of_ones_own_is_kept():
+    calls = []
+    task = counted(calls)
+    assert task.rewards(task.train[:3], ["a", "bb", "ccc"]) == [1, 0, 1] and calls == [3]
+    assert task.reward(task.train[0], "a") == 1 and calls == [3, 1]
+    mine = replace(task, verify=lambda problem, response: response == problem.answer)
+    assert mine.rewards(mine.train[:2], ["1", "3"]) == [1.0, 0.0] and calls == [3, 1]
+    with pytest.raises(ValueError):
+        mine.rewards(mine.train[:2], ["1"])
+
+
+def test_training_and_evaluation_ask_for_a_batch(tiny_config, tiny_policy, monkeypatch):
+    calls = []
+    task = counted(calls)
+    monkeypatch.setattr("erltool.training.load_task", lambda name: task)
+    steps = list(train(tiny_config(steps=2, eval_every=0)))
+    assert calls == [16] and {int(r) for r in steps[0].rewards} <= {0, 1}
+    found = evaluate(load_policy(str(tiny_policy), lora_rank=0), task, task.held_out[:3], 2, max_response_tokens=4)
+    assert calls == [16, 6] and found.rewards.shape == (3, 2)
 
 
 def test_bad_files_are_named(tmp_path):
