@@ -411,8 +411,8 @@ def _points(path: Path, window: float | None):
 
 
 def _draw_fits(file: Path, fits, forecasts) -> None:
+    from erltool.files import writing
     from erltool.plots import new_axes, plot_fit, plot_forecast
-    from erltool.runs import writing
 
     ax = new_axes(width=6, height=4)[0]
     for index, (path, f) in enumerate(fits.items()):

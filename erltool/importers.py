@@ -5,6 +5,7 @@ step, entropy and performance, and says so; a wrong guess is corrected by `colum
 fewer steps than entropy: `align_points` then averages the entropy over a stated window before each measurement.
 """
 
+import contextlib
 import difflib
 import json
 import re
@@ -16,9 +17,11 @@ import numpy as np
 import pandas as pd
 
 from erltool.errors import ErltoolError
+from erltool.files import write_whole, writing
 from erltool.fit import unit_of
 from erltool.logformats import KINDS, Counts, detect, read_table, shown
-from erltool.runs import METRICS, RunWriter, read_run, write_whole, writing
+from erltool.runs import METRICS, read_run
+from erltool.runwriter import RunWriter
 
 HELD_OUT = r"(^|/)(eval|val|test)(-core|-aux)?[/_]"
 # What a role's column is called, the best name first: regular expressions on the lower-case name.
@@ -283,9 +286,9 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
         "measurements_without_entropy": points.attrs["dropped"],
         "entropies_that_are_window_means": int(rows["policy_entropy"].notna().sum() - entropy.notna().sum()),
     }  # fmt: skip
-    RunWriter(folder, {"config": {"steps": int(rows["step"].max())}, "made_by": {}, "imported": imported}, resume=False)
     lines = [json.dumps({k: v for k, v in row.items() if v == v}) for row in rows.to_dict("records")]
-    with writing(folder):
+    document = {"config": {"steps": int(rows["step"].max())}, "made_by": {}, "imported": imported}
+    with contextlib.closing(RunWriter(folder, document, resume=False)), writing(folder):
         write_whole(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
     return imported
 

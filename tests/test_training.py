@@ -22,7 +22,8 @@ from erltool import ClipCov, EntropyBonus, ErltoolError, KLCov, RandomClip, Refe
 from erltool.losses import policy_loss
 from erltool.policy import load_policy
 from erltool.rollouts import response_log_probs
-from erltool.runs import METRICS, SPARSE, TIMED, RunWriter
+from erltool.runs import METRICS, SPARSE, TIMED
+from erltool.runwriter import RunWriter
 from erltool.step import covariance_by_accuracy
 from erltool.training import _Trainer
 
