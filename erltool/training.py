@@ -24,7 +24,7 @@ from torch import Tensor
 from erltool.advantages import group_advantages
 from erltool.alarms import Watch
 from erltool.checkpoints import checkpoint_steps, was_ever_saved
-from erltool.config import TrainConfig
+from erltool.config import TEMPLATES, TrainConfig
 from erltool.covariance import token_covariance
 from erltool.errors import Diverged, ErltoolError
 from erltool.evaluate import accuracy
@@ -102,6 +102,8 @@ def policy_for_evaluation(
     has a chat template. A model's own code runs only with `trust_remote_code`, whatever a run's config.json says.
     Raises ErltoolError, also for a run that was cut before its first checkpoint.
     """
+    if template not in (None, "auto", *TEMPLATES):
+        raise ErltoolError(f"template={template!r}: must be auto, {', '.join(TEMPLATES)}")
     run = Path(what)
     if not (run / "metrics.jsonl").is_file() and not holds_run(run):
         policy = load_policy(
@@ -110,6 +112,8 @@ def policy_for_evaluation(
         chosen = template or ("boxed" if policy.tokenizer.chat_template else "none")
         return policy.with_template(chosen), None
     config = replace(TrainConfig.from_dict(read_run(what).config, trust_remote_code=trust_remote_code), device=device)
+    if base not in ("none", config.base):
+        raise ErltoolError(f"base={base}: run {what} was trained on base={config.base}; leave it out")
     if not was_ever_saved(run) and not checkpoint_steps(run):
         raise ErltoolError(f"run {what}: holds no adapter; it was cut before its first checkpoint, or recorded without")
     policy = configured_policy(config, load_task(config.task))
