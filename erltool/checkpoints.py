@@ -94,11 +94,10 @@ def write_checkpoint(run: Path, step: int, state: bytes, metrics_bytes: int) -> 
         write_whole(new / "manifest.json", json.dumps(manifest).encode())
 
 
-def forget(run: Path, step: int, kept: int | None = None) -> None:
+def forget(run: Path, step: int) -> None:
     """Removes checkpoints later than `step`, which are of a future that was given up, what a kill left of one, and all
-    but the last `kept` of the others."""
-    past = [s for s in checkpoint_steps(run) if s <= step]
-    stay = {_name(s) for s in (past if kept is None else past[-kept:])}
+    but the last KEPT of the others."""
+    stay = {_name(s) for s in [s for s in checkpoint_steps(run) if s <= step][-KEPT:]}
     for folder in (run / "checkpoints").glob("*"):
         if re.fullmatch(r"\d+|\.\d+\.(new|old)", folder.name) and folder.name not in stay:
             shutil.rmtree(folder)

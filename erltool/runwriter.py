@@ -14,7 +14,6 @@ import pandas as pd
 
 from erltool.checkpoints import (
     ADAPTER,
-    KEPT,
     Checkpoint,
     adapter_step,
     checkpoint_steps,
@@ -143,11 +142,12 @@ class RunWriter:
         """
         step, size = (checkpoint.step, checkpoint.metrics_bytes) if checkpoint else (0, 0)
         with writing(self.path):
+            # The lines last: there must not be tokens of a step that has none.
+            self._cut_tokens(step)
+            self._cut_timings(step)
             metrics = self.path / "metrics.jsonl"
             if metrics.is_file() and metrics.stat().st_size > size:
                 os.truncate(metrics, size)
-            self._cut_timings(step)
-            self._cut_tokens(step)
             forget(self.path, step)
             heal(self.path / ADAPTER)
             if step < self.document["config"]["steps"]:
@@ -199,7 +199,7 @@ class RunWriter:
                 write_table(self.path / "tokens.parquet", self.tokens)
             write_checkpoint(self.path, step, state, (self.path / "metrics.jsonl").stat().st_size)
             write_adapter(self.path, step, save_policy)
-            forget(self.path, step, KEPT)
+            forget(self.path, step)
 
     def mend_adapter(self, step: int, save_policy: Callable[[Path], None]) -> None:
         """Makes adapter/ again where it is not known to be of this step."""
