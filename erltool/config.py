@@ -16,6 +16,7 @@ from erltool.zoo import GSPO, NegativeReinforcement, TargetEntropy
 
 BASES = ("none", "nf4", "int8")
 TEMPLATES = ("none", "chat", "boxed", "question")
+DEVICE = r"auto|cpu|cuda(:\d+)?"
 MOST = 2**63  # what generators of random numbers and tensors' sizes take
 
 
@@ -97,7 +98,7 @@ class TrainConfig:
         self._require(0 < self.clip_eps_low <= 1, "clip_eps_low", "in (0, 1]: a ratio is never below 0")
         self._require(self.group_size >= 2, "group_size", "at least 2: a group of one has no baseline")
         self._require(self.advantages in ESTIMATORS, "advantages", f"one of {', '.join(ESTIMATORS)}")
-        self._require(re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device), "device", "auto, cpu, cuda or cuda:NUMBER")
+        self._require(re.fullmatch(DEVICE, self.device), "device", "auto, cpu, cuda or cuda:NUMBER")
         self._check_combinations()
 
     def _check_combinations(self):

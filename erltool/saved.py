@@ -7,6 +7,7 @@ has the form that it must have.
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -60,7 +61,9 @@ def read_saved(blob: bytes, checkpoint: Checkpoint, policy: Policy, control: NoC
     Raises ErltoolError where it is no state, or one of another policy.
     """
     try:
-        values = torch.load(io.BytesIO(blob), weights_only=True, map_location=policy.device)
+        with warnings.catch_warnings():  # of what a pickle looks like
+            warnings.simplefilter("ignore")
+            values = torch.load(io.BytesIO(blob), weights_only=True, map_location=policy.device)
         values = {f.name: values[f.name] for f in fields(Saved) if f.name != "control"} | {
             "control": control_from_dict(values["control"]) if "control" in values else control,
             "optimizer": values["optimizer"]["state"],

@@ -12,6 +12,7 @@ draws come from generators seeded by (seed, purpose, iteration), so a run contin
 import contextlib
 import math
 import platform
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +25,7 @@ from torch import Tensor
 from erltool.advantages import group_advantages
 from erltool.alarms import Watch
 from erltool.checkpoints import checkpoint_steps, was_ever_saved
-from erltool.config import TEMPLATES, TrainConfig
+from erltool.config import BASES, DEVICE, TEMPLATES, TrainConfig
 from erltool.covariance import token_covariance
 from erltool.errors import Diverged, ErltoolError
 from erltool.evaluate import accuracy
@@ -102,8 +103,7 @@ def policy_for_evaluation(
     has a chat template. A model's own code runs only with `trust_remote_code`, whatever a run's config.json says.
     Raises ErltoolError, also for a run that was cut before its first checkpoint.
     """
-    if template not in (None, "auto", *TEMPLATES):
-        raise ErltoolError(f"template={template!r}: must be auto, {', '.join(TEMPLATES)}")
+    _check_asked(base, template, device)
     run = Path(what)
     if not (run / "metrics.jsonl").is_file() and not holds_run(run):
         policy = load_policy(
@@ -121,6 +121,15 @@ def policy_for_evaluation(
     if template:
         policy = policy.with_template(template, policy.template.shots)
     return policy, config
+
+
+def _check_asked(base: str, template: str | None, device: str) -> None:
+    """Raises ErltoolError, before a policy is loaded, for what no policy can be evaluated by."""
+    for name, value, known in (("base", base, BASES), ("template", template, (None, "auto", *TEMPLATES))):
+        if value not in known:
+            raise ErltoolError(f"{name}={value!r}: must be {', '.join(filter(None, known))}")
+    if not re.fullmatch(DEVICE, device):
+        raise ErltoolError(f"device={device!r}: must be auto, cpu, cuda or cuda:NUMBER")
 
 
 class _Trainer:
