@@ -84,15 +84,19 @@ def _train(parser, words) -> int:
     _add_config_flags(parser)
     args = vars(parser.parse_args(words))
     out, resume = args.pop("out"), args.pop("resume")
-    config = _config(args, read_run(out).config if resume else {})
-    return _follow(config, out, resume, "train")
+    if resume:
+        from erltool.training import config_of
+
+        before = config_of(read_run(out), args.get("trust_remote_code", False)).to_dict()
+        return _follow(_config(before | args), out, resume, "train")
+    return _follow(_config(args), out, resume, "train")
 
 
-def _config(args: dict, before: dict | None = None):
-    """The configuration that flags ask for, over a run's own. Only a flag lets a model run code, no file does."""
+def _config(fields: dict):
+    """The configuration of flags. These may let a model run code of its own, which no file can."""
     from erltool.config import TrainConfig
 
-    return TrainConfig.from_dict((before or {}) | args, trust_remote_code=args.get("trust_remote_code", False))
+    return TrainConfig.from_dict(fields, trust_remote_code=True)
 
 
 def _add_trust(parser) -> None:

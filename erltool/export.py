@@ -19,6 +19,7 @@ from erltool.files import write_whole, writing
 from erltool.logformats import shown
 from erltool.runs import read_run
 from erltool.tasks import load_task
+from erltool.training import config_of
 from erltool.zoo import CISPO, GSPO
 
 VERL = "0.9"
@@ -74,7 +75,7 @@ def read_config(source: str | Path, trust_remote_code: bool = False) -> TrainCon
     these let a model run code of its own, unless `trust_remote_code` says the same."""
     path = Path(source)
     if path.is_dir():
-        return TrainConfig.from_dict(read_run(path).config, trust_remote_code=trust_remote_code)
+        return config_of(read_run(path), trust_remote_code)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:

@@ -74,12 +74,12 @@ def replacing(folder: Path) -> Iterator[Path]:
             os.replace(folder, old)
         os.replace(new, folder)
     except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
+        _remove(new)
         if old.exists() and not folder.exists():
             os.replace(old, folder)
         raise
     sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
 def heal(folder: Path) -> None:
@@ -88,7 +88,13 @@ def heal(folder: Path) -> None:
     if old.exists() and not folder.exists():  # the new one was whole by then
         os.replace(new if new.exists() else old, folder)
     for left_over in (new, old):
-        shutil.rmtree(left_over, ignore_errors=True)
+        _remove(left_over)
+
+
+def _remove(folder: Path) -> None:
+    """Takes a folder away, or the link that stands for one."""
+    with contextlib.suppress(OSError):
+        folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
 
 
 def new_name(path: Path) -> Path:

@@ -17,6 +17,7 @@ from erltool.checkpoints import (
     Checkpoint,
     adapter_step,
     checkpoint_steps,
+    checkpoints,
     forget,
     newest_whole,
     was_ever_saved,
@@ -56,7 +57,7 @@ def _check_same(path: Path, config: dict) -> None:
                 f"run {path}: was made with {field}={before.get(field)!r}, not {value!r}; "
                 "resume with the same configuration (only steps may differ), or choose another folder"
             )
-    made = [row["step"] for row in read_lines(path / "metrics.jsonl")[0]] + checkpoint_steps(path)
+    made = [row["step"] for row in read_lines(path / "metrics.jsonl")[0]] + [c.step for c in checkpoints(path)]
     if made and max(made) > config["steps"]:
         raise ErltoolError(
             f"run {path}: has {max(made)} steps already, and steps={config['steps']} would take some back; give at "
@@ -72,7 +73,7 @@ class RunWriter:
     """
 
     def __init__(self, path: Path, document: dict, resume: bool):
-        self.path, self.document = Path(path), document
+        self.path, self.document = Path(path).absolute(), document  # a notebook may change its folder meanwhile
         self.tokens: list[pd.DataFrame] = []
         check_place(self.path, document["config"], resume)
         with writing(self.path):

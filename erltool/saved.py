@@ -20,7 +20,7 @@ from erltool.catalog import control_from_dict, control_to_dict
 from erltool.checkpoints import ADAPTER, Checkpoint, adapter_step, checkpoints, newest_whole, write_adapter
 from erltool.controls import NoControl
 from erltool.errors import ErltoolError
-from erltool.files import Hold, heal
+from erltool.files import Hold, heal, new_name, old_name
 from erltool.logformats import shown
 from erltool.policy import Policy
 
@@ -121,9 +121,10 @@ def load_saved(policy: Policy, run: Path, control: NoControl) -> None:
     A kill or a full disk between the two leaves an adapter of an older step, or none. Raises ErltoolError where neither
     can be read.
     """
-    with _alone(run) as alone:
-        if alone:
-            heal(run / ADAPTER)
+    if new_name(run / ADAPTER).exists() or old_name(run / ADAPTER).exists():
+        with _alone(run) as alone:
+            if alone:
+                heal(run / ADAPTER)
     saved, step, problem = checkpoints(run), adapter_step(run), None
     if not saved or step is not None and step >= saved[0].step:
         try:
@@ -132,7 +133,7 @@ def load_saved(policy: Policy, run: Path, control: NoControl) -> None:
             problem = e
         else:
             if step is None:
-                _log.warning("run %s: adapter/ does not say of which step it is, and no checkpoint can tell", run)
+                _warn(run, "does not say of which step it is, and no checkpoint can tell")
             return
     if whole := newest_whole(run):
         _load_checkpoint(policy, run, *whole, control)
@@ -140,7 +141,7 @@ def load_saved(policy: Policy, run: Path, control: NoControl) -> None:
     if problem:
         raise problem
     _load_adapter(policy, run)
-    _log.warning("run %s: adapter/ is of step %s, and the newest checkpoint is damaged", run, step or "unknown")
+    _warn(run, f"is of step {step or 'unknown'}, and the newest checkpoint is damaged")
 
 
 def _load_checkpoint(policy: Policy, run: Path, checkpoint: Checkpoint, blob: bytes, control: NoControl) -> None:
@@ -155,10 +156,14 @@ def _load_checkpoint(policy: Policy, run: Path, checkpoint: Checkpoint, blob: by
         was = "missing" if not (run / ADAPTER).is_dir() else "damaged"
     state.give_weights(policy)
     if was:
-        _log.warning("run %s: adapter/ was %s; its weights are those of step %d instead", run, was, checkpoint.step)
+        _warn(run, f"was {was}; its weights are those of step {checkpoint.step} instead")
     with _alone(run) as alone:
         if alone and checkpoints(run)[:1] == [checkpoint]:  # nothing was saved meanwhile
             write_adapter(run, checkpoint.step, lambda folder: save_policy(policy, folder))
+
+
+def _warn(run: Path, what: str) -> None:
+    _log.warning("run %s: adapter/ %s", shown(run, 300), what)
 
 
 def _load_adapter(policy: Policy, run: Path) -> None:

@@ -34,7 +34,7 @@ from erltool.losses import by_any_part, loss_normalizer, policy_loss, reshape_ad
 from erltool.plan import check_fits
 from erltool.policy import Policy, load_policy
 from erltool.rollouts import Rollouts, concatenate, contexts, response_log_probs, sample_groups
-from erltool.runs import holds_run, read_run
+from erltool.runs import Run, holds_run, read_run
 from erltool.runwriter import RunWriter, check_place
 from erltool.saved import Saved, load_saved, read_saved, save_policy
 from erltool.step import Step, entropy_change_summary, measure, part_texts
@@ -111,7 +111,7 @@ def policy_for_evaluation(
         )
         chosen = template or ("boxed" if policy.tokenizer.chat_template else "none")
         return policy.with_template(chosen), None
-    config = replace(TrainConfig.from_dict(read_run(what).config, trust_remote_code=trust_remote_code), device=device)
+    config = replace(config_of(read_run(run), trust_remote_code), device=device)
     if base not in ("none", config.base):
         raise ErltoolError(f"base={base}: run {what} was trained on base={config.base}; leave it out")
     if not was_ever_saved(run) and not checkpoint_steps(run):
@@ -121,6 +121,15 @@ def policy_for_evaluation(
     if template:
         policy = policy.with_template(template, policy.template.shots)
     return policy, config
+
+
+def config_of(run: Run, trust_remote_code: bool = False) -> TrainConfig:
+    """The configuration that a run was trained with. Raises ErltoolError where its config.json has another form, and
+    where it lets the model run code of its own, unless `trust_remote_code` says the same."""
+    try:
+        return TrainConfig.from_dict(run.config, trust_remote_code=trust_remote_code)
+    except ErltoolError as e:
+        raise ErltoolError(f"{run.path / 'config.json'}: {e}") from e
 
 
 def _check_asked(base: str, template: str | None, device: str) -> None:

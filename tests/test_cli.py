@@ -269,6 +269,17 @@ def test_a_run_keeps_its_own_base(train, tmp_path, capsys):
     assert "was trained on base=none; leave it out" in one_line(capsys)
 
 
+def test_a_runs_own_configuration_of_other_types_is_one_line_that_names_its_file(train, tmp_path, capsys):
+    assert train() == 0
+    file = tmp_path / "run" / "config.json"
+    document = json.loads(file.read_text())
+    document["config"] |= {"seed": "0", "task": [1]}
+    file.write_text(json.dumps(document))
+    for words in (["train", "--resume", "--out"], ["eval"], ["export", "verl"]):
+        assert cli.main([*words, str(file.parent)]) == 2
+        assert f"{file}: task=[1]: must be str, not list" in one_line(capsys)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -43,7 +43,7 @@ from erltool.rollouts import response_log_probs
 from erltool.runs import METRICS, SPARSE, TIMED
 from erltool.runwriter import RunWriter
 from erltool.step import covariance_by_accuracy
-from erltool.training import _Trainer, policy_for_evaluation
+from erltool.training import _Trainer, config_of, policy_for_evaluation
 
 CONTROLS = [
     KLCov(0.2, 2.0),
@@ -777,6 +777,7 @@ def test_a_run_folder_alone_runs_no_code(run_with_code, tmp_path, monkeypatch, c
     fields = json.loads((run / "config.json").read_text())["config"]
     for use in (
         lambda: policy_for_evaluation(str(run)),
+        lambda: config_of(read_run(run)),
         lambda: TrainConfig.from_dict(fields),
         lambda: read_config(run),
         lambda: read_config(run / "config.json"),
