@@ -270,7 +270,8 @@ def _prompt(parser, words) -> int:
     parser.add_argument("--count", type=at_least(1), default=1, help="prompts to show (1)")
     _add_config_flags(parser)
     args = vars(parser.parse_args(words))
-    from erltool.policy import Template, load_tokenizer
+    from erltool.loading import load_tokenizer
+    from erltool.policy import Template
     from erltool.tasks import load_task
 
     count = args.pop("count")
@@ -379,9 +380,7 @@ def _fit(parser, words) -> int:
     parser.add_argument(
         "--forecast", type=cut, metavar="CUT", help="fit this first share of the points, forecast the others"
     )
-    parser.add_argument(
-        "--window", type=above_zero, help="steps up to a measurement over which a log's entropy is averaged"
-    )
+    _add_log_flags(parser)
     parser.add_argument("--json", action="store_true", help="print the fits as JSON")
     parser.add_argument("--png", type=picture, help="draw the fits to this file")
     args = parser.parse_args(words)
@@ -390,9 +389,10 @@ def _fit(parser, words) -> int:
 
     fits, forecasts = {}, {}
     for path in args.sources:
-        entropy, performance, known = _points(path, args.window)
+        entropy, performance, known, stated = _points(path, args)
         try:
-            fits[str(path)] = fit_law(entropy, performance, **known)
+            # What a log's name and values say of the unit is no statement, though the fit takes it as given.
+            fits[str(path)] = dataclasses.replace(fit_law(entropy, performance, **known), unit_stated=stated)
             if args.forecast is not None:
                 forecasts[str(path)] = forecast(entropy, performance, cut=args.forecast, **known)
         except ErltoolError as e:
@@ -414,23 +414,49 @@ def _fit(parser, words) -> int:
     return 0
 
 
-def _points(path: Path, window: float | None):
-    """Entropies (nats), performances, and what is known of both, of a run or another tool's log."""
+def _add_log_flags(parser) -> None:
+    """What corrects the guesses about a log."""
+    parser.add_argument("--entropy", metavar="COL", help="the entropy's column; --entropy=-COL for minus that column")
+    parser.add_argument("--performance", metavar="COL", help="the performance's column, instead of the guess")
+    parser.add_argument("--step", metavar="COL", help="the step's column, instead of the guess")
+    parser.add_argument("--unit", help="of performance: fraction, percentage-points or as-given")
+    parser.add_argument("--run", metavar="NAME", help="the run, where a log holds several")
+    parser.add_argument(
+        "--window", type=above_zero, help="steps up to a measurement over which a log's entropy is averaged"
+    )
+
+
+def _log(path: Path, args, columns: dict[str, str]):
+    """A log as the flags want it, `columns` where they do not say."""
     from erltool.importers import read_log
-    from erltool.logformats import shown
+
+    given = {role: getattr(args, role) for role in ("step", "entropy", "performance")}
+    columns |= {role: name for role, name in given.items() if name}
+    return read_log(path, columns=columns, unit=args.unit and args.unit.replace("-", " "), run=args.run)
+
+
+def _points(path: Path, args):
+    """Entropies (nats), performances, what is known of both, and whether the unit was stated, of a run or a log."""
+    from erltool.importers import said_of
+    from erltool.logtext import shown
 
     own = (path / "config.json").is_file()
     # A run of ours was evaluated before the update of its step, whose entropy is of the same policy: no window.
-    log = read_log(path, columns={"performance": "eval_accuracy"} if own else None)
+    log = _log(path, args, {"performance": "eval_accuracy"} if own else {})
     for reason, count in log.skipped.items():
         print(f"erltool: {path}: {count} {reason}", file=sys.stderr)
-    points = log.points(window or (1 if own else None))
+    points = log.points(args.window or (1 if own else None))
     if not own:
-        pair = " and ".join(shown(log.columns[role]) for role in ("entropy", "performance"))
-        print(f"erltool: {path}: {log.kind}, columns {pair}", file=sys.stderr)
-    # A log's unit is read off its values, which the fit does by the same rule and says; ours is known.
-    known = {"entropy_average": log.entropy_average} | ({"unit": log.unit} if own else {})
-    return points["entropy"].to_numpy(), points["performance"].to_numpy(), known
+        took = ", ".join(f"{role} {shown(log.columns[role], 40)}" for role in ("step", "entropy", "performance"))
+        print("\n".join([f"erltool: {path}: {log.kind}", *_wrapped(took), *said_of(log)]), file=sys.stderr)
+    known = {"entropy_average": log.entropy_average, "unit": log.unit}
+    return points["entropy"].to_numpy(), points["performance"].to_numpy(), known, log.unit_stated
+
+
+def _wrapped(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, 80, subsequent_indent="  ")
 
 
 def _draw_fits(file: Path, fits, forecasts) -> None:
@@ -452,16 +478,12 @@ def _draw_fits(file: Path, fits, forecasts) -> None:
 
 def _import(parser, words) -> int:
     parser.add_argument("log", type=Path, metavar="LOG", help="file or folder: verl, TRL, OpenRLHF, W&B, CSV, ...")
-    parser.add_argument("--entropy", metavar="COL", help="the entropy's column, instead of the guess")
-    parser.add_argument("--performance", metavar="COL", help="the performance's column, instead of the guess")
-    parser.add_argument("--step", metavar="COL", help="the step's column, instead of the guess")
-    parser.add_argument("--window", type=above_zero, help="steps up to a measurement over which entropy is averaged")
+    _add_log_flags(parser)
     parser.add_argument("--out", type=place, metavar="FOLDER", help="write the log there as a run")
     args = parser.parse_args(words)
-    from erltool.importers import log_report, read_log, write_run
+    from erltool.importers import log_report, write_run
 
-    given = {role: getattr(args, role) for role in ("step", "entropy", "performance")}
-    log = read_log(args.log, columns={role: name for role, name in given.items() if name})
+    log = _log(args.log, args, {})
     print(log_report(log, args.window))
     if args.out:
         write_run(log, args.out, args.window)

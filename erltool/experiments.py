@@ -32,10 +32,10 @@ from erltool.config import MOST, TrainConfig
 from erltool.errors import Diverged, ErltoolError, InUse
 from erltool.evaluate import Evaluation, evaluate
 from erltool.files import Hold, write_whole, writing
-from erltool.logformats import shown
-from erltool.policy import find_model
+from erltool.logtext import shown
 from erltool.resources import shipped
 from erltool.runs import EVALUATION, Run, read_run, read_runs
+from erltool.sources import find_model
 from erltool.tasks import load_task
 from erltool.training import eval_problems, policy_for_evaluation, train
 

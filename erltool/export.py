@@ -16,7 +16,7 @@ from erltool.config import TrainConfig
 from erltool.controls import ClipCov, ClipHigher, EntropyBonus, KLCov, NoControl, ReferenceKL
 from erltool.errors import ErltoolError
 from erltool.files import write_whole, writing
-from erltool.logformats import shown
+from erltool.logtext import shown
 from erltool.runs import read_run
 from erltool.tasks import load_task
 from erltool.training import config_of

@@ -15,7 +15,7 @@ import pandas as pd
 
 from erltool.errors import ErltoolError
 from erltool.files import reading, write_whole, writing
-from erltool.logformats import shown
+from erltool.logtext import shown
 
 METRICS = {
     "step": ("count", "optimiser updates so far, this one included"),

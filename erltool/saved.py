@@ -21,7 +21,7 @@ from erltool.checkpoints import ADAPTER, Checkpoint, adapter_step, checkpoints, 
 from erltool.controls import NoControl
 from erltool.errors import ErltoolError
 from erltool.files import Hold, heal, new_name, old_name
-from erltool.logformats import shown
+from erltool.logtext import shown
 from erltool.policy import Policy
 
 _log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ from erltool.controls import ENTROPY, SURROGATE, ClipCov, KLCov, NoControl
 from erltool.covariance import token_covariance
 from erltool.errors import ErltoolError
 from erltool.files import Hold, sync, write_whole, writing
-from erltool.logformats import shown
+from erltool.logtext import shown
 from erltool.losses import by_any_part, reshape_advantages, select_tokens
 from erltool.resources import commit
 from erltool.rollouts import Rollouts

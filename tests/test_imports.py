@@ -16,9 +16,11 @@ FLOORS = (
     ("errors", "resources", "arguments"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
-    ("fit", "logformats", "files", "checkpoints", "runs", "runwriter", "importers", "compare", "forecasting", "rivals",
+    ("logtext", "lognumbers", "logrows", "logfolders", "logtables", "logformats", "logmetrics", "logcolumns"),
+    ("logruns", "fit", "files", "checkpoints", "runs", "runwriter", "importers", "compare", "forecasting", "rivals",
      "scaling", "plots", "alarms"),
-    ("lora", "policy", "rollouts", "plan", "evaluate", "step", "saved", "training", "trl", "export"),
+    ("attention", "sources", "lora", "heads", "policy", "rollouts", "sampling", "probe", "loading"),
+    ("plan", "evaluate", "step", "saved", "training", "trl", "export"),
     ("experiments", "demo", "doctor", "workshop", "lessons"),
     ("cli",),
 )  # fmt: skip
@@ -55,7 +57,7 @@ def test_the_mathematics_needs_torch_only(module):
     assert {name.split(".")[0] for name in imported(module)} <= allowed
 
 
-@pytest.mark.parametrize("module", FLOORS[3])
+@pytest.mark.parametrize("module", FLOORS[3] + FLOORS[4])
 def test_looking_at_runs_needs_neither_torch_nor_transformers(module):
     assert not {name.split(".")[0] for name in imported(module)} & {"torch", "transformers", "peft"}
     code = f"import sys, erltool.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"

@@ -37,8 +37,8 @@ from erltool import (
     read_run,
 )
 from erltool.export import read_config
+from erltool.loading import load_policy
 from erltool.losses import policy_loss
-from erltool.policy import load_policy
 from erltool.rollouts import response_log_probs
 from erltool.runs import METRICS, SPARSE, TIMED
 from erltool.runwriter import RunWriter
