@@ -182,6 +182,7 @@ def _holder(file: Path) -> str:
     """Who holds a lock, as far as its file says; it is somebody's text."""
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
-        return f"process {shown(said['pid'], 20)} on {shown(said['host'])}"
+        mine = said["pid"] == os.getpid() and said["host"] == socket.gethostname()
+        return f"process {shown(said['pid'], 20)} on {shown(said['host'])}" + (", this very one," if mine else "")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -678,7 +678,7 @@ def test_a_second_writer_is_refused_in_one_line_that_names_the_first(tiny_config
     for place in (run, tmp_path / "linked"):
         with pytest.raises(erltool.errors.InUse) as e:
             erltool.train(config, place, resume=True)
-        assert f"process {os.getpid()} on {socket.gethostname()} is writing there" in str(e.value)
+        assert f"process {os.getpid()} on {socket.gethostname()}, this very one, is writing there" in str(e.value)
     assert len(read_run(run).metrics) == 1  # to read is always possible
     next(steps)
     policy_for_evaluation(str(run))
