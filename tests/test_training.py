@@ -764,7 +764,8 @@ def run_with_code(tiny_config, tiny_policy, tmp_path):
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
     settings = json.loads((policy / "config.json").read_text()) | own
     (policy / "config.json").write_text(json.dumps(settings))
-    (policy / "own.py").write_text(f"open({str(trace)!r}, 'w').close()\nfrom transformers import LlamaConfig as Own\n")
+    code = f"open({str(trace)!r}, 'w').close()\nfrom transformers import LlamaConfig\nclass Own(LlamaConfig): pass\n"
+    (policy / "own.py").write_text(code)
     document = json.loads((run / "config.json").read_text())
     document["config"] |= {"trust_remote_code": True, "policy": str(policy)}
     (run / "config.json").write_text(json.dumps(document))
