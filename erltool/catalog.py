@@ -74,27 +74,42 @@ def parse_control(text: str) -> NoControl:
 
 
 def control_from_dict(fields: dict) -> NoControl:
-    """The control with these fields, "name" among them: the inverse of `control_to_dict`."""
+    """The control with these fields, "name" among them: the inverse of `control_to_dict`. Raises ErltoolError for what
+    names no control, or gives one another field or a value of another type."""
+    if not isinstance(fields, dict):
+        raise ErltoolError(f"control {shortened(fields)}: must be a control's name with its fields")
     fields = dict(fields)
     name = fields.pop("name", None)
     if name == COMPOSED:
-        return sum((control_from_dict(member) for member in fields["members"]), NoControl())
-    if name not in CONTROLS:
-        raise ErltoolError(f"control {name!r} is not known: use one of {', '.join(CONTROLS)}")
+        members = fields.get("members")
+        if not isinstance(members, list) or any(isinstance(m, dict) and m.get("name") == COMPOSED for m in members):
+            raise ErltoolError(f"control {COMPOSED}: members is {shortened(members)}, it must be a list of controls")
+        return sum((control_from_dict(member) for member in members), NoControl())
+    if not isinstance(name, str) or name not in CONTROLS:
+        raise ErltoolError(f"control {shortened(name)} is not known: use one of {', '.join(CONTROLS)}")
     kinds = {f.name: f.type for f in dataclasses.fields(CONTROLS[name])}
     for key, value in fields.items():
         if key not in kinds:
             known = f"its fields are {', '.join(kinds)}" if kinds else "it has no fields"
-            raise ErltoolError(f"control {name} has no field {key!r}: {known}")
-        fields[key] = control_from_dict(value) if isinstance(value, dict) else value
+            raise ErltoolError(f"control {name} has no field {shortened(key)}: {known}")
+        if isinstance(value, dict):
+            if key != "control" or isinstance(value.get("control"), dict):
+                raise ErltoolError(f"control {name}: {key} is {shortened(value)}, it must be a plain control")
+            fields[key] = control_from_dict(value)
         if key == "control":  # checked by the control that it is inside of
             continue
         wanted = (str,) if kinds[key] is str else (int, float)
         optional = value is None and kinds[key] not in (str, float)
         if not optional and (isinstance(value, bool) or not isinstance(value, wanted)):
             what = "text" if wanted == (str,) else "a number"
-            raise ErltoolError(f"control {name}: {key} is {value!r}, it must be {what}")
+            raise ErltoolError(f"control {name}: {key} is {shortened(value)}, it must be {what}")
     return CONTROLS[name](**fields)
+
+
+def shortened(value) -> str:
+    """A value of a file for an error's line: no longer, and without what moves a terminal."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}\u2026"
 
 
 def control_to_dict(control: NoControl) -> dict:

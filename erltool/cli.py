@@ -12,6 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
+from erltool.arguments import above_zero, at_least, cut, not_negative, picture, place
 from erltool.errors import ErltoolError
 
 COMMANDS = {
@@ -76,17 +77,31 @@ def _fail(message, status: int = 2) -> int:
 
 
 def _train(parser, words) -> int:
-    from erltool.config import TrainConfig
     from erltool.runs import read_run
 
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--out", type=place, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     _add_config_flags(parser)
     args = vars(parser.parse_args(words))
     out, resume = args.pop("out"), args.pop("resume")
-    before = read_run(out).config if resume else {}
-    config = TrainConfig.from_dict(before | args)
-    return _follow(config, out, resume, "train")
+    if resume:
+        from erltool.training import config_of
+
+        before = config_of(read_run(out), args.get("trust_remote_code", False)).to_dict()
+        return _follow(_config(before | args), out, resume, "train")
+    return _follow(_config(args), out, resume, "train")
+
+
+def _config(fields: dict):
+    """The configuration of flags. These may let a model run code of its own, which no file can."""
+    from erltool.config import TrainConfig
+
+    return TrainConfig.from_dict(fields, trust_remote_code=True)
+
+
+def _add_trust(parser) -> None:
+    about = "let the model run code of its own, where the file asks for it"
+    parser.add_argument("--trust-remote-code", action="store_true", help=about)
 
 
 def _add_config_flags(parser) -> None:
@@ -180,15 +195,16 @@ def _eval(parser, words) -> int:
     parser.add_argument("what", metavar="RUN_OR_POLICY", help="folder of a run, or a policy as in train")
     parser.add_argument("--benchmark", default="", help="comma-separated; all for the paper's seven")
     parser.add_argument("--task", help="its held-out problems instead; a run's own task by default")
-    parser.add_argument("--samples", type=int, help="responses to each problem; the protocol's by default")
-    parser.add_argument("--temperature", type=float, help="of sampling, 0 for greedy; the protocol's by default")
-    parser.add_argument("--max-response-tokens", type=int, help="the run's, or 3072")
+    parser.add_argument("--samples", type=at_least(1), help="responses to each problem; the protocol's by default")
+    parser.add_argument("--temperature", type=not_negative, help="of sampling, 0 for greedy; the protocol's by default")
+    parser.add_argument("--max-response-tokens", type=at_least(1), help="the run's, or 3072")
     parser.add_argument("--template", help="the run's, or boxed where the policy has a chat template")
-    parser.add_argument("--limit", type=int, default=0, help="problems of each, 0 for all")
-    parser.add_argument("--batch", type=int, default=256, help="responses sampled at a time (256)")
+    parser.add_argument("--limit", type=at_least(0), default=0, help="problems of each, 0 for all")
+    parser.add_argument("--batch", type=at_least(0), default=256, help="responses sampled at a time, 0 for all (256)")
     parser.add_argument("--base", default="none", help="quantisation of a policy: none, nf4 or int8")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    _add_trust(parser)
     args = parser.parse_args(words)
     from erltool.evaluate import BENCHMARKS, evaluate, evaluation_report, evaluation_task
     from erltool.training import policy_for_evaluation
@@ -199,14 +215,16 @@ def _eval(parser, words) -> int:
     for name in names:
         if name not in BENCHMARKS:
             raise ErltoolError(f"benchmark {name!r} is not known: use {', '.join(BENCHMARKS)}, or all")
-    policy, config = policy_for_evaluation(args.what, args.base, args.template, args.device)
-    if not names:
-        names = [args.task or (config.task if config else "")]
-    if names == [""]:
-        raise ErltoolError("eval: a policy has no task of its own; give --benchmark or --task")
+    asked = {name: evaluation_task(name) for name in names or filter(None, [args.task])}  # before the first is asked
+    policy, config = policy_for_evaluation(
+        args.what, args.base, args.template, args.device, trust_remote_code=args.trust_remote_code
+    )
+    if not asked:
+        if not config:
+            raise ErltoolError("eval: a policy has no task of its own; give --benchmark or --task")
+        asked = {config.task: evaluation_task(config.task)}
     results = []
-    for name in names:
-        task, temperature, samples = evaluation_task(name)
+    for name, (task, temperature, samples) in asked.items():
         problems = task.held_out[: args.limit] if args.limit else task.held_out
         samples = args.samples or samples
         tokens = args.max_response_tokens or (config.max_response_tokens if config else 3072)
@@ -229,16 +247,17 @@ def _eval(parser, words) -> int:
 
 
 def _plan(parser, words) -> int:
-    parser.add_argument("--prompt-tokens", type=int, default=256, help="length of the longest prompts (256)")
-    parser.add_argument("--gpus", type=int, default=1, help="devices that share it, sharded as by FSDP or ZeRO-3 (1)")
+    parser.add_argument("--prompt-tokens", type=at_least(1), default=256, help="length of the longest prompts (256)")
+    parser.add_argument(
+        "--gpus", type=at_least(1), default=1, help="devices that share it, sharded as by FSDP or ZeRO-3 (1)"
+    )
     _add_config_flags(parser)
     args = vars(parser.parse_args(words))
-    from erltool.config import TrainConfig
     from erltool.plan import CARDS, advice, plan_memory
 
     prompt_tokens, gpus = args.pop("prompt_tokens"), args.pop("gpus")
     device = "cpu" if args.get("device") == "cpu" else "cuda"
-    config = TrainConfig.from_dict(args | {"device": "cpu"})
+    config = _config(args | {"device": "cpu"})
     print(plan_memory(config, prompt_tokens, device, gpus=gpus))
     print(f"of each of {gpus} devices; counted, not measured\n" if gpus > 1 else "")
     for card in CARDS:
@@ -248,16 +267,15 @@ def _plan(parser, words) -> int:
 
 
 def _prompt(parser, words) -> int:
-    parser.add_argument("--count", type=int, default=1, help="prompts to show (1)")
+    parser.add_argument("--count", type=at_least(1), default=1, help="prompts to show (1)")
     _add_config_flags(parser)
     args = vars(parser.parse_args(words))
-    from erltool.config import TrainConfig
     from erltool.loading import load_tokenizer
     from erltool.policy import Template
     from erltool.tasks import load_task
 
     count = args.pop("count")
-    config = TrainConfig.from_dict(args)
+    config = _config(args)
     task, tokenizer = load_task(config.task), load_tokenizer(config.policy, config.trust_remote_code)
     template = Template.choose(config.template, tokenizer, config.policy, task.examples(config.shots))
     print(f"template {template.name}; {len(task.train)} problems to train on, {len(task.held_out)} held out")
@@ -272,14 +290,15 @@ def _prompt(parser, words) -> int:
 
 def _experiment(parser, words) -> int:
     parser.add_argument("grid", metavar="GRID", help="a .toml file, or the name of a shipped grid")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the runs, a folder each")
-    parser.add_argument("--record", type=Path, metavar="FOLDER", help="keep finished runs there together, compactly")
+    parser.add_argument("--out", type=place, required=True, help="folder for the runs, a folder each")
+    parser.add_argument("--record", type=place, metavar="FOLDER", help="keep finished runs there together, compactly")
     parser.add_argument("--list", action="store_true", help="only list the runs, and which are over")
+    _add_trust(parser)
     args = parser.parse_args(words)
     from erltool.experiments import is_over, line_of, load_grid, recorded_runs, run_grid
     from erltool.runs import read_run, record_runs
 
-    grid = load_grid(args.grid)
+    grid = load_grid(args.grid, args.trust_remote_code)
     recorded = recorded_runs(grid, args.record)
     runs = {name: recorded[name] for name in grid.configs if name in recorded}
 
@@ -326,9 +345,11 @@ def _bars(progress):
 
 
 def _demo(parser, words) -> int:
-    parser.add_argument("--out", type=Path, default=Path("erltool-demo"), help="folder to write (erltool-demo)")
-    parser.add_argument("--iterations", type=int, default=DEMO_ITERATIONS, help=f"of each run ({DEMO_ITERATIONS})")
-    parser.add_argument("--seed", type=int, default=0, help="of both runs (0)")
+    parser.add_argument("--out", type=place, default="erltool-demo", help="folder to write (erltool-demo)")
+    parser.add_argument(
+        "--iterations", type=at_least(1), default=DEMO_ITERATIONS, help=f"of each run ({DEMO_ITERATIONS})"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of both runs (0)")
     args = parser.parse_args(words)
     from erltool import demo
     from erltool.runs import read_run
@@ -357,11 +378,11 @@ def _fit(parser, words) -> int:
         "sources", type=Path, nargs="+", metavar="RUN_OR_LOG", help="a run's folder, or another tool's log"
     )
     parser.add_argument(
-        "--forecast", type=float, metavar="CUT", help="fit this first share of the points, forecast the others"
+        "--forecast", type=cut, metavar="CUT", help="fit this first share of the points, forecast the others"
     )
     _add_log_flags(parser)
     parser.add_argument("--json", action="store_true", help="print the fits as JSON")
-    parser.add_argument("--png", type=Path, help="draw the fits to this file")
+    parser.add_argument("--png", type=picture, help="draw the fits to this file")
     args = parser.parse_args(words)
     from erltool.fit import fit_law
     from erltool.forecasting import forecast
@@ -400,7 +421,9 @@ def _add_log_flags(parser) -> None:
     parser.add_argument("--step", metavar="COL", help="the step's column, instead of the guess")
     parser.add_argument("--unit", help="of performance: fraction, percentage-points or as-given")
     parser.add_argument("--run", metavar="NAME", help="the run, where a log holds several")
-    parser.add_argument("--window", type=float, help="steps up to a measurement over which a log's entropy is averaged")
+    parser.add_argument(
+        "--window", type=above_zero, help="steps up to a measurement over which a log's entropy is averaged"
+    )
 
 
 def _log(path: Path, args, columns: dict[str, str]):
@@ -437,8 +460,8 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _draw_fits(file: Path, fits, forecasts) -> None:
+    from erltool.files import writing
     from erltool.plots import new_axes, plot_fit, plot_forecast
-    from erltool.runs import writing
 
     ax = new_axes(width=6, height=4)[0]
     for index, (path, f) in enumerate(fits.items()):
@@ -456,7 +479,7 @@ def _draw_fits(file: Path, fits, forecasts) -> None:
 def _import(parser, words) -> int:
     parser.add_argument("log", type=Path, metavar="LOG", help="file or folder: verl, TRL, OpenRLHF, W&B, CSV, ...")
     _add_log_flags(parser)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the log there as a run")
+    parser.add_argument("--out", type=place, metavar="FOLDER", help="write the log there as a run")
     args = parser.parse_args(words)
     from erltool.importers import log_report, write_run
 
@@ -474,13 +497,16 @@ def _import(parser, words) -> int:
 def _export(parser, words) -> int:
     parser.add_argument("engine", choices=("verl",), help="for which engine")
     parser.add_argument("source", type=Path, metavar="RUN_OR_CONFIG", help="a run's folder, or TrainConfig as JSON")
-    parser.add_argument("--gpus", type=int, default=8, help="devices of the node (8)")
-    parser.add_argument("--prompt-tokens", type=int, default=512, help="length of the longest prompts (512)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the command, the data and the verifier there")
+    parser.add_argument("--gpus", type=at_least(1), default=8, help="devices of the node (8)")
+    parser.add_argument("--prompt-tokens", type=at_least(1), default=512, help="length of the longest prompts (512)")
+    parser.add_argument(
+        "--out", type=place, metavar="FOLDER", help="write the command, the data and the verifier there"
+    )
+    _add_trust(parser)
     args = parser.parse_args(words)
     from erltool.export import export_verl, read_config, write_export
 
-    config = read_config(args.source)
+    config = read_config(args.source, args.trust_remote_code)
     export = export_verl(config, args.gpus, args.prompt_tokens)
     print(export.table())
     if args.out:
@@ -495,7 +521,7 @@ def _export(parser, words) -> int:
 
 def _lab(parser, words) -> int:
     parser.add_argument("--lesson", type=int, metavar="N", help="open this one; the list of all by default")
-    parser.add_argument("--dir", type=Path, help="folder for a copy of the lessons (erltool-lessons from a wheel)")
+    parser.add_argument("--dir", type=place, help="folder for a copy of the lessons (erltool-lessons from a wheel)")
     parser.add_argument("--fresh", action="store_true", help="make another copy, in a new folder with a number")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     args = parser.parse_args(words)
@@ -515,7 +541,7 @@ def _lab(parser, words) -> int:
 def _workshop(parser, words) -> int:
     from erltool.lessons import SESSIONS, write_workshop
 
-    parser.add_argument("--out", type=Path, required=True, help="folder to write lessons/ and instructor.md into")
+    parser.add_argument("--out", type=place, required=True, help="folder to write lessons/ and instructor.md into")
     parser.add_argument("--minutes", type=int, choices=SESSIONS, help="plan only for this length; for each by default")
     args = parser.parse_args(words)
     files = write_workshop(args.out, (args.minutes,) if args.minutes else tuple(SESSIONS))

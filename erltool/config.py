@@ -3,18 +3,21 @@
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
 
 from erltool.advantages import ESTIMATORS
-from erltool.catalog import control_from_dict, control_to_dict
+from erltool.catalog import control_from_dict, control_to_dict, shortened
 from erltool.controls import ADVANTAGES, ClipCov, KLCov, NoControl
 from erltool.errors import ErltoolError
 from erltool.zoo import GSPO, NegativeReinforcement, TargetEntropy
 
 BASES = ("none", "nf4", "int8")
 TEMPLATES = ("none", "chat", "boxed", "question")
+DEVICE = r"auto|cpu|cuda(:\d+)?"
+MOST = 2**63  # what generators of random numbers and tensors' sizes take
 
 
 def _about(default, text: str):
@@ -95,7 +98,7 @@ class TrainConfig:
         self._require(0 < self.clip_eps_low <= 1, "clip_eps_low", "in (0, 1]: a ratio is never below 0")
         self._require(self.group_size >= 2, "group_size", "at least 2: a group of one has no baseline")
         self._require(self.advantages in ESTIMATORS, "advantages", f"one of {', '.join(ESTIMATORS)}")
-        self._require(self.device in ("auto", "cpu") or self.device.startswith("cuda"), "device", "auto, cpu or cuda")
+        self._require(re.fullmatch(DEVICE, self.device), "device", "auto, cpu, cuda or cuda:NUMBER")
         self._check_combinations()
 
     def _check_combinations(self):
@@ -163,14 +166,23 @@ class TrainConfig:
         return fields | {"control": control_to_dict(self.control)}
 
     @classmethod
-    def from_dict(cls, fields: dict) -> "TrainConfig":
-        """The inverse of `to_dict`. Raises ErltoolError for an unknown field."""
+    def from_dict(cls, fields: dict, *, trust_remote_code: bool = False) -> "TrainConfig":
+        """The inverse of `to_dict`. Fields come from files, which may be anybody's: that a model's own code runs has to
+        be asked for beside them. Raises ErltoolError for what is no dictionary, for an unknown field, and where the
+        fields alone ask for `trust_remote_code`."""
+        if not isinstance(fields, dict):
+            raise ErltoolError(f"TrainConfig: must be given its fields by name, not {type(fields).__name__}")
         known = [f.name for f in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
+                near = difflib.get_close_matches(str(name), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"fields are {', '.join(known)}"
-                raise ErltoolError(f"TrainConfig has no field {name!r}: {hint}")
+                raise ErltoolError(f"TrainConfig has no field {shortened(name)}: {hint}")
+        if fields.get("trust_remote_code") and not trust_remote_code:
+            raise ErltoolError(
+                "trust_remote_code: a file cannot decide that a model runs code of its own; if you trust this model, "
+                "ask for it with --trust-remote-code, in Python with trust_remote_code=True"
+            )
         fields = dict(fields)
         if isinstance(fields.get("control"), dict):
             fields["control"] = control_from_dict(fields["control"])
@@ -179,8 +191,10 @@ class TrainConfig:
 
 def _checked(name: str, value, kind: type):
     """The value as the field's type (an int is a float, nothing else is turned). Raises ErltoolError."""
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < MOST:
         return float(value)
     if isinstance(kind, types.UnionType) or isinstance(value, kind) and not (kind is int and type(value) is bool):
+        if kind is int and abs(value) >= MOST or kind is str and not (value and value.isprintable()):
+            raise ErltoolError(f"{name}: must be {'text in one line' if kind is str else f'below {MOST}'}")
         return value
-    raise ErltoolError(f"{name}={value!r}: must be {kind.__name__}, not {type(value).__name__}")
+    raise ErltoolError(f"{name}={shortened(value)}: must be {kind.__name__}, not {type(value).__name__}")

@@ -13,10 +13,11 @@ from erltool.compare import EDGE
 from erltool.config import TrainConfig
 from erltool.controls import NoControl
 from erltool.errors import ErltoolError
+from erltool.files import write_whole, writing
 from erltool.fit import LawFit, fit_law
 from erltool.logmetrics import OWN
 from erltool.plots import new_axes, plot_fit, plot_run
-from erltool.runs import Run, write_whole, writing
+from erltool.runs import Run
 
 LABELS = {"none": "no control", "kl-cov": "KL-Cov"}
 

@@ -7,3 +7,7 @@ class ErltoolError(ValueError):
 
 class Diverged(ErltoolError):
     """Raised where a run's numbers are no longer finite: this run cannot go on, others can."""
+
+
+class InUse(ErltoolError):
+    """Raised where another process writes to a folder that has one writer at a time."""

@@ -13,32 +13,33 @@ A grid is a TOML file (data/experiments/ holds the shipped ones):
     samples = 8
 
 A run that is done is skipped, one that was cut is resumed from its last checkpoint. Several processes may work on
-one grid, in a terminal each: a run is locked while it is worked on, and the lock ends with its process.
+one grid, in a terminal each: a run is claimed while it is worked on, and the claim ends with its process.
 """
 
 import contextlib
 import itertools
 import json
+import logging
 import re
 import time
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from erltool.catalog import parse_control
-from erltool.config import TrainConfig
-from erltool.errors import Diverged, ErltoolError
+from erltool.catalog import parse_control, shortened
+from erltool.config import MOST, TrainConfig
+from erltool.errors import Diverged, ErltoolError, InUse
 from erltool.evaluate import Evaluation, evaluate
+from erltool.files import Hold, write_whole, writing
+from erltool.logtext import shown
 from erltool.resources import shipped
-from erltool.runs import EVALUATION, Run, read_run, read_runs, write_whole, writing
+from erltool.runs import EVALUATION, Run, read_run, read_runs
+from erltool.sources import find_model
 from erltool.tasks import load_task
 from erltool.training import eval_problems, policy_for_evaluation, train
 
-try:
-    import fcntl
-except ImportError:  # elsewhere than on POSIX nothing is locked: work on a grid with one process there
-    fcntl = None
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,53 +56,79 @@ class Grid:
     """Responses to each of them."""
 
 
-def load_grid(source: str | Path) -> Grid:
+def load_grid(source: str | Path, trust_remote_code: bool = False) -> Grid:
     """The grid of a TOML file, or of that name among the shipped ones. Raises ErltoolError, naming what is wrong in
-    it: no such file, not TOML, an unknown table or field, an impossible configuration, two runs of one name."""
+    it: no such file, not TOML, an unknown table or field, a value of the wrong type, an impossible configuration, two
+    runs of one name; and `trust_remote_code` in it, unless it is given here, too."""
     file = Path(source)
     if file.suffix != ".toml":
         file = shipped("data/experiments") / f"{source}.toml"
     try:
-        text = file.read_text(encoding="utf-8")
-        document = tomllib.loads(text)
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         known = ", ".join(sorted(p.stem for p in shipped("data/experiments").glob("*.toml")))
         raise ErltoolError(f"experiment {source}: no such file; give a .toml file, or one of {known}") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ErltoolError(f"experiment {file}: not TOML ({e})") from e
-    unknown = set(document) - {"question", "train", "vary", "evaluate"}
-    if unknown:
-        raise ErltoolError(f"experiment {file}: unknown {', '.join(sorted(unknown))}; tables are train, vary, evaluate")
-    vary = {name: _named(name, values, file) for name, values in document.get("vary", {}).items()}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError, RecursionError) as e:
+        raise ErltoolError(f"experiment {file}: not TOML ({shown(e, 120)})") from e
+    try:
+        return _grid(file, document, trust_remote_code)
+    except ErltoolError as e:
+        raise ErltoolError(f"experiment {file}: {e}") from e
+
+
+def _grid(file: Path, document: dict, trust_remote_code: bool) -> Grid:
+    kinds = {"question": str, "train": dict, "vary": dict, "evaluate": dict}
+    if unknown := sorted(set(document) - set(kinds)):
+        raise ErltoolError(f"unknown {shown(', '.join(unknown))}; tables are train, vary, evaluate")
+    question, train, vary, evaluate = (document.get(name, kind()) for name, kind in kinds.items())
+    for name, kind in kinds.items():
+        if not isinstance(document.get(name, kind()), kind):
+            raise ErltoolError(f"{name} must be {'text' if kind is str else f'a table, as in [{name}]'}")
+    _check_evaluate(evaluate)
+    named = {name: _named(name, values) for name, values in vary.items()}
     configs = {}
-    for combination in itertools.product(*vary.values()):
+    for combination in itertools.product(*named.values()):
         name = "-".join([file.stem, *(label for label, _ in combination)])
         if name in configs:
-            raise ErltoolError(f"experiment {file}: two runs are named {name}; give the values of [vary] other names")
-        fields = document.get("train", {}) | dict(zip(vary, (value for _, value in combination), strict=True))
+            raise ErltoolError(f"two runs are named {name}; give the values of [vary] other names")
+        values = zip(named, (value for _, value in combination), strict=True)
         try:
-            configs[name] = TrainConfig.from_dict(fields | {"control": parse_control(fields.get("control", "none"))})
+            configs[name] = _config(train | dict(values), trust_remote_code)
         except ErltoolError as e:
-            raise ErltoolError(f"experiment {file}: run {name}: {e}") from e
-    try:
-        return Grid(file.stem, document.get("question", ""), configs, **document.get("evaluate", {}))
-    except TypeError as e:
-        raise ErltoolError(f"experiment {file}: [evaluate] has problems and samples, nothing else") from e
+            raise ErltoolError(f"run {name}: {e}") from e
+    return Grid(file.stem, question, configs, **evaluate)
 
 
-def _named(field_name: str, values, file: Path) -> list[tuple[str, object]]:
+def _check_evaluate(table: dict) -> None:
+    for name, value in table.items():
+        if name not in ("problems", "samples"):
+            raise ErltoolError(f"[evaluate] has problems and samples, not {shortened(name)}")
+        if type(value) is not int or not 1 <= value < MOST:
+            raise ErltoolError(f"[evaluate] {name}={shortened(value)}: must be a whole number of at least 1")
+
+
+def _config(fields: dict, trust_remote_code: bool) -> TrainConfig:
+    control = fields.get("control", "none")
+    if not isinstance(control, str):
+        raise ErltoolError(f'control={shortened(control)}: must be text, as in "kl-cov:fraction=0.1,coef=2"')
+    return TrainConfig.from_dict(fields | {"control": parse_control(control)}, trust_remote_code=trust_remote_code)
+
+
+def _named(field_name: str, values) -> list[tuple[str, object]]:
     """Values of a varied field with their names; a plain list's are named by the field and the value: "seed0"."""
     if isinstance(values, list):
         named = [(f"{field_name}{value}", value) for value in values]
     elif isinstance(values, dict):
         named = list(values.items())
     else:
-        raise ErltoolError(f"experiment {file}: vary.{field_name} must be a list or a table of values")
+        raise ErltoolError(f"vary.{field_name} must be a list or a table of values")
+    if not named:
+        raise ErltoolError(f"vary.{field_name} has no values; give some, or leave it out")
     if any(isinstance(value, dict) for _, value in named):
-        raise ErltoolError(f"experiment {file}: vary.{field_name} has a name with a dot; put it in quotes")
+        raise ErltoolError(f"vary.{field_name} has a name with a dot; put it in quotes")
     for label, _ in named:
         if not re.fullmatch(r"[\w.=+]+(-[\w.=+]+)*", label):
-            raise ErltoolError(f"experiment {file}: {label!r} cannot name a folder; use letters, digits and - . _ =")
+            raise ErltoolError(f"{shortened(label)} cannot name a folder; use letters, digits and - . _ =")
     return named
 
 
@@ -122,10 +149,10 @@ def run_grid(grid: Grid, out: Path, done: Collection[str] = ()) -> Iterator[tupl
     Yields (name, Progress) after each iteration and once more when the run is over. A run whose numbers are no longer
     finite is recorded as failed, and the others go on. Raises ErltoolError for what a user can mend, as a full disk.
     """
-    for name, config in grid.configs.items():
+    to_make = {name: config for name, config in grid.configs.items() if name not in done and not is_over(out / name)}
+    check_sources(to_make.values())
+    for name, config in to_make.items():
         folder = out / name
-        if name in done or is_over(folder):
-            continue
         with locked(folder) as mine:
             if not mine or is_over(folder):
                 continue
@@ -138,9 +165,21 @@ def run_grid(grid: Grid, out: Path, done: Collection[str] = ()) -> Iterator[tupl
                             yield name, Progress(step.metrics["step"], config.steps, step.metrics)
                 found = evaluate_run(folder, grid)
                 _write(folder, {"seconds": round(time.monotonic() - started, 1)} | _document(found))
+            except InUse as e:  # somebody goes on with it by hand
+                _log.warning("%s; this run is left out", e)
+                continue
             except Diverged as e:
                 _write(folder, {"failed": str(e)})
             yield name, Progress(config.steps, config.steps, over=read_run(folder))
+
+
+def check_sources(configs: Iterable[TrainConfig]) -> None:
+    """Raises ErltoolError where a task or a policy of a grid is not there: before the first run, not hours later."""
+    configs = list(configs)
+    for task in dict.fromkeys(config.task for config in configs):
+        load_task(task)
+    for policy in dict.fromkeys(config.policy for config in configs):
+        find_model(policy)
 
 
 @dataclass(frozen=True)
@@ -156,7 +195,8 @@ class Progress:
 
 def evaluate_run(folder: Path, grid: Grid) -> Evaluation:
     """The last policy of a run on the grid's held-out problems: the same problems and random numbers for all."""
-    policy, config = policy_for_evaluation(str(folder))
+    trusted = grid.configs[folder.name].trust_remote_code
+    policy, config = policy_for_evaluation(str(folder), trust_remote_code=trusted)
     task = load_task(config.task)
     return evaluate(
         policy,
@@ -191,16 +231,19 @@ def is_over(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Whether this process alone works on the folder; held until the end, or until the process dies."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as f:
-        try:
-            if fcntl:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+    """Whether this process alone works on a run of a grid, its evaluation included; held until the end, or until the
+    process dies."""
+    with writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        hold = Hold(folder.parent, f".{folder.name}.lock")
+    except InUse:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        hold.release()
 
 
 def line_of(name: str, run: Run, width: int = 79) -> str:
@@ -208,6 +251,8 @@ def line_of(name: str, run: Run, width: int = 79) -> str:
     found = run.evaluation
     if "failed" in found:
         return f"{name}: failed: {found['failed']}"[:width]
+    if "average" not in found:
+        return f"{name}: not evaluated: {EVALUATION} says no average"[:width]
     edge = run.metrics["policy_entropy"]
     numbers = f"H {edge.head(20).mean():.3f} to {edge.tail(20).mean():.3f}"
     most = max((k for k in found if k.startswith("pass@")), key=lambda k: int(k[5:]))

@@ -15,8 +15,11 @@ import pandas as pd
 from erltool.config import TrainConfig
 from erltool.controls import ClipCov, ClipHigher, EntropyBonus, KLCov, NoControl, ReferenceKL
 from erltool.errors import ErltoolError
-from erltool.runs import read_run, write_whole, writing
+from erltool.files import write_whole, writing
+from erltool.logtext import shown
+from erltool.runs import read_run
 from erltool.tasks import load_task
+from erltool.training import config_of
 from erltool.zoo import CISPO, GSPO
 
 VERL = "0.9"
@@ -67,18 +70,23 @@ class Export:
         return "\n".join([f"| here | in verl {VERL} |", "|---|---|", *rows])
 
 
-def read_config(source: str | Path) -> TrainConfig:
-    """The configuration of a run's folder, or of a JSON file of TrainConfig's fields. Raises ErltoolError."""
+def read_config(source: str | Path, trust_remote_code: bool = False) -> TrainConfig:
+    """The configuration of a run's folder, or of a JSON file of TrainConfig's fields. Raises ErltoolError; also where
+    these let a model run code of its own, unless `trust_remote_code` says the same."""
     path = Path(source)
     if path.is_dir():
-        return TrainConfig.from_dict(read_run(path).config)
+        return config_of(read_run(path), trust_remote_code)
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ErltoolError(f"{path}: neither a run's folder nor a JSON file of TrainConfig's fields ({e})") from e
+    except (OSError, ValueError, RecursionError) as e:
+        reason = shown(e, 120)
+        raise ErltoolError(f"{path}: neither a run's folder nor a JSON file of TrainConfig's fields ({reason})") from e
     if not isinstance(fields, dict):
         raise ErltoolError(f"{path}: must hold an object with TrainConfig's fields")
-    return TrainConfig.from_dict(fields.get("config", fields))
+    try:
+        return TrainConfig.from_dict(fields.get("config", fields), trust_remote_code=trust_remote_code)
+    except ErltoolError as e:
+        raise ErltoolError(f"{path}: {e}") from e
 
 
 def export_verl(config: TrainConfig, gpus: int = 8, prompt_tokens: int = 512) -> Export:

@@ -6,6 +6,7 @@ guess is corrected by `columns`, `unit` and `run`. Performance is often measured
 `align_points` then averages the entropy over a stated window before each measurement.
 """
 
+import contextlib
 import json
 import textwrap
 from collections.abc import Mapping
@@ -16,13 +17,15 @@ import numpy as np
 import pandas as pd
 
 from erltool.errors import ErltoolError
+from erltool.files import write_whole, writing
 from erltool.fit import unit_of
 from erltool.logcolumns import Choice, choose_columns, with_negated
 from erltool.logformats import KINDS, Table, detect, read_table
 from erltool.logmetrics import ALL_ROLES, MAIN, entropy_average, has_role, split_run, tool_of
 from erltool.logruns import Taken, named_run, run_by_steps
 from erltool.logtext import Counts, listed, shown
-from erltool.runs import METRICS, RunWriter, read_run, write_whole, writing
+from erltool.runs import METRICS, read_run
+from erltool.runwriter import RunWriter
 
 
 @dataclass(frozen=True)
@@ -238,9 +241,9 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
         "measurements_without_entropy": points.attrs["dropped"],
         "entropies_that_are_window_means": int(rows["policy_entropy"].notna().sum() - entropy.notna().sum()),
     }  # fmt: skip
-    RunWriter(folder, {"config": {"steps": int(rows["step"].max())}, "made_by": {}, "imported": imported}, resume=False)
     lines = [json.dumps({k: v for k, v in row.items() if v == v}) for row in rows.to_dict("records")]
-    with writing(folder):
+    document = {"config": {"steps": int(rows["step"].max())}, "made_by": {}, "imported": imported}
+    with contextlib.closing(RunWriter(folder, document, resume=False)), writing(folder):
         write_whole(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
     return imported
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import nbformat
 
 from erltool.errors import ErltoolError
+from erltool.files import writing
 from erltool.resources import in_clone, shipped
-from erltool.runs import writing
 from erltool.workshop import EXERCISES
 
 CARD = re.compile(r"\*\*(\d+) \((\d+) minutes(, a silent bug)?\)\.\*\*\s*(.*)", re.S)

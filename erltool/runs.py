@@ -4,13 +4,9 @@ What a seed decides is in metrics.jsonl, which is the same for the same seed; wh
 timings.jsonl. Reading joins them. Files that are replaced are replaced whole; lines are flushed one a step.
 """
 
-import contextlib
-import hashlib
 import io
 import json
-import os
-import shutil
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from erltool.errors import ErltoolError
+from erltool.files import reading, write_whole, writing
+from erltool.logtext import shown
 
 METRICS = {
     "step": ("count", "optimiser updates so far, this one included"),
@@ -71,7 +69,6 @@ TOKEN_COLUMNS = (
     "step", "prompt_index", "response_index", "position", "prompt", "reward", "token_id", "text", "log_prob",
     "old_log_prob", "entropy", "advantage", "covariance", "selected",
 )  # fmt: skip
-KEPT_CHECKPOINTS = 2
 EVALUATION = "evaluation.json"  # of a run's last policy, where an experiment made one
 
 
@@ -87,7 +84,10 @@ class Run:
     metrics: pd.DataFrame
     """One row a step; the columns are METRICS."""
     skipped_lines: int
-    """Lines of metrics.jsonl that could not be read: a run that was cut leaves at most one."""
+    """Lines of metrics.jsonl that could not be read, or that a later line of their step replaces: a run that was cut
+    leaves at most one."""
+    continued_by: tuple[dict, ...] = ()
+    """The same as `made_by` where another version or machine went on with the run, and after which `step` it did."""
 
     @property
     def name(self) -> str:
@@ -101,12 +101,7 @@ class Run:
             raise ErltoolError(
                 f"{file}: not there yet; tokens are written at the first checkpoint, if record_every > 0"
             )
-        try:
-            return pd.read_parquet(file)
-        except (OSError, ValueError) as e:
-            raise ErltoolError(
-                f"{file}: not readable as Parquet ({str(e).splitlines()[0]}); restore or delete it"
-            ) from e
+        return read_tokens(file)
 
     @cached_property
     def evaluation(self) -> dict:
@@ -128,13 +123,14 @@ def read_run(path: str | Path) -> Run:
     Raises ErltoolError where the folder is missing, holds no run, or its config.json is damaged.
     """
     path = Path(path)
-    document = _read_config(path)
-    rows, skipped = _read_lines(path / "metrics.jsonl")
+    document = read_config(path)
+    rows, skipped = read_lines(path / "metrics.jsonl")
     metrics = pd.DataFrame(rows, columns=None if rows else list(METRICS))
-    timings, _ = _read_lines(path / "timings.jsonl")
-    if rows and timings:
-        metrics = metrics.merge(pd.DataFrame(timings).drop_duplicates("step", keep="last"), on="step", how="left")
-    return Run(path, document["config"], document.get("made_by", {}), metrics, skipped)
+    timings = {row["step"]: row for row in read_lines(path / "timings.jsonl")[0]}
+    for name in TIMED:
+        if name not in metrics and any(name in row for row in timings.values()):
+            metrics[name] = [timings.get(step, {}).get(name, math.nan) for step in metrics["step"]]
+    return Run(path, document["config"], document["made_by"], metrics, skipped, tuple(document["continued_by"]))
 
 
 def read_runs(folder: str | Path) -> dict[str, Run]:
@@ -144,23 +140,30 @@ def read_runs(folder: str | Path) -> dict[str, Run]:
     """
     folder = Path(folder)
     if (folder / "runs.json").is_file():
-        documents = _read_json(folder / "runs.json")
-        try:
-            metrics = pd.read_parquet(folder / "metrics.parquet").astype({"step": int, "iteration": int})
-        except (OSError, ValueError) as e:
-            raise ErltoolError(f"{folder / 'metrics.parquet'}: not readable ({str(e).splitlines()[0]})") from e
-        rows = {name: part.drop(columns="run").dropna(axis=1, how="all") for name, part in metrics.groupby("run")}
-        return {n: _recorded(folder / n, d, rows[n].reset_index(drop=True)) for n, d in documents.items()}
+        return _read_record(folder)
     names = sorted(p.parent.name for p in folder.glob("*/config.json"))
     if not names:
         raise ErltoolError(f"{folder}: holds no runs")
     return {name: read_run(folder / name) for name in names}
 
 
-def _recorded(path: Path, document: dict, metrics: pd.DataFrame) -> Run:
-    run = Run(path, document["config"], document["made_by"], metrics, 0)
-    vars(run)["evaluation"] = document["evaluation"]
-    return run
+def _read_record(folder: Path) -> dict[str, Run]:
+    documents, table = _read_json(folder / "runs.json"), _read_table(folder / "metrics.parquet")
+    runs = {}
+    try:
+        metrics = table.astype({"step": int, "iteration": int})
+        rows = {name: part.drop(columns="run").dropna(axis=1, how="all") for name, part in metrics.groupby("run")}
+        for name, said in documents.items():
+            known = _checked({"evaluation": {}} | said)
+            of_run = rows[name].reset_index(drop=True)
+            run = Run(folder / name, known["config"], known["made_by"], of_run, 0, tuple(known["continued_by"]))
+            vars(run)["evaluation"] = known["evaluation"]
+            runs[name] = run
+    except (ValueError, LookupError, TypeError) as e:
+        raise ErltoolError(
+            f"{folder}: runs.json and metrics.parquet are not runs recorded together ({_kind(e)}); restore them"
+        ) from e
+    return runs
 
 
 def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
@@ -172,160 +175,11 @@ def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
         rows = kept.groupby("iteration").mean().reset_index()
         rows["step"] = kept.groupby("iteration")["step"].max().to_numpy()
         parts.append(rows.astype({c: "float32" for c in rows if c not in ("step", "iteration")}).assign(run=name))
-    documents = {n: {"config": r.config, "made_by": r.made_by, "evaluation": r.evaluation} for n, r in runs.items()}
+    documents = {n: _document(r) | {"evaluation": r.evaluation} for n, r in runs.items()}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_table(folder / "metrics.parquet", parts, compression="zstd")
         write_whole(folder / "runs.json", (json.dumps(documents, indent=0) + "\n").encode())
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ErltoolError(f"{file}: damaged ({e}); restore it, or delete it to have it made again") from e
-
-
-def _read_config(path: Path) -> dict:
-    if not path.is_dir():
-        raise ErltoolError(f"run {path}: no such folder")
-    file = path / "config.json"
-    if not file.is_file():
-        raise ErltoolError(f"run {path}: holds no config.json, so it is not an erltool run")
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        document["config"]["steps"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise ErltoolError(
-            f"{file}: not a run's config ({type(e).__name__}: {e}); restore it or start another run"
-        ) from e
-    return document
-
-
-def _read_lines(file: Path) -> tuple[list[dict], int]:
-    """Rows of a JSONL file and the number of lines that are not one."""
-    rows, skipped = [], 0
-    if file.is_file():
-        for line in file.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-                row["step"]
-                rows.append(row)
-            except (ValueError, KeyError, TypeError):
-                skipped += 1
-    return rows, skipped
-
-
-class RunWriter:
-    """Writes a run's folder. Raises ErltoolError, naming the file and the remedy, where it cannot."""
-
-    def __init__(self, path: Path, document: dict, resume: bool):
-        self.path = Path(path)
-        self.tokens: list[pd.DataFrame] = []
-        holds_run = (self.path / "config.json").is_file()
-        if holds_run and not resume:
-            raise ErltoolError(f"run {self.path}: already holds a run; resume it, or choose another folder")
-        if not holds_run and self.path.exists() and any(self.path.iterdir()):
-            raise ErltoolError(f"run {self.path}: not empty and holds no run; choose another folder")
-        if holds_run:
-            self._check_same(document)
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / "config.json", (json.dumps(document, indent=1) + "\n").encode())
-
-    def _check_same(self, document: dict):
-        before = _read_config(self.path)["config"]
-        for field, value in document["config"].items():
-            if field != "steps" and before.get(field) != value:
-                raise ErltoolError(
-                    f"run {self.path}: was made with {field}={before.get(field)!r}, not {value!r}; "
-                    "resume with the same configuration (only steps may differ), or choose another folder"
-                )
-
-    def load_checkpoint(self) -> bytes | None:
-        """State of the newest whole checkpoint, the files cut back to it; None where there is none at all."""
-        folders = sorted((self.path / "checkpoints").glob("[0-9]*"), reverse=True)
-        for folder in folders:
-            try:
-                blob = (folder / "state.pt").read_bytes()
-                manifest = json.loads((folder / "manifest.json").read_text())
-                if hashlib.sha256(blob).hexdigest() != manifest["sha256"]:
-                    continue
-            except (OSError, ValueError, KeyError):
-                continue
-            self._cut_back(manifest)
-            return blob
-        if folders:
-            raise ErltoolError(
-                f"{folders[0]}: damaged, and no older checkpoint is whole; delete {folders[0].parent} to start over"
-            )
-        self._cut_back({"step": 0, "metrics_bytes": 0, "timings_bytes": 0})
-        return None
-
-    def _cut_back(self, manifest: dict):
-        for name in ("metrics", "timings"):
-            file = self.path / f"{name}.jsonl"
-            if file.is_file():
-                if file.stat().st_size < manifest[f"{name}_bytes"]:
-                    raise ErltoolError(
-                        f"{file}: shorter than when the checkpoint of step {manifest['step']} was written; restore it, "
-                        f"or delete {self.path / 'checkpoints'} to start over"
-                    )
-                with writing(file):
-                    os.truncate(file, manifest[f"{name}_bytes"])
-        if (self.path / "tokens.parquet").is_file() and manifest["step"]:
-            tokens = pd.read_parquet(self.path / "tokens.parquet")
-            self.tokens = [tokens[tokens["step"] <= manifest["step"]]]
-
-    def write_step(self, metrics: dict):
-        """Appends a step to metrics.jsonl and timings.jsonl, flushed."""
-        timed = {k: v for k, v in metrics.items() if k in ("step", *TIMED)}
-        self._append("metrics.jsonl", {k: v for k, v in metrics.items() if k not in TIMED})
-        self._append("timings.jsonl", timed)
-
-    def _append(self, name: str, row: dict):
-        file = self.path / name
-        with writing(file), open(file, "a", encoding="utf-8") as f:
-            f.write(json.dumps(row, allow_nan=False) + "\n")
-
-    def checkpoint(self, step: int, blob: bytes, save_policy: Callable[[Path], None]) -> None:
-        """Writes a checkpoint, the tokens and adapter/ as they are now; each appears whole or not at all."""
-        manifest = {"step": step, "sha256": hashlib.sha256(blob).hexdigest()}
-        for name in ("metrics", "timings"):
-            manifest[f"{name}_bytes"] = (self.path / f"{name}.jsonl").stat().st_size
-        folder = self.path / "checkpoints" / f"{step:06d}"
-        with writing(folder):
-            if self.tokens:
-                write_table(self.path / "tokens.parquet", self.tokens)
-            with replacing(folder) as new:
-                write_whole(new / "state.pt", blob)
-                write_whole(new / "manifest.json", json.dumps(manifest).encode())
-            with replacing(self.path / "adapter") as new:
-                save_policy(new)
-            for old in sorted(folder.parent.glob("[0-9]*"))[:-KEPT_CHECKPOINTS]:
-                shutil.rmtree(old)
-
-
-@contextlib.contextmanager
-def writing(path: Path):
-    """Turns an OSError inside into an ErltoolError that names the path and the remedy."""
-    try:
-        yield
-    except OSError as e:
-        where = e.filename or path
-        raise ErltoolError(
-            f"{where}: cannot write ({e.strerror or e}); make room or choose another place, then resume"
-        ) from e
-
-
-def write_whole(file: Path, blob: bytes) -> None:
-    """Writes a file so that it is there whole or not at all, also after a power cut."""
-    temporary = file.with_name(f".{file.name}.new")
-    with open(temporary, "wb") as f:
-        f.write(blob)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, file)
 
 
 def write_table(file: Path, parts: list[pd.DataFrame], compression: str = "snappy") -> None:
@@ -335,19 +189,104 @@ def write_table(file: Path, parts: list[pd.DataFrame], compression: str = "snapp
     write_whole(file, table.getvalue())
 
 
-@contextlib.contextmanager
-def replacing(folder: Path):
-    """A new folder to fill, which takes the place of `folder` at the end; on an error nothing changes."""
-    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for left_over in (new, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    new.mkdir(parents=True)
+def _document(run: Run) -> dict:
+    """What config.json says of a run."""
+    more = {"continued_by": list(run.continued_by)} if run.continued_by else {}
+    return {"config": run.config, "made_by": run.made_by} | more
+
+
+def read_tokens(file: Path) -> pd.DataFrame:
+    """The table of a run's recorded tokens. Raises ErltoolError where the file is not one."""
+    tokens = _read_table(file)
+    if missing := set(TOKEN_COLUMNS) - set(tokens):
+        raise ErltoolError(f"{file}: has no column {min(missing)}; restore or delete it")
+    return tokens
+
+
+def _read_table(file: Path) -> pd.DataFrame:
     try:
-        yield new
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
+        return pd.read_parquet(file)
+    except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as e:
+        raise ErltoolError(f"{file}: not readable as Parquet ({_kind(e)}); restore or delete it") from e
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        return found
+    except (ValueError, RecursionError) as e:
+        raise ErltoolError(f"{file}: damaged ({_kind(e)}); restore it, or delete it to have it made again") from e
+
+
+def read_config(path: Path) -> dict:
+    """What a run's config.json says, with "config", "made_by" and "continued_by". Raises ErltoolError where the folder
+    is missing, holds no run, or the file is not one of a run."""
+    with reading(path):
+        if not path.is_dir():
+            raise ErltoolError(f"run {path}: no such folder")
+        file = path / "config.json"
+        if not file.is_file():
+            raise ErltoolError(f"run {path}: holds no config.json, so it is not an erltool run")
+        try:
+            return _checked(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, LookupError, TypeError, RecursionError) as e:
+            raise ErltoolError(f"{file}: not a run's config ({_kind(e)}); restore it or start another run") from e
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a folder holds a run: a model's folder has a config.json, too, of other content."""
+    try:
+        read_config(path)
+    except ErltoolError:
+        return False
+    return True
+
+
+def _checked(document: dict) -> dict:
+    """A run's config.json where its parts have the types that every reader counts on; raises TypeError or KeyError."""
+    document = {"made_by": {}, "continued_by": []} | document
+    for name, kind in (("config", dict), ("made_by", dict), ("continued_by", list), ("evaluation", dict)):
+        if not isinstance(document.get(name, kind()), kind):
+            raise TypeError(f"{name} is {type(document[name]).__name__}, not {kind.__name__}")
+    if type(document["config"]["steps"]) is not int:
+        raise TypeError("steps is not a whole number")
+    if not all(isinstance(e, dict) and type(e["step"]) is int for e in document["continued_by"]):
+        raise TypeError("continued_by is not a list of versions, each with its step")
+    return document
+
+
+def _kind(e: BaseException) -> str:
+    """An error as a few words for one line."""
+    said = next(iter(str(e).splitlines()), "")
+    return f"{type(e).__name__}: {shown(said, 120)}"
+
+
+def read_lines(file: Path) -> tuple[list[dict], int]:
+    """Rows of a JSONL file by step, of the numbers in them, and how many lines are none or were replaced by a later one
+    of the same step. What is not a finite number is left out."""
+    with reading(file):
+        lines = file.read_bytes().splitlines() if file.is_file() else []
+    rows = {}
+    for line in lines:
+        row = row_of(line)
+        if row:
+            rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)], len(lines) - len(rows)
+
+
+def row_of(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+        known = type(row["step"]) is int and 0 <= row["step"] < 2**53
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return {name: value for name, value in row.items() if _is_number(value)} if known else None
+
+
+def _is_number(value) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from erltool.errors import ErltoolError
+from erltool.files import replacing, writing
 from erltool.resources import cache_folder, hub_reachable, shipped
-from erltool.runs import replacing, writing
 
 SMOLLM2 = "smollm2-135m"
 HUB_ALIASES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}

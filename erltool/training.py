@@ -10,9 +10,9 @@ draws come from generators seeded by (seed, purpose, iteration), so a run contin
 """
 
 import contextlib
-import io
 import math
 import platform
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from erltool.advantages import group_advantages
 from erltool.alarms import Watch
-from erltool.catalog import control_from_dict, control_to_dict
-from erltool.config import TrainConfig
+from erltool.checkpoints import checkpoint_steps, was_ever_saved
+from erltool.config import BASES, DEVICE, TEMPLATES, TrainConfig
 from erltool.covariance import token_covariance
 from erltool.errors import Diverged, ErltoolError
 from erltool.evaluate import accuracy
@@ -35,8 +35,10 @@ from erltool.losses import by_any_part, loss_normalizer, policy_loss, reshape_ad
 from erltool.plan import check_fits
 from erltool.policy import Policy
 from erltool.rollouts import Rollouts, concatenate, contexts, response_log_probs
-from erltool.runs import RunWriter, read_run
+from erltool.runs import Run, holds_run, read_run
+from erltool.runwriter import RunWriter, check_place
 from erltool.sampling import sample_groups
+from erltool.saved import Saved, load_saved, read_saved, save_policy
 from erltool.step import Step, entropy_change_summary, measure, part_texts
 from erltool.tasks import Problem, Task, load_task, rewards_of
 from erltool.tokens import Tokens
@@ -53,11 +55,14 @@ def train(config: TrainConfig, out: str | Path | None = None, resume: bool = Fal
     With `out` the run is written to that folder as it goes (runs.py); a folder that holds a run is refused
     unless `resume`, which continues it from its last checkpoint, bit for bit on the same machine. Closing the
     generator after an iteration's last step leaves a checkpoint there. The checks are made at once, the work
-    as steps are asked for. Raises ErltoolError for what a user can mend, NaN in rewards or gradients among it;
-    the weights, and what was written, are then as before the step.
+    as steps are asked for; from then to the generator's end nobody else writes to the folder. Raises ErltoolError
+    for what a user can mend, NaN in rewards or gradients among it; the weights, and what was written, are then as
+    before the step. Raises InUse, which is one, where another process writes to the folder.
     """
     if resume and out is None:
         raise ErltoolError("resume: needs the run's folder; give out=")
+    if out is not None:
+        check_place(Path(out), config.to_dict(), resume)
     task = load_task(config.task)
     policy = configured_policy(config, task)
     if "ref_log_probs" in config.control.needs and not policy.has_adapter:
@@ -91,25 +96,51 @@ def configured_policy(config: TrainConfig, task: Task) -> Policy:
 
 
 def policy_for_evaluation(
-    what: str, base: str = "none", template: str | None = None, device: str = "auto"
+    what: str, base: str = "none", template: str | None = None, device: str = "auto", trust_remote_code: bool = False
 ) -> tuple[Policy, TrainConfig | None]:
     """The policy of a run as it was last saved, with its configuration; or a policy as it is, and None.
 
-    A policy without template of its own choosing is asked to reason and box where it has a chat template.
+    A run's adapter/ that is not of its newest checkpoint, as a kill or a full disk leaves it, is made again from that
+    one, which is said in a warning. A policy without template of its own choosing is asked to reason and box where it
+    has a chat template. A model's own code runs only with `trust_remote_code`, whatever a run's config.json says.
+    Raises ErltoolError, also for a run that was cut before its first checkpoint.
     """
-    if not (Path(what) / "metrics.jsonl").is_file():
-        policy = load_policy(what, base=base, lora_rank=0, dtype="stored", device=device)
+    _check_asked(base, template, device)
+    run = Path(what)
+    if not (run / "metrics.jsonl").is_file() and not holds_run(run):
+        policy = load_policy(
+            what, base=base, lora_rank=0, dtype="stored", device=device, trust_remote_code=trust_remote_code
+        )
         chosen = template or ("boxed" if policy.tokenizer.chat_template else "none")
         return policy.with_template(chosen), None
-    config = replace(TrainConfig.from_dict(read_run(what).config), device=device)
-    adapter = Path(what) / "adapter"
-    if not adapter.is_dir():
+    config = replace(config_of(read_run(run), trust_remote_code), device=device)
+    if base not in ("none", config.base):
+        raise ErltoolError(f"base={base}: run {what} was trained on base={config.base}; leave it out")
+    if not was_ever_saved(run) and not checkpoint_steps(run):
         raise ErltoolError(f"run {what}: holds no adapter; it was cut before its first checkpoint, or recorded without")
     policy = configured_policy(config, load_task(config.task))
-    policy.load(adapter)
+    load_saved(policy, run, config.control)
     if template:
         policy = policy.with_template(template, policy.template.shots)
     return policy, config
+
+
+def config_of(run: Run, trust_remote_code: bool = False) -> TrainConfig:
+    """The configuration that a run was trained with. Raises ErltoolError where its config.json has another form, and
+    where it lets the model run code of its own, unless `trust_remote_code` says the same."""
+    try:
+        return TrainConfig.from_dict(run.config, trust_remote_code=trust_remote_code)
+    except ErltoolError as e:
+        raise ErltoolError(f"{run.path / 'config.json'}: {e}") from e
+
+
+def _check_asked(base: str, template: str | None, device: str) -> None:
+    """Raises ErltoolError, before a policy is loaded, for what no policy can be evaluated by."""
+    for name, value, known in (("base", base, BASES), ("template", template, (None, "auto", *TEMPLATES))):
+        if value not in known:
+            raise ErltoolError(f"{name}={value!r}: must be {', '.join(filter(None, known))}")
+    if not re.fullmatch(DEVICE, device):
+        raise ErltoolError(f"device={device!r}: must be auto, cpu, cuda or cuda:NUMBER")
 
 
 class _Trainer:
@@ -170,9 +201,10 @@ class _Trainer:
                         self.checkpoint()
                     yield step
         finally:
-            # Closed between iterations (a break, Ctrl-C in the command line): nothing need be lost.
-            if between_iterations and self.writer is not None and self.step > self.saved_step:
-                self.checkpoint()
+            with contextlib.closing(self.writer) if self.writer else contextlib.nullcontext():
+                # Closed between iterations (a break, Ctrl-C in the command line): nothing need be lost.
+                if between_iterations and self.writer is not None and self.step > self.saved_step:
+                    self.checkpoint()
 
     def sample(self) -> tuple[Rollouts, Tensor, float]:
         """An iteration's responses, their rewards (B,), and the share of sampled groups without spread."""
@@ -421,29 +453,35 @@ class _Trainer:
     # --- the run's folder ---------------------------------------------------------------------------
 
     def open(self, out: Path, resume: bool) -> None:
-        document = {"config": self.config.to_dict(), "made_by": made_by(self.policy)}
-        self.writer = RunWriter(out, document, resume)
-        blob = self.writer.load_checkpoint() if resume else None
-        if blob is None:
-            return
-        state = torch.load(io.BytesIO(blob), weights_only=True, map_location=self.policy.device)
-        if state["fingerprint"] != self.fingerprint:
+        """Begins the run in its folder, or makes both what they were at its newest checkpoint."""
+        self.writer = RunWriter(out, {"config": self.config.to_dict(), "made_by": made_by(self.policy)}, resume)
+        try:
+            newest = self.writer.newest() if resume else None
+            if newest:
+                self.restore(out, read_saved(newest[1], newest[0], self.policy, self.config.control))
+            if resume:  # nothing was changed until here: what cannot go on stays as it is
+                self.writer.go_on(newest and newest[0])
+            if newest:
+                self.writer.mend_adapter(self.step, self.save_policy)
+        except BaseException:
+            self.writer.close()
+            raise
+
+    def restore(self, out: Path, saved: Saved) -> None:
+        if saved.fingerprint != self.fingerprint:
             raise ErltoolError(
                 f"run {out}: policy {self.config.policy!r} has other weights than when the run began; "
                 "put the old ones back, or start another run"
             )
-        with torch.no_grad():
-            for name, p in self.policy.trainable().items():
-                p.copy_(state["trainable"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.iteration, self.position, self.moved = (
-            state[k] for k in ("step", "iteration", "position", "moved")
-        )
-        if "control" in state:
-            self.control = control_from_dict(state["control"])
-        self.saved_step = self.step
+        saved.give_weights(self.policy)
+        # Rates and the like are the configuration's, which is the same.
+        own = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": saved.optimizer, "param_groups": own})
+        self.step, self.iteration, self.position = saved.step, saved.iteration, saved.position
+        self.moved, self.control, self.saved_step = saved.moved, saved.control, saved.step
         for row in read_run(out).metrics.to_dict("records"):  # what is warned of depends on all steps before
-            self.watch.see(row)
+            if row["step"] <= self.step:
+                self.watch.see(row)
 
     def record(self, step: Step) -> None:
         if self.writer is None:
@@ -459,20 +497,21 @@ class _Trainer:
         return self.writer is not None and due
 
     def checkpoint(self) -> None:
-        state = {
-            "trainable": self.policy.trainable(),
-            "optimizer": self.optimizer.state_dict(),
-            "fingerprint": self.fingerprint,
-            "step": self.step,
-            "iteration": self.iteration,
-            "position": self.position,
-            "moved": self.moved,
-            "control": control_to_dict(self.control),
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self.writer.checkpoint(self.step, buffer.getvalue(), self.policy.save)
+        saved = Saved(
+            self.policy.trainable(),
+            self.optimizer.state_dict()["state"],
+            self.fingerprint,
+            self.step,
+            self.iteration,
+            self.position,
+            self.moved,
+            self.control,
+        )
+        self.writer.checkpoint(self.step, saved.to_bytes(), self.save_policy)
         self.saved_step = self.step
+
+    def save_policy(self, folder: Path) -> None:
+        save_policy(self.policy, folder)
 
 
 def eval_problems(task: Task, count: int) -> list[Problem]:

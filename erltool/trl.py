@@ -37,10 +37,13 @@ from erltool.catalog import control_from_dict, control_to_dict
 from erltool.controls import ENTROPY, SURROGATE, ClipCov, KLCov, NoControl
 from erltool.covariance import token_covariance
 from erltool.errors import ErltoolError
+from erltool.files import Hold, sync, write_whole, writing
+from erltool.logtext import shown
 from erltool.losses import by_any_part, reshape_advantages, select_tokens
 from erltool.resources import commit
 from erltool.rollouts import Rollouts
-from erltool.runs import read_run, write_table, write_whole, writing
+from erltool.runs import read_config, read_lines, read_tokens, write_table
+from erltool.runwriter import continued
 from erltool.step import Step, measure
 from erltool.tokens import Tokens
 from erltool.zoo import TargetEntropy
@@ -90,7 +93,7 @@ class EntropyControlMixin:
         super().__init__(model, reward_funcs, args, *more, **kwargs)
         check_settings(self.args, control)
         _check_dropout(self.model, control)
-        self.entropy_control = control  # a controller changes it from update to update
+        self.entropy_control = self._given_control = control  # a controller changes the first from update to update
         self.clip_eps = self.epsilon_low, self.epsilon_high
         self.record_every, self.record_prompts = record_every, record_prompts
         clip = control.clip_range(*self.clip_eps)
@@ -270,12 +273,9 @@ class EntropyControlMixin:
         step, folder = self.state.global_step, Path(self.args.output_dir)
         saved = folder / f"checkpoint-{step}" / STATE
         if step and self.entropy_control.steered is not None:
-            if not saved.is_file():
-                raise ErltoolError(
-                    f"{saved}: not there, so {self.entropy_control.name} cannot go on; start another run"
-                )
-            self.entropy_control = control_from_dict(json.loads(saved.read_text()))
-        self._folder = _Folder(folder, self.accelerator.is_main_process)
+            self.entropy_control = read_control(saved, self.entropy_control.name)
+        every = self.state.logging_steps if self.args.logging_strategy == "steps" else math.inf
+        self._folder = _Folder(folder, every)
         if self.accelerator.is_main_process:
             self._folder.open(step, {"config": self._config(), "made_by": self._made_by()})
 
@@ -285,7 +285,7 @@ class EntropyControlMixin:
         dataset = getattr(self.train_dataset, "info", None)
         return {
             "task": (dataset and dataset.dataset_name) or "trl", "policy": self.model.config.name_or_path,
-            "control": control_to_dict(self.entropy_control), "steps": self.state.max_steps, "seed": a.seed,
+            "control": control_to_dict(self._given_control), "steps": self.state.max_steps, "seed": a.seed,
             "advantages": {"group": "grpo", "none": "dr_grpo"}.get(str(a.scale_rewards), str(a.scale_rewards)),
             "prompts_per_iteration": a.generation_batch_size // self.num_generations,
             "group_size": self.num_generations,
@@ -301,6 +301,15 @@ class EntropyControlMixin:
             "python": platform.python_version(), "ranks": self.accelerator.num_processes,
             "device": str(self.accelerator.device.type),
         }  # fmt: skip
+
+    def train(self, *args, **kwargs):
+        """As the trainer's own; the folder is this process's until it ends."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._folder is not None:
+                self._folder.close()
+            self._folder = None
 
     def log(self, logs, start_time=None):
         super().log(logs, start_time)
@@ -319,6 +328,7 @@ class EntropyControlMixin:
         super()._save_checkpoint(model, trial)
         if self._folder is not None and self.accelerator.is_main_process:
             self._folder.write_tokens()
+            self._folder.sync()
             file = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / STATE
             with writing(file):
                 write_whole(file, json.dumps(control_to_dict(self.entropy_control)).encode())
@@ -447,35 +457,71 @@ def _table(update: Step, rows: Tensor, prompts: int) -> pd.DataFrame:
     return table[table["prompt_index"].isin(sorted(set(table["prompt_index"]))[:prompts])]
 
 
-class _Folder:
-    """The run's files in TRL's output folder; written by the main process only."""
+def read_control(file: Path, name: str) -> NoControl:
+    """The control that a checkpoint goes on with. Raises ErltoolError where its file is missing, or is of another."""
+    if not file.is_file():
+        raise ErltoolError(f"{file}: not there, so {name} cannot go on; start another run")
+    try:
+        control = control_from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ErltoolError(f"{file}: damaged ({shown(e, 120)}), so {name} cannot go on; start another run") from e
+    if control.name != name:
+        raise ErltoolError(f"{file}: is of control {control.name}, not {name}; start another run")
+    return control
 
-    def __init__(self, path: Path, writes: bool):
-        self.path, self.watch, self.writes = path, Watch(), writes
+
+class _Folder:
+    """The run's files in TRL's output folder; written by the main process only, and by one at a time."""
+
+    def __init__(self, path: Path, every: float = 1):
+        self.path, self.watch = path, Watch()
+        self.every = every  # steps from one row to the next
         self.tokens: list[pd.DataFrame] = []
         self.held_out: dict[str, float] = {}
+        self.hold: Hold | None = None
 
     def open(self, step: int, document: dict) -> None:
         """Begins a run, or goes on after `step`, without what was written later. Raises ErltoolError over another."""
-        if (self.path / "metrics.jsonl").is_file():
-            if not step:
-                raise ErltoolError(
-                    f"run {self.path}: already holds a run; use train(resume_from_checkpoint=True), or another "
-                    "output_dir"
-                )
-            kept = [row for row in self.rows() if row["step"] <= step]
-            self.write_rows(kept)
-            for row in kept:
-                self.watch.see(row)
-            if (self.path / "tokens.parquet").is_file():
-                tokens = read_run(self.path).tokens
-                self.tokens = [tokens[tokens["step"] <= step]]
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / "config.json", (json.dumps(document, indent=1) + "\n").encode())
+        self.hold = Hold(self.path)
+        try:
+            if (self.path / "metrics.jsonl").is_file():
+                document = self.go_on(step, document)
+            with writing(self.path):
+                write_whole(self.path / "config.json", (json.dumps(document, indent=1) + "\n").encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets others write."""
+        if self.hold is not None:
+            self.hold.release()
+
+    def go_on(self, step: int, document: dict) -> dict:
+        """Takes back what was written after `step`; returns what config.json then says."""
+        if not step:
+            raise ErltoolError(
+                f"run {self.path}: already holds a run; use train(resume_from_checkpoint=True), or another output_dir"
+            )
+        document = continued(read_config(self.path), document, step)
+        kept = [row for row in self.rows() if row["step"] <= step]
+        last = kept[-1]["step"] if kept else 0
+        if step - last >= self.every:
+            logger.warning(f"{self.path / 'metrics.jsonl'}: ends at step {last}, and the run goes on from step {step}")
+        self.write_rows(kept)
+        for row in kept:
+            self.watch.see(row)
+        if (self.path / "tokens.parquet").is_file():
+            tokens = read_tokens(self.path / "tokens.parquet")
+            self.tokens = [tokens[tokens["step"] <= step]]
+            self.write_tokens()
+        return document
 
     def rows(self) -> list[dict]:
-        return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+        """The whole lines: a kill leaves the last one torn."""
+        return read_lines(self.path / "metrics.jsonl")[0]
 
     def write_rows(self, rows: list[dict]) -> None:
         with writing(self.path / "metrics.jsonl"):
@@ -483,16 +529,23 @@ class _Folder:
 
     def write(self, row: dict):
         """Appends a step; returns the alarms that it raises."""
+        self.hold.check()
         row = {k: v for k, v in (row | self.held_out).items() if v is not None and math.isfinite(v)}
         self.held_out = {}
         with writing(self.path / "metrics.jsonl"), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(row) + "\n")
         return self.watch.see(row)
 
+    def sync(self) -> None:
+        """Has the disk hold the rows: a power cut must not leave fewer of them than a checkpoint counts on."""
+        if (self.path / "metrics.jsonl").is_file():
+            with writing(self.path / "metrics.jsonl"):
+                sync(self.path / "metrics.jsonl")
+
     def evaluated(self, accuracy: float, last: bool) -> None:
         """Held-out accuracy belongs to the update that follows; after the last one to that."""
-        if last:
-            rows = self.rows()
+        rows = self.rows() if last else []
+        if rows:
             self.write_rows([*rows[:-1], rows[-1] | {"eval_accuracy": accuracy}])
         else:
             self.held_out = {"eval_accuracy": accuracy}

@@ -22,6 +22,13 @@ def train(tiny_policy, tmp_path):
     return lambda *words: cli.main(["train", f"--out={tmp_path / 'run'}", f"--policy={tiny_policy}", *TINY, *words])
 
 
+def status_of(words) -> int:
+    try:
+        return cli.main([str(word) for word in words])
+    except SystemExit as stop:  # argparse's own
+        return stop.code
+
+
 def one_line(capsys) -> str:
     err = capsys.readouterr().err.strip().splitlines()
     assert "Traceback" not in "\n".join(err)
@@ -52,7 +59,7 @@ def test_fit_reads_other_tools_logs_and_forecasts(tmp_path, capsys):
     assert cli.main(["fit", str(log), "--forecast", "0.2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)[str(log)]
     assert found["forecast"]["rmse"] < 0.01 and found["unit"] == "percentage points"
-    assert cli.main(["fit", str(log), "--forecast", "2"]) == 2 and "cut 2.0 must be between" in one_line(capsys)
+    assert status_of(["fit", str(log), "--forecast", "2"]) == 2 and "cut 2.0 must be between" in one_line(capsys)
 
 
 def test_flags_are_the_fields_of_the_configuration(capsys):
@@ -198,6 +205,108 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
     assert cli.main(words) == 2
     assert message in one_line(capsys)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("eval embedded --task=countdown --limit -1", "-1 must be at least 0"),
+        ("eval embedded --task=countdown --samples 0", "0 must be at least 1"),
+        ("eval embedded --task=countdown --samples=-2", "-2 must be at least 1"),
+        ("eval embedded --task=countdown --batch -1", "-1 must be at least 0"),
+        ("eval embedded --task=countdown --max-response-tokens 0", "0 must be at least 1"),
+        ("eval embedded --task=countdown --temperature nan", "nan must be at least 0 and finite"),
+        ("eval embedded --task=countdown --temperature -0.5", "-0.5 must be at least 0"),
+        ("eval embedded --task=countdown --samples 99999999999999999999", "must be at least 1"),
+        ("eval embedded --task=countdown --template cheat", "template='cheat': must be auto, none, chat"),
+        ("eval embedded --task=countdown --device cpuu", "cpuu"),
+        ("plan --gpus 0", "0 must be at least 1"),
+        ("plan --prompt-tokens -4", "-4 must be at least 1"),
+        ("prompt --count -3", "-3 must be at least 1"),
+        ("demo --iterations 0", "0 must be at least 1"),
+        ("demo --seed -1", "-1 must be at least 0"),
+        ("fit run --window -1", "-1.0 must be above 0"),
+        ("fit run --window inf", "inf must be above 0 and finite"),
+        ("fit run --forecast 0", "cut 0.0 must be between 0 and 1"),
+        ("fit run --png fit.gif", "must end in .png"),
+        ("fit run --png fit", "must end in .png"),
+        ("fit run --png nowhere/fit.png", "no such folder"),
+        ("fit run --png folder.png", "is a folder"),
+        ("import log --window 0", "0.0 must be above 0"),
+        ("import log --out file", "is a file; choose another place"),
+        ("export verl run --gpus 0", "0 must be at least 1"),
+        ("export verl run --prompt-tokens 0", "0 must be at least 1"),
+        ("train --out file/run", "is a file; choose another place"),
+        ("train --out run --seed -1", "seed=-1: must be at least 0"),
+        ("train --out run --seed 99999999999999999999", "seed: must be below"),
+        ("experiment headline --out runs --record file", "is a file; choose another place"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_before_any_work(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    for module in ("erltool.training.load_policy", "erltool.importers.read_log", "erltool.runs.read_run"):
+        monkeypatch.setattr(module, lambda *_, **__: pytest.fail("work was begun"))
+    assert status_of(words.split()) == 2 and message in one_line(capsys)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_a_benchmark_out_of_reach_is_said_before_the_first_is_asked(monkeypatch, capsys):
+    def load(name):
+        if name == "minerva":
+            raise erltool.ErltoolError("minerva is out of reach")
+        return erltool.load_task("countdown"), 1.0, 1
+
+    monkeypatch.setattr("erltool.evaluate.evaluation_task", load)
+    monkeypatch.setattr("erltool.training.load_policy", lambda *_, **__: pytest.fail("work was begun"))
+    assert cli.main(["eval", "embedded", "--benchmark=all"]) == 2 and "minerva is out of reach" in one_line(capsys)
+
+
+def test_a_run_keeps_its_own_base(train, tmp_path, capsys):
+    assert train() == 0
+    assert cli.main(["eval", str(tmp_path / "run"), "--base=nf4"]) == 2
+    assert "was trained on base=none; leave it out" in one_line(capsys)
+
+
+def test_a_runs_own_configuration_of_other_types_is_one_line_that_names_its_file(train, tmp_path, capsys):
+    assert train() == 0
+    file = tmp_path / "run" / "config.json"
+    document = json.loads(file.read_text())
+    document["config"] |= {"seed": "0", "task": [1]}
+    file.write_text(json.dumps(document))
+    for words in (["train", "--resume", "--out"], ["eval"], ["export", "verl"]):
+        assert cli.main([*words, str(file.parent)]) == 2
+        assert f"{file}: task=[1]: must be str, not list" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3", "must hold an object"),
+        ("[]", "must hold an object"),
+        ('{"config": 5}', "not int"),
+        ('{"steps": "8"}', "steps='8': must be int, not str"),
+        ('{"stepz": 8}', "did you mean 'steps'"),
+        ('{"steps": 8, "temperature": [1]}', "temperature=[1]: must be float, not list"),
+        ('{"temperature": 1e999}', "temperature=inf: must be above 0 and finite"),
+        ('{"learning_rate": ' + "1" * 400 + "}", "must be float, not int"),
+        ('{"policy": "a\\u0000b"}', "policy: must be text in one line"),
+        ('{"control": "kl-cov"}', "must be NoControl, not str"),
+        ('{"control": {"name": ["kl-cov"]}}', "control ['kl-cov'] is not known"),
+        ('{"control": {"name": "composed"}}', "members is None, it must be a list"),
+        ('{"control": {"name": "composed", "members": [3]}}', "control 3: must be a control's name"),
+        ('{"control": {"name": "kl-cov", "fraction": {"a": 1}}}', "must be a plain control"),
+        ('{"control": ' * 400 + "1" + "}" * 400, "is not known"),
+        ("[" * 100_000, "neither a run's folder nor a JSON file"),
+        ('{"device": "cudaa"}', "device='cudaa': must be auto, cpu, cuda or cuda:NUMBER"),
+    ],
+)
+def test_a_configuration_of_other_types_is_one_line(tmp_path, capsys, text, message):
+    (tmp_path / "config.json").write_text(text)
+    assert cli.main(["export", "verl", str(tmp_path / "config.json")]) == 2
+    line = one_line(capsys)
+    assert message in line and line.isprintable() and len(line) < 900
 
 
 def test_plan_prints_the_parts_and_what_fits_which_card(capsys):

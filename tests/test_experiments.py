@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from erltool import ErltoolError, read_run, read_runs
+from erltool import ErltoolError, TrainConfig, read_run, read_runs, train
 from erltool.cli import main
 from erltool.experiments import is_over, load_grid, locked, recorded_runs, run_grid
 from erltool.resources import shipped
@@ -173,13 +174,68 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(grid_file, tmp_path):
         (("kl =", "kl0.1 ="), "put it in quotes"),
         (("kl =", '"k/l" ='), "cannot name a folder"),
         (("samples = 4", "samples = 4\nrounds = 2"), "problems and samples"),
+        (("samples = 4", "samples = 0"), "[evaluate] samples=0: must be a whole number of at least 1"),
+        (("samples = 4", 'samples = "4"'), "[evaluate] samples='4': must be"),
+        (("problems = 6", "problems = true"), "[evaluate] problems=True: must be"),
+        (("problems = 6", "problems = 6.5"), "[evaluate] problems=6.5: must be"),
+        (("problems = 6", "problems = -6"), "[evaluate] problems=-6: must be"),
+        (('question = "does it run?"', "question = 3"), "question must be text"),
+        (("[evaluate]\nproblems = 6\nsamples = 4", "[[evaluate]]"), "evaluate must be a table"),
+        (("[vary]", "[[vary]]"), "vary must be a table"),
+        (("[train]", "[[train]]"), "train must be a table"),
+        (("steps = 8", 'steps = "8"'), "run tiny-none-seed0: steps='8': must be int, not str"),
+        (("steps = 8", "steps = [8]"), "steps=[8]: must be int, not list"),
+        (("steps = 8", "steps = 2026-01-01"), "steps=datetime.date"),
+        (("lora_rank = 4", "learning_rate = nan"), "learning_rate=nan: must be above 0"),
+        (("lora_rank = 4", 'task = ""'), "task: must be text"),
+        (("lora_rank = 4", "trust_remote_code = true"), "--trust-remote-code"),
+        (("seed = [0, 1]", "seed = []"), "vary.seed has no values"),
+        (("seed = [0, 1]", 'seed = ["0"]'), "seed='0': must be int, not str"),
+        (('none = "none"', "none = 3"), "control=3: must be text"),
+        (('none = "none"', 'none = ["none"]'), "control=['none']: must be text"),
+        (('none = "none"', '"\\u001b[2J" = "none"'), "cannot name a folder"),
     ],
 )
 def test_a_wrong_grid_is_one_line_that_names_it(grid_file, change, message):
     grid_file.write_text(grid_file.read_text().replace(*change))
     with pytest.raises(ErltoolError, match="tiny.toml") as e:
         load_grid(grid_file)
-    assert message in str(e.value) and "\n" not in str(e.value)
+    assert message in str(e.value) and str(e.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seed = [0, 1]", 'policy = { a = "embedded", b = "/nowhere" }'), "no config.json there"),
+        (("seed = [0, 1]", 'task = { a = "countdown", b = "chess" }'), "task 'chess' is not known"),
+    ],
+)
+def test_what_the_last_run_needs_is_looked_for_before_the_first(grid_file, tmp_path, change, message):
+    grid_file.write_text(grid_file.read_text().replace(*change))
+    with pytest.raises(ErltoolError, match=message):
+        next(run_grid(load_grid(grid_file), tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_somebody_goes_on_with_by_hand_is_left_out_and_said(grid_file, tmp_path, caplog):
+    out, grid = tmp_path / "shared", load_grid(grid_file)
+    steps = train(grid.configs["tiny-none-seed0"], out / "tiny-none-seed0")
+    next(steps)
+    made = {name for name, _ in run_grid(grid, out)}
+    assert made == set(grid.configs) - {"tiny-none-seed0"}
+    assert len(caplog.messages) == 1 and "is writing there" in caplog.messages[0]
+    list(steps)
+    assert {name for name, _ in run_grid(grid, out)} == {"tiny-none-seed0"}
+
+
+def test_an_evaluation_of_a_policy_that_has_trained_on_is_gone(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0] / "tiny-none-seed0", run)
+    config = TrainConfig.from_dict(read_run(run).config)
+    list(train(config, run, resume=True))
+    assert read_run(run).evaluation
+    list(train(dataclasses.replace(config, steps=12), run, resume=True))
+    assert not read_run(run).evaluation and not is_over(run)
 
 
 def test_an_unknown_grid_names_those_that_are_shipped():

@@ -13,16 +13,17 @@ PACKAGE = Path(erltool.__file__).parent
 
 # From the ground up. A module imports only modules of lower rows, or earlier ones of its own.
 FLOORS = (
-    ("errors", "resources"),
+    ("errors", "resources", "arguments"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
     ("config", "countdown", "answers", "equality", "gym", "jury", "judge", "tasks"),
     ("logtext", "lognumbers", "logrows", "logfolders", "logtables", "logformats", "logmetrics", "logcolumns"),
-    ("logruns", "fit", "runs", "importers", "compare", "forecasting", "rivals", "scaling", "plots", "alarms"),
+    ("logruns", "fit", "files", "checkpoints", "runs", "runwriter", "importers", "compare", "forecasting", "rivals",
+     "scaling", "plots", "alarms"),
     ("attention", "sources", "lora", "heads", "policy", "rollouts", "sampling", "probe", "loading"),
-    ("plan", "evaluate", "step", "training", "trl", "export"),
+    ("plan", "evaluate", "step", "saved", "training", "trl", "export"),
     ("experiments", "demo", "doctor", "workshop", "lessons"),
     ("cli",),
-)
+)  # fmt: skip
 ORDER = [name for floor in FLOORS for name in floor]
 MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
 

@@ -119,6 +119,7 @@ def test_a_run_is_evaluated_with_what_it_trained(monkeypatch, tiny_config, tmp_p
         assert torch.equal(p.detach(), blob["trainable"][name])
     with pytest.raises(ErltoolError, match="no adapter|no config.json"):
         (tmp_path / "run" / "adapter").rename(tmp_path / "elsewhere")
+        (tmp_path / "run" / "checkpoints").rename(tmp_path / "from which it would be made again")
         policy_for_evaluation(str(tmp_path / "run"))
 
 

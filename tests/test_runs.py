@@ -1,10 +1,11 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import erltool
-from erltool import ErltoolError, fit_law, forecast, plot_fit, plot_run, read_run
+from erltool import ErltoolError, fit_law, forecast, plot_fit, plot_run, read_run, read_runs
 from erltool.plots import plot_forecast
 from erltool.runs import METRICS, SPARSE, TIMED, TOKEN_COLUMNS
 
@@ -86,6 +87,95 @@ def test_missing_and_foreign_folders_are_named(folder, tmp_path):
     (tmp_path / "tokens.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ErltoolError, match="not readable as Parquet"):
         _ = read_run(tmp_path).tokens
+
+
+def copy(folder, tmp_path, metrics):
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (tmp_path / "metrics.jsonl").write_bytes(metrics)
+    return read_run(tmp_path)
+
+
+def test_what_is_no_finite_number_is_missing_and_not_in_the_way(folder, tmp_path):
+    lines = [
+        b'{"step": 2, "reward": NaN, "policy_entropy": "0.3", "grad_norm": [1], "kl_k1": -Infinity, "kl_k3": 1e999}',
+        b'{"step": 1, "reward": 0.5, "response_tokens": ' + b"9" * 400 + b"}",
+    ]
+    run = copy(folder, tmp_path, b"\n".join(lines) + b"\n")
+    assert run.metrics["step"].tolist() == [1, 2] and run.skipped_lines == 0
+    assert run.metrics["reward"].isna().tolist() == [False, True]
+    assert list(run.metrics) == ["step", "reward"]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": "3"}', '{"step": null}', '{"step": true}', '{"step": -1}', '{"step": 1.5}', "[" * 100_000, "{"]
+)
+def test_a_line_without_a_step_is_skipped_and_counted(folder, tmp_path, line):
+    run = copy(folder, tmp_path, (folder / "metrics.jsonl").read_bytes() + line.encode())
+    assert run.metrics["step"].tolist() == list(range(1, 9)) and run.skipped_lines == 1
+
+
+def test_of_lines_of_one_step_the_last_is_taken_and_the_others_are_counted(folder, tmp_path):
+    """As two writers left it before there was one at a time: 344 rows of 200 steps."""
+    whole = (folder / "metrics.jsonl").read_bytes()
+    again = whole.replace(b'"reward"', b'"reward": 9, "reward_before"').splitlines(keepends=True)
+    run = copy(folder, tmp_path, whole + b"".join(again[3:6]))
+    assert run.metrics["step"].tolist() == list(range(1, 9)) and run.skipped_lines == 3
+    assert (run.metrics["reward"] == 9).tolist() == [False] * 3 + [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("[]", "TypeError"),
+        ("[" * 100_000, "RecursionError"),
+        ('{"config": []}', "config is list, not dict"),
+        ('{"config": {"steps": "8"}}', "steps is not a whole number"),
+        ('{"config": {"steps": 8}, "made_by": 3}', "made_by is int, not dict"),
+        ('{"config": {"steps": 8}, "continued_by": {"step": 3}}', "continued_by is dict, not list"),
+        ('{"config": {"steps": 8}, "continued_by": [{"step": "3"}]}', "continued_by is not a list of versions"),
+    ],
+)
+def test_a_config_of_other_types_is_one_line(tmp_path, document, message):
+    (tmp_path / "config.json").write_text(document)
+    with pytest.raises(ErltoolError, match="not a run's config") as e:
+        read_run(tmp_path)
+    assert message in str(e.value) and "\n" not in str(e.value) and len(str(e.value)) < 400
+
+
+def test_a_table_or_an_evaluation_that_is_none_is_one_line(folder, tmp_path):
+    run = copy(folder, tmp_path, b"")
+    pd.DataFrame({"step": [1]}).to_parquet(tmp_path / "tokens.parquet")
+    with pytest.raises(ErltoolError, match="tokens.parquet: has no column advantage"):
+        _ = run.tokens
+    (tmp_path / "evaluation.json").write_text("[1]")
+    with pytest.raises(ErltoolError, match="evaluation.json: damaged"):
+        _ = run.evaluation
+
+
+@pytest.mark.parametrize(
+    "document",
+    ['{"a": {}}', '{"a": 3}', '{"b": {"config": {"steps": 2}}}', '{"a": {"config": {"steps": 2}, "evaluation": 3}}'],
+)
+def test_runs_recorded_together_of_other_types_are_one_line(tmp_path, document):
+    pd.DataFrame({"run": ["a"], "step": [1], "iteration": [0]}).to_parquet(tmp_path / "metrics.parquet")
+    (tmp_path / "runs.json").write_text(document)
+    with pytest.raises(ErltoolError, match="are not runs recorded together") as e:
+        read_runs(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_places_that_cannot_hold_a_run_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for place, message in (
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "run", "Not a directory"),
+        (tmp_path / "nowhere", "cannot write"),
+        (tmp_path / ("long" * 80), "File name too long"),
+    ):
+        with pytest.raises(ErltoolError, match=message) as e:
+            erltool.train(erltool.TrainConfig(), place)
+        assert "\n" not in str(e.value)
 
 
 def test_plots_draw_the_data_on_the_given_axes(folder):

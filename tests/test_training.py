@@ -1,9 +1,15 @@
+import contextlib
 import dataclasses
+import errno
+import hashlib
 import io
 import itertools
 import json
 import os
+import pickle
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,13 +24,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 import erltool
-from erltool import ClipCov, EntropyBonus, ErltoolError, KLCov, RandomClip, ReferenceKL, TrainConfig, catalog, read_run
+from erltool import (
+    ClipCov,
+    EntropyBonus,
+    ErltoolError,
+    KLCov,
+    RandomClip,
+    ReferenceKL,
+    TrainConfig,
+    catalog,
+    cli,
+    read_run,
+)
+from erltool.export import read_config
 from erltool.loading import load_policy
 from erltool.losses import policy_loss
 from erltool.rollouts import response_log_probs
-from erltool.runs import METRICS, SPARSE, TIMED, RunWriter
+from erltool.runs import METRICS, SPARSE, TIMED
+from erltool.runwriter import RunWriter
 from erltool.step import covariance_by_accuracy
-from erltool.training import _Trainer
+from erltool.training import _Trainer, config_of, policy_for_evaluation
 
 CONTROLS = [
     KLCov(0.2, 2.0),
@@ -509,22 +528,271 @@ def test_metrics_shorter_than_the_checkpoint_are_refused(tiny_config, tmp_path):
         erltool.train(config, tmp_path / "run", resume=True)
 
 
-def test_another_base_model_is_refused(tiny_config, tmp_path, tiny_policy):
+def test_metrics_shorter_than_the_newest_checkpoint_go_on_from_the_one_before(tiny_config, tmp_path, caplog):
+    config, run = tiny_config(checkpoint_every=1), tmp_path / "run"
+    list(erltool.train(config, tmp_path / "whole"))
+    list(erltool.train(config, run))
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join(lines[:6]) + lines[6][:30])
+    steps = erltool.train(config, run, resume=True)
+    assert caplog.messages == [
+        f"{run / 'metrics.jsonl'}: ends before step 8, of which a checkpoint is there; the run goes on from step 6"
+    ]
+    assert json.loads((run / "adapter" / "erltool.json").read_text()) == {"step": 6}
+    assert [s.metrics["step"] for s in steps] == [7, 8]
+    assert_same_run(tmp_path / "whole", run)
+
+
+def rewrite_state(run: Path, change) -> Path:
+    """Changes the newest checkpoint's state as somebody could who knows its form; returns its file."""
+    file = sorted((run / "checkpoints").glob("*/state.pt"))[-1]
+    found = change(torch.load(file, weights_only=True))
+    buffer = io.BytesIO()
+    if not isinstance(found, bytes):
+        torch.save(found, buffer)
+    file.write_bytes(found if isinstance(found, bytes) else buffer.getvalue())
+    manifest = file.with_name("manifest.json")
+    said = json.loads(manifest.read_text()) | {"sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    manifest.write_text(json.dumps(said))
+    return file
+
+
+def test_another_base_model_is_refused(tiny_config, tmp_path):
     config = tiny_config(steps=2, checkpoint_every=1)
     list(erltool.train(config, tmp_path / "run"))
-    blob = next((tmp_path / "run" / "checkpoints").glob("*/state.pt"))
-    state = torch.load(blob, weights_only=True) | {"fingerprint": "0"}
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    blob.write_bytes(buffer.getvalue())
-    import hashlib
-
-    manifest = blob.parent / "manifest.json"
-    manifest.write_text(
-        json.dumps(json.loads(manifest.read_text()) | {"sha256": hashlib.sha256(buffer.getvalue()).hexdigest()})
-    )
+    rewrite_state(tmp_path / "run", lambda state: state | {"fingerprint": "0"})
     with pytest.raises(ErltoolError, match="other weights"):
         erltool.train(dataclasses.replace(config, steps=4), tmp_path / "run", resume=True)
+
+
+class Hostile:
+    """Unpickled in earnest it would run a command."""
+
+    def __reduce__(self):
+        return os.system, ("touch hostile",)
+
+
+def without_a_moment(state):
+    del state["optimizer"]["state"][0]["exp_avg"]
+    return state
+
+
+def narrow(state):  # a tensor that would be broadcast over all of a weight
+    name = next(iter(state["trainable"]))
+    return state | {"trainable": state["trainable"] | {name: torch.zeros(1)}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: pickle.dumps(Hostile()), "UnpicklingError"),
+        (lambda state: b"", "EOFError"),
+        (lambda state: b"PK\x03\x04 no archive", "RuntimeError"),
+        (lambda state: [1, 2], "TypeError"),
+        (lambda state: {}, "KeyError: 'trainable'"),
+        (lambda state: state | {"trainable": 3}, "TypeError"),
+        (lambda state: state | {"trainable": {}}, "other weights by name"),
+        (narrow, "is not a tensor of numbers of shape"),
+        (without_a_moment, "KeyError: 'exp_avg'"),
+        (lambda state: state | {"optimizer": {"state": {}}}, "its optimiser has other parameters"),
+        (lambda state: state | {"step": "8"}, "step is '8'"),
+        (lambda state: state | {"step": 4}, "it is of step 4"),
+        (lambda state: state | {"iteration": -1}, "iteration is -1"),
+        (lambda state: state | {"moved": torch.ones(3)}, "moved is tensor"),
+        (lambda state: state | {"control": {"name": "none", "coef": 3}}, "has no field 'coef'"),
+    ],
+)
+def test_a_state_that_is_none_is_one_line_and_changes_nothing(tiny_config, tmp_path, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    config, run = tiny_config(checkpoint_every=1), tmp_path / "run"
+    list(erltool.train(config, run))
+    file = rewrite_state(run, change)
+    (run / "adapter" / "erltool.json").unlink()  # so that it is looked at for an evaluation, too
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for use in (lambda: erltool.train(config, run, resume=True), lambda: policy_for_evaluation(str(run))):
+        with pytest.raises(ErltoolError) as e:
+            use()
+        assert str(e.value).startswith(f"{file}: not a state") and message in str(e.value) and "\n" not in str(e.value)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "hostile").exists()
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[]", "3", '{"step": "8"}', '{"step": 8, "sha256": 5, "metrics_bytes": 3}', "\xff", "[" * 100_000]
+)
+def test_a_manifest_of_other_types_falls_back_to_the_checkpoint_before(tiny_config, tmp_path, caplog, manifest):
+    config, run = tiny_config(checkpoint_every=1), tmp_path / "run"
+    list(erltool.train(config, run))
+    (run / "checkpoints" / "000008" / "manifest.json").write_text(manifest)
+    assert [s.metrics["step"] for s in erltool.train(config, run, resume=True)] == [7, 8]
+    assert caplog.messages == [f"{run / 'checkpoints'}: the one of step 8 is damaged; the run goes on from step 6"]
+
+
+@pytest.mark.parametrize("left_over", [".config.json.new", ".lock"])
+def test_what_a_kill_leaves_before_the_first_step_does_not_keep_a_run_from_beginning(tiny_config, tmp_path, left_over):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / left_over).write_text("{")
+    assert len(list(erltool.train(tiny_config(steps=2), run))) == 2
+    assert sorted(p.name for p in run.iterdir())[0] == "adapter"  # and it is gone
+
+
+def test_steps_that_were_made_are_not_taken_back(tiny_config, tmp_path):
+    run = tmp_path / "run"
+    list(erltool.train(tiny_config(), run))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(ErltoolError, match="has 8 steps already, and steps=4 would take some back"):
+        erltool.train(tiny_config(steps=4), run, resume=True)
+    assert list(erltool.train(tiny_config(), run, resume=True)) == []
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_who_goes_on_with_a_run_is_added_and_who_began_it_stays(monkeypatch, tiny_config, tmp_path):
+    run = tmp_path / "run"
+    list(erltool.train(tiny_config(steps=4), run))
+    began = read_run(run).made_by
+    list(erltool.train(tiny_config(steps=6), run, resume=True))
+    assert read_run(run).made_by == began and read_run(run).continued_by == ()
+    monkeypatch.setattr(erltool, "__version__", "9.9")
+    list(erltool.train(tiny_config(steps=6), run, resume=True))  # nothing left to do: nobody has gone on
+    assert read_run(run).continued_by == ()
+    erltool.train(tiny_config(steps=8), run, resume=True)
+    list(erltool.train(tiny_config(steps=8), run, resume=True))
+    found = read_run(run)
+    assert found.made_by == began and found.config["steps"] == 8
+    assert [(entry["step"], entry["erltool"]) for entry in found.continued_by] == [(6, "9.9")]
+    monkeypatch.undo()
+    list(erltool.train(tiny_config(steps=10), run, resume=True))
+    assert [entry["step"] for entry in read_run(run).continued_by] == [6, 8]
+
+
+# --- one writer ------------------------------------------------------------------------------------
+
+
+def test_a_second_writer_is_refused_in_one_line_that_names_the_first(tiny_config, tmp_path):
+    config, run = tiny_config(checkpoint_every=1), tmp_path / "run"
+    list(erltool.train(config, tmp_path / "whole"))
+    steps = erltool.train(config, run)
+    next(steps)
+    (tmp_path / "linked").symlink_to(run)
+    for place in (run, tmp_path / "linked"):
+        with pytest.raises(erltool.errors.InUse) as e:
+            erltool.train(config, place, resume=True)
+        assert f"process {os.getpid()} on {socket.gethostname()}, this very one, is writing there" in str(e.value)
+    assert len(read_run(run).metrics) == 1  # to read is always possible
+    next(steps)
+    policy_for_evaluation(str(run))
+    list(steps)
+    assert list(erltool.train(config, run, resume=True)) == []
+    assert_same_run(tmp_path / "whole", run)
+    assert not (run / ".lock").exists()
+
+
+def test_resuming_beside_a_live_run_writes_nothing(tiny_config, tmp_path):
+    config, run = tiny_config(steps=40, control=KLCov(0.2), checkpoint_every=2, eval_every=0), tmp_path / "run"
+    first = start(config, run)
+    wait_for_steps(first, run, 3)
+    first.send_signal(signal.SIGSTOP)
+    second = start(config, run, "--resume")
+    _, err = second.communicate(timeout=120)
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 2 and f"process {first.pid} on" in err.splitlines()[-1] and "Traceback" not in err
+    first.communicate(timeout=120)
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [*range(1, 41)]
+
+
+@pytest.mark.parametrize("use", ["closed", "never begun", "failed"])
+def test_a_writer_that_ends_in_whatever_way_lets_others_write(monkeypatch, tiny_config, tmp_path, use):
+    config, run = tiny_config(), tmp_path / "run"
+    steps = erltool.train(config, run)
+    if use == "closed":
+        next(steps)
+        steps.close()
+    elif use == "failed":
+        with monkeypatch.context() as patch:
+            patch.setattr("erltool.tasks.Task.reward", lambda *_: float("nan"))
+            with pytest.raises(ErltoolError, match="nan"):
+                next(steps)
+    else:
+        del steps
+    assert len(list(erltool.train(config, run, resume=True))) >= 7
+
+
+def test_a_run_that_was_refused_keeps_nobody_out(tiny_config, tmp_path):
+    run = tmp_path / "run"
+    list(erltool.train(tiny_config(checkpoint_every=1), run))
+    rewrite_state(run, lambda state: {})
+    for _ in range(2):
+        with pytest.raises(ErltoolError, match="not a state"):
+            erltool.train(tiny_config(checkpoint_every=1), run, resume=True)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_said_and_used(monkeypatch, tiny_config, tmp_path, caplog, code):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    assert len(list(erltool.train(tiny_config(steps=2), tmp_path / "run"))) == 2
+    assert caplog.messages == [f"{tmp_path / 'run'}: no locks on this file system; let one process write there"]
+
+
+def test_a_folder_that_is_moved_while_it_is_written_is_not_mixed_with_another(tiny_config, tmp_path):
+    config, run = tiny_config(checkpoint_every=1), tmp_path / "run"
+    steps = erltool.train(config, run)
+    next(steps), next(steps)
+    run.rename(tmp_path / "moved")
+    list(erltool.train(dataclasses.replace(config, seed=1), run))
+    other = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(ErltoolError, match="another folder has this name now; resume where the run was moved to"):
+        next(steps)
+    assert (run / "metrics.jsonl").read_bytes() == other
+    list(erltool.train(config, tmp_path / "whole"))
+    list(erltool.train(config, tmp_path / "moved", resume=True))
+    assert_same_run(tmp_path / "whole", tmp_path / "moved")
+
+
+# --- code of a model's own -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_with_code(tiny_config, tiny_policy, tmp_path):
+    """A run whose folder asks for the code of its own that its policy has, and the file that this code makes."""
+    run, policy, trace = tmp_path / "run", tmp_path / "policy", tmp_path / "it ran"
+    list(erltool.train(tiny_config(), run))
+    shutil.copytree(tiny_policy, policy)
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Model"}}
+    settings = json.loads((policy / "config.json").read_text()) | own
+    (policy / "config.json").write_text(json.dumps(settings))
+    code = f"open({str(trace)!r}, 'w').close()\nfrom transformers import LlamaConfig\nclass Own(LlamaConfig): pass\n"
+    (policy / "own.py").write_text(code)
+    document = json.loads((run / "config.json").read_text())
+    document["config"] |= {"trust_remote_code": True, "policy": str(policy)}
+    (run / "config.json").write_text(json.dumps(document))
+    return run, trace
+
+
+def test_a_run_folder_alone_runs_no_code(run_with_code, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    run, trace = run_with_code
+    fields = json.loads((run / "config.json").read_text())["config"]
+    for use in (
+        lambda: policy_for_evaluation(str(run)),
+        lambda: config_of(read_run(run)),
+        lambda: TrainConfig.from_dict(fields),
+        lambda: read_config(run),
+        lambda: read_config(run / "config.json"),
+    ):
+        with pytest.raises(ErltoolError, match="a file cannot decide that a model runs code.*--trust-remote-code"):
+            use()
+    for command in (["train", "--resume", f"--out={run}"], ["eval", str(run)], ["export", "verl", str(run)]):
+        assert cli.main(command) == 2
+        assert "--trust-remote-code" in capsys.readouterr().err.splitlines()[-1]
+    assert not trace.exists()
+    assert cli.main(["export", "verl", str(run), "--trust-remote-code", "--gpus=1"]) == 0
+    with contextlib.suppress(ErltoolError, AttributeError):  # the code has run, and is no model
+        policy_for_evaluation(str(run), trust_remote_code=True)
+    assert trace.exists()
 
 
 # --- what is kept ----------------------------------------------------------------------------------

@@ -431,6 +431,89 @@ def test_a_run_goes_on_from_its_checkpoint(tiny_policy, tmp_path):
     assert (tmp_path / "whole" / "checkpoint-4" / ours.STATE).is_file()
 
 
+# --- the output folder -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run's files in TRL's output folder, as a run of two steps leaves them."""
+    found = ours._Folder(tmp_path / "out")
+    found.open(0, {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}})
+    for step in (1, 2):
+        found.write({"step": step, "iteration": 0, "reward": 0.5, "policy_entropy": 1.0, "mean_covariance": 0.1})
+    found.close()
+    return tmp_path / "out"
+
+
+def test_a_torn_last_line_is_left_out_when_the_run_goes_on(folder, caplog):
+    with open(folder / "metrics.jsonl", "a") as f:
+        f.write('{"step": 3, "rewa')
+    again = ours._Folder(folder)
+    again.open(2, {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}})
+    again.write({"step": 3, "iteration": 1})
+    again.evaluated(0.5, last=True)
+    again.close()
+    run = erltool.read_run(folder)
+    assert run.metrics["step"].tolist() == [1, 2, 3] and run.skipped_lines == 0
+    assert run.evaluated()["step"].tolist() == [3] and not caplog.messages
+
+
+def test_lines_that_are_missing_before_the_checkpoint_are_said(folder, caplog):
+    again = ours._Folder(folder)
+    again.open(4, {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}})
+    assert caplog.messages == [f"{folder / 'metrics.jsonl'}: ends at step 2, and the run goes on from step 4"]
+
+
+def test_a_second_writer_of_an_output_folder_is_refused(folder):
+    document = {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}}
+    first, second = ours._Folder(folder), ours._Folder(folder)
+    first.open(2, document)
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(ErltoolError, match=f"process {os.getpid()} on .* is writing there"):
+        second.open(1, document)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    first.close()
+    second.open(1, document)
+    assert erltool.read_run(folder).metrics["step"].tolist() == [1]
+
+
+def test_other_settings_and_versions_are_added_to_what_the_run_began_with(folder):
+    again = ours._Folder(folder)
+    again.open(2, {"config": {"steps": 8, "learning_rate": 0.2}, "made_by": {"trl": "2"}})
+    run = erltool.read_run(folder)
+    assert run.config == {"steps": 8, "learning_rate": 0.1} and run.made_by == {"trl": "1"}
+    assert run.continued_by == ({"step": 2, "trl": "2", "config": {"learning_rate": 0.2}},)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "not there"),
+        ("{", "damaged"),
+        ("[" * 100_000, "damaged"),
+        ("[]", "damaged"),
+        ('{"name": "kl-cov"}', "is of control kl-cov, not target-entropy"),
+    ],
+)
+def test_a_state_of_a_control_that_is_none_is_one_line(tmp_path, text, message):
+    file = tmp_path / ours.STATE
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ErltoolError, match=message) as e:
+        ours.read_control(file, "target-entropy")
+    assert str(e.value).startswith(str(file)) and "\n" not in str(e.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_lets_go_of_its_folder_and_does_not_append_a_second_training(tiny_policy, tmp_path):
+    trainer = trained(tiny_policy, settings(tmp_path / "run", max_steps=2), KLCov(0.1))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert not (tmp_path / "run" / ".lock").exists()
+    with pytest.raises(ErltoolError, match="already holds a run; use train"):
+        trainer.train()
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
 def world(out: str, control: str, per_device: int, accumulation: int) -> None:
     batch = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation}
     args = settings(out, learning_rate=3e-4, **batch)

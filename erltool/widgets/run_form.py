@@ -121,7 +121,7 @@ class RunForm(View):
         if wrong:
             raise ErltoolError(f"RunForm: no field {wrong[0]!r}; there are {', '.join(ASKED)}")
         fields = self._base.to_dict() | {name: _value(name, text) for name, text in self.values.items()}
-        return TrainConfig.from_dict(fields)
+        return TrainConfig.from_dict(fields, trust_remote_code=self._base.trust_remote_code)
 
 
 def _text(value) -> str:
