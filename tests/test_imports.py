@@ -16,11 +16,12 @@ FLOORS = (
     ("errors", "resources"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
-    ("fit", "logformats", "runs", "importers", "compare", "forecasting", "rivals", "scaling", "plots", "alarms"),
+    ("residuals", "fit", "logformats", "runs", "importers", "compare", "forecasting", "rivals", "scaling", "plots",
+     "alarms"),
     ("lora", "policy", "rollouts", "plan", "evaluate", "step", "training", "trl", "export"),
     ("experiments", "demo", "doctor", "workshop", "lessons"),
     ("cli",),
-)
+)  # fmt: skip
 ORDER = [name for floor in FLOORS for name in floor]
 MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
 
