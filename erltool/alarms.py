@@ -8,7 +8,7 @@ Levels are relative to the run's own start, for a policy's entropy has no scale 
 the last iterations, of the iterations' means. The rate of a fall is the slope of the logarithm of entropy over the
 last part of the run so far, followed as far ahead as the run is long: a fall like a power of the step then looks alike
 early and late. A watch asks its questions at every step, so an answer that chance gives once in six times is given in
-most runs: what is asked of a slope leaves it two or three of its standard errors. tests/benchmarks/alarm_rates.py
+most runs: what is asked of a slope leaves it several of its standard errors. tests/benchmarks/alarm_rates.py
 measures how often each alarm is false, and how often and how early it is right.
 """
 
@@ -68,7 +68,7 @@ class Watch:
     reaches `floor` before the run has doubled in length ..."""
     floor: float = 0.1
     """... or is at most this share, whatever its rate."""
-    doubt: float = 2.0
+    doubt: float = 1.5
     explosion: float = 1.3
     """Explosion: entropy is at least this multiple of its start, and rises by `doubt` standard errors."""
     sigmas: float = 3.0

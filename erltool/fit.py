@@ -13,19 +13,14 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
+from erltool.doubts import doubts
 from erltool.errors import ErltoolError
-from erltool.residuals import Autoregression, Diagnostics, autoregression, diagnose, gain_of, running_mean
+from erltool.residuals import Autoregression, Diagnostics, autoregression, diagnose
 
 RESAMPLES = 2000
 UNITS = ("fraction", "percentage points", "as given")
-BENT, DRIFTED = 0.15, 0.25  # shares of the gain from which on a bend, a drift is spoken of
-REVISITED = 0.1  # Diagnostics.revisited from which on a drift can be told
-SURE = 0.01  # two-sided p below which a departure from the law is spoken of
 SURELY = 0.5  # standard errors by which autocorrelation is taken higher than it shows: fewer points tell less of it
 BIAS = 0.2  # of half an interval, which a bias may have before it counts: coverage of 95 % sinks to 93 %
-FEW, TOGETHER = 12, 0.8  # points below which, autocorrelation from which on intervals are called rough
-# Measured by tests/benchmarks/forecast_alarms.py: fewer than FEW points; autocorrelation 0.8 to 0.95; noise in H.
-HELD_FEW, HELD_TOGETHER, HELD_NOISY = "70 to 100 %", "70 to 98 %", "75 to 100 %"
 METHODS = ("bootstrap", "autoregression", "analytic")  # of an interval
 TERMS = {"a": (-1.0, 0.0), "b": (0.0, 1.0), "ceiling": (1.0, 1.0)}  # the shares of slope and intercept in them
 
@@ -188,75 +183,7 @@ class LawFit:
     @cached_property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against believing this fit, one sentence each; empty where nothing was found."""
-        return (*self._of_the_run, *self._of_the_law, *self._of_the_intervals)
-
-    @property
-    def _of_the_run(self) -> list[str]:
-        """What of the run is no trade of entropy for performance."""
-        h, found = self.entropy, []
-        n, edge = len(h), max(1, len(h) // 10)
-        start, smooth = np.median(h[:edge]), running_mean(self.performance)
-        if h.max() > 1.5 * start and np.argmax(h) > edge:
-            found.append(
-                f"Entropy rises from {start:.2f} to {h.max():.2f} nats: an explosion, no trade for performance."
-            )
-        elif np.corrcoef(np.arange(n), h)[0, 1] > 0.3:
-            found.append("Entropy rises over the run; the law is of runs that spend it.")
-        best = int(np.argmax(smooth))
-        fallen = smooth[best] - np.mean(self.performance[-edge:])
-        if fallen > 2.5 * self.rmse and n - best > n // 4 and h[-edge:].mean() < h[best]:
-            found.append(
-                f"Performance falls after its best, by {fallen:.3g} ({self.unit}), while entropy goes on falling: the "
-                "law has no such branch."
-            )
-        return found
-
-    @property
-    def _of_the_law(self) -> list[str]:
-        """Where the points do not keep to the law, or cannot tell."""
-        d, gain, found = self.diagnostics, gain_of(self.performance), []
-        if self.a <= 0:
-            found.append(f"a is {self.a:.3g}: performance does not rise as entropy falls.")
-        if self.r_squared < 0.5:
-            found.append(f"The law explains {self.r_squared:.0%} of the variance: too little to forecast from.")
-        if d.curvature_p < SURE and d.bend > BENT * gain:
-            found.append(
-                f"The points bend away from the law by {d.bend:.3g} ({self.unit}), {d.bend / gain:.0%} of the gain (p "
-                f"{d.curvature_p:.1g}); look at the rival laws."
-            )
-        if d.drift_p < SURE and abs(d.drift) > DRIFTED * gain and d.revisited > REVISITED:
-            found.append(
-                f"Performance moved by {d.drift:+.3g} ({self.unit}) at equal entropy (p {d.drift_p:.1g}): something "
-                "else than entropy is at work, as under a control, and the ceiling does not bound this run."
-            )
-        if self.entropy.max() < 0.3:
-            found.append("All H lie below 0.3 nats, where exp(H) is nearly a line: rival laws cannot be told apart.")
-        return found
-
-    @property
-    def _of_the_intervals(self) -> list[str]:
-        """Where the intervals are rough or too narrow, with how many of 100 simulated runs a 95 % one holds there."""
-        d, n, found = self.diagnostics, len(self.entropy), []
-        most = max(1, d.independent_points)
-        if n < FEW:
-            found.append(
-                f"Only {n} points, at most {most:.0f} independent points: autocorrelation cannot be "
-                f"seen in so few. A 95 % interval held the truth in {HELD_FEW} of simulated runs."
-            )
-        elif d.autocorrelation >= TOGETHER or d.independent_points < 10:
-            found.append(
-                f"About {most:.0f} independent points (autocorrelation {d.autocorrelation:.2f}): intervals "
-                f"are rough. Where neighbours go together so, a 95 % interval held the truth in {HELD_TOGETHER} of "
-                "simulated runs."
-            )
-        low, high = self.interval(method="bootstrap" if self.method != "errors in both" else None)["a"]
-        if abs(self.flattened) > BIAS * (high - low) / 2:
-            found.append(
-                f"Entropy is noisy, by about {d.entropy_noise:.2g} nats: that makes a too small by about "
-                f"{self.flattened:.2g} ({self.unit}), {d.attenuation:.0%}. The intervals are longer on that side; a "
-                f"95 % one held the truth in {HELD_NOISY} of simulated runs."
-            )
-        return found
+        return doubts(self)
 
     def summary(self) -> str:
         """The fit in a few lines of text of at most 80 columns, with its warnings."""

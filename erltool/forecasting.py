@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from erltool.doubts import FEW, TOGETHER
 from erltool.errors import ErltoolError
-from erltool.fit import FEW, TOGETHER, LawFit, fit_law
+from erltool.fit import LawFit, fit_law
 from erltool.residuals import gain_of
 
 FEWEST = 6  # points that are fitted

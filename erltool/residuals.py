@@ -38,7 +38,8 @@ class Diagnostics:
     entropy_noise: float
     """Standard deviation of what is noise in H, nats, from the second differences of neighbours."""
     attenuation: float
-    """Share by which that noise makes a too small, in [0, 1]."""
+    """Share by which that noise makes a too small, in [0, 1]: its share of the variance of exp(H), but no more than the
+    share of the variance of performance that the law leaves, for R too would follow what is no noise."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,9 @@ def diagnose(entropy: np.ndarray, performance: np.ndarray, residuals: np.ndarray
     """
     n, x = len(entropy), np.exp(entropy)
     noise = entropy_noise(entropy)
-    attenuation = min(1.0, np.mean(x**2) * noise**2 / np.var(x))
+    total = np.var(performance)
+    left = np.var(residuals) / total if total > 0 else 0.0
+    attenuation = float(min(np.mean(x**2) * noise**2 / np.var(x), left))
     if n < 6 or np.sum(residuals**2) <= 1e-20 * np.sum(performance**2):
         return Diagnostics(np.nan, float(n), *[np.nan] * 5, noise, attenuation)
     r = autoregression(residuals, np.column_stack([np.ones(n), x])).correlation

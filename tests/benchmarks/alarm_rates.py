@@ -6,7 +6,7 @@ Prints a row a run; then which thresholds do best on the runs of even seed, by o
 alarms together, among equals the earliest (largest median lead), among those the first of the grid; then how those and
 the defaults do on the runs of odd seed, which decided nothing. Then what noise the recorded runs have, iteration by
 iteration, and with such noise, over simulated runs of 200 iterations: the share in which each alarm is raised at all,
-and at which iteration; and what sureness costs a stall.
+and at which iteration; and what sureness costs a collapse and a stall. Takes 15 minutes.
 """
 
 import itertools
@@ -127,6 +127,22 @@ def stall_table(rng: np.random.Generator, watch=Watch, count: int = RUNS) -> pd.
     return pd.DataFrame(rows).T.rename_axis(["reward", "noise"])
 
 
+def doubt_table(runs: list[Run]) -> pd.DataFrame:
+    """What standard errors a collapse takes off its rate do to false alarms, and to hits and lead on recorded runs."""
+    rows = {}
+    for doubt in (0.0, 1.0, 1.5, 2.0, 3.0):
+        watch, rng = partial(Watch, doubt=doubt), np.random.default_rng(3)
+        rows[doubt] = {
+            f"false, {course}, noise {noise:.0%}": shares(
+                [raised(ENTROPY[course], REWARD["+0.4"], rng, watch, entropy_noise=noise) for _ in range(60)],
+            )["collapse"]
+            for course, noise in itertools.product(("to 60 % and stays", "to 30 % and stays"), (0.07, 0.1, 0.2))
+        }
+        found = rates(runs, 0.2, {"doubt": doubt}).loc["collapse"]
+        rows[doubt] |= {f"{name} below 20 %": found[name] for name in ("hits", "misses", "false_alarms", "lead")}
+    return pd.DataFrame(rows).T.rename_axis("doubt")
+
+
 def sureness_table() -> pd.DataFrame:
     """What standard errors and iterations in a row that a stall is asked for do to its false alarms and its hits."""
     rows = {}
@@ -168,6 +184,7 @@ def main(folders: list[str]) -> None:
     print(f"\nshare of {RUNS} simulated runs of {LONG} iterations in which an alarm is raised, and at which iteration")
     print(entropy_table(np.random.default_rng(0)).round(3).to_string())
     print(f"\nstall, entropy to 10 %\n{stall_table(np.random.default_rng(1)).round(3).to_string()}")
+    print(f"\nwhat a collapse is asked for\n{doubt_table(runs).round(3).to_string()}")
     print(f"\nwhat a stall is asked for\n{sureness_table().round(3).to_string()}")
 
 
