@@ -66,7 +66,8 @@ def _of_the_law(law) -> list[str]:
 def _of_the_intervals(law) -> list[str]:
     """Where the intervals are rough, with the share of simulated runs in which a 95 % one holds the truth there."""
     d, n, found = law.diagnostics, len(law.entropy), []
-    points = f"{max(1, d.independent_points):.0f} independent points"
+    count = max(1, round(d.independent_points))
+    points = f"{count} independent point{'s' * (count > 1)}"
     if n < FEW:
         found.append(
             f"Only {n} points, at most {points}: how neighbours go together cannot be seen in so few. A 95 % interval "

@@ -114,6 +114,14 @@ def test_intervals_count_that_noise_in_the_entropy_makes_a_too_small(rng, noise,
     assert any("Entropy is noisy" in w and "nats" in w for w in law.warnings)
 
 
+def test_what_performance_follows_is_no_noise_of_the_entropy(rng):
+    h = np.linspace(1, 0.1, 100) + 0.1 * rng.standard_normal(100)
+    law = fit_law(h, 0.7 - 0.2 * np.exp(h) + 0.002 * rng.standard_normal(100))
+    assert law.diagnostics.entropy_noise == pytest.approx(0.1, rel=0.3) and law.flattened < 1e-3
+    low, high = law.interval()["a"]
+    assert high - law.a == pytest.approx(law.a - low) and not any("noisy" in w for w in law.warnings)
+
+
 def test_where_intervals_are_rough_a_sentence_says_how_often_they_hold(rng):
     few = run_on_its_law(rng, 9)
     said = " ".join(fit_law(few.entropy, few.performance, unit="as given").warnings)
