@@ -7,7 +7,9 @@ against what became of recorded runs, judged with the whole run in hand and by o
 Levels are relative to the run's own start, for a policy's entropy has no scale of its own. A level is the median, over
 the last iterations, of the iterations' means. The rate of a fall is the slope of the logarithm of entropy over the
 last part of the run so far, followed as far ahead as the run is long: a fall like a power of the step then looks alike
-early and late.
+early and late. A watch asks its questions at every step, so an answer that chance gives once in six times is given in
+most runs: what is asked of a slope leaves it several of its standard errors. tests/benchmarks/alarm_rates.py
+measures how often each alarm is false, and how often and how early it is right.
 """
 
 import itertools
@@ -57,28 +59,32 @@ class Watch:
 
     A metric that is missing or not finite in a row is left out. Before `level` iterations nothing is said, nor
     of an entropy that starts at 0. An alarm of entropy also needs a level that is `sigmas` standard deviations of
-    an iteration's mean away from the start.
+    an iteration's mean away from the start. An explosion and a runaway take as the start the first level where that is
+    higher, because two noisy iterations may be low.
     """
 
     collapse: float = 0.5
-    """Collapse: entropy is at most this share of its start, and at its rate reaches `floor` before the run has
-    doubled in length ..."""
+    """Collapse: entropy is at most this share of its start, and at its rate, less `doubt` of its standard errors,
+    reaches `floor` before the run has doubled in length ..."""
     floor: float = 0.1
     """... or is at most this share, whatever its rate."""
+    doubt: float = 1.5
     explosion: float = 1.3
-    """Explosion: entropy is at least this multiple of its start, and rises."""
+    """Explosion: entropy is at least this multiple of its start, and rises by `doubt` standard errors."""
     sigmas: float = 3.0
     """By the changes between the first `noise` iterations, and their median absolute deviation."""
     rise: float = 0.02
-    """Stall: over `stall` iterations reward, with a standard error added, rises by less than this ..."""
+    """Stall: reward rises by less than this in `stall` iterations, surely so: with `sigmas` standard errors added to
+    its slope over the last `stall` iterations, or over 1.5, 2.25, ... times as many, as far as the run goes back ..."""
     spent: float = 0.2
-    """... and entropy falls by at least this share of itself."""
+    """... and over the same iterations entropy falls by at least this share of itself; both `hold` times in a row."""
+    hold: int = 5
     runaway: float = 2.0
     """Runaway: length or gradient norm is at least this multiple of its start, and entropy is half way to
     `explosion`."""
     start: int = 2
     level: int = 5
-    noise: int = 10
+    noise: int = 40
     trend: int = 10
     """The rate is that of the last `trend` iterations, or of the last `recent` of all so far where that is more."""
     recent: float = 0.25
@@ -86,6 +92,7 @@ class Watch:
     _means: dict[str, list[float]] = field(default_factory=lambda: {k: [] for k in WATCHED}, init=False, repr=False)
     _open: dict[str, tuple[float, int]] = field(default_factory=dict, init=False, repr=False)
     _raised: set[str] = field(default_factory=set, init=False, repr=False)
+    _standing: int | None = field(default=None, init=False, repr=False)
 
     def see(self, row: Mapping[str, float]) -> tuple[Alarm, ...]:
         """The alarms that the metrics of the next step raise, keys as in runs.METRICS; mostly none.
@@ -120,8 +127,18 @@ class Watch:
     def _start(self, name: str) -> float:
         return statistics.fmean(self._means[name][: self.start]) if self._means[name] else 0.0
 
+    def _high_start(self, name: str) -> float:
+        """The start, or the first level where that is higher; 0 where nothing is known."""
+        first = self._means[name][: self.level]
+        return max(self._start(name), statistics.median(first)) if first else 0.0
+
     def _level(self, name: str) -> float:
         return statistics.median(self._means[name][-self.level :]) if self._means[name] else 0.0
+
+    def _noise(self, entropy: list[float]) -> float:
+        """What noise does to a level: `sigmas` standard deviations, and more while few iterations tell of them."""
+        first = entropy[: self.noise]
+        return self.sigmas * (1 + 4 / len(first)) * noise(first)
 
     def _recent(self, entropy: list[float]) -> np.ndarray:
         return np.array(entropy[-max(self.trend, int(self.recent * len(entropy))) :])
@@ -131,40 +148,55 @@ class Watch:
     def _collapse(self, entropy: list[float], start: float, step: int) -> tuple:
         level, threshold = self._level("policy_entropy"), self.collapse * start
         message, off = f"entropy {level:.3g} of {start:.3g} nats", level > REARM * threshold
-        if off or level > start - self.sigmas * noise(entropy[: self.noise]):
+        if off or level > start - self._noise(entropy):
             return False, off
         left = math.log(max(level, TINY) / (self.floor * start))  # of the logarithm of entropy, down to the floor
         slope, error = line(np.log(self._recent(entropy).clip(TINY)))
-        soon = level <= threshold and 0 < left <= -(slope + error) * len(entropy)
+        soon = level <= threshold and 0 < left <= -(slope + self.doubt * error) * len(entropy)
         if soon:
             message += f", {self.floor:.0%} by step {step * (1 - left / slope / len(entropy)):.0f}"
         return soon or left <= 0, off, message, level, threshold
 
     def _explosion(self, entropy: list[float], start: float, step: int) -> tuple:
-        level = self._level("policy_entropy")
+        level, start = self._level("policy_entropy"), self._high_start("policy_entropy")
         if level < self.explosion * start / REARM:
             return False, True
-        threshold = max(self.explosion * start, start + self.sigmas * noise(entropy[: self.noise]))
-        on = level >= threshold and line(self._recent(entropy))[0] > 0
+        threshold = max(self.explosion * start, start + self._noise(entropy))
+        slope, error = line(self._recent(entropy))
+        on = level >= threshold and slope > self.doubt * error
         message = f"entropy {level:.3g} nats/token, {level / start:.3g} times its start"
         return on, level < threshold / REARM, message, level, threshold
 
     def _stall(self, entropy: list[float], start: float, step: int) -> tuple:
-        reward = self._means["reward"][-self.stall :]
-        if len(reward) < self.stall or len(entropy) < self.stall:
+        reward = np.array(self._means["reward"])
+        if min(len(reward), len(entropy)) < self.stall:
             return False, False
-        before = statistics.median(entropy[-self.stall :][: self.level])
-        now = self._level("policy_entropy")
-        if now > (1 - self.spent) * before and "stall" not in self._raised:
-            return False, False
-        (slope, error), span = line(np.array(reward)), self.stall - 1
-        on = (slope + error) * span < self.rise and now <= (1 - self.spent) * before
-        message = f"reward {slope * span:+.3f} while entropy went {before:.3g} to {now:.3g}"
-        return on, (slope - error) * span > self.rise, message, slope * span, self.rise
+        found = self._standing_still(entropy, reward)
+        if found is None:
+            self._standing = None
+        elif self._standing is None:
+            self._standing = len(reward)
+        on = found is not None and len(reward) - self._standing >= self.hold - 1
+        slope, error = line(reward[-self.stall :])
+        rises = (slope - self.doubt * error) * (self.stall - 1) > self.rise
+        return on, rises, *(found or ("", math.nan, self.rise))
+
+    def _standing_still(self, entropy: list[float], reward: np.ndarray) -> tuple | None:
+        """Message, rise and threshold of the shortest stretch in which reward stands still and entropy is spent."""
+        length, now = self.stall, self._level("policy_entropy")
+        while length <= min(len(reward), len(entropy)):
+            before = statistics.median(entropy[-length:][: self.level])
+            slope, error = line(reward[-length:])
+            if now <= (1 - self.spent) * before and (slope + self.sigmas * error) * (self.stall - 1) < self.rise:
+                value, threshold = (v * (length - 1) for v in (slope, self.rise / (self.stall - 1)))
+                fall = f"entropy fell by {1 - now / before:.0%}"
+                return f"reward {value:+.3f} in {length} iterations, {fall}", value, threshold
+            length = length * 3 // 2
+        return None
 
     def _runaway(self, entropy: list[float], start: float, step: int) -> tuple:
-        raised = self._level("policy_entropy") / start
-        starts = {name: self._start(name) for name in ("response_length", "grad_norm")}
+        raised = self._level("policy_entropy") / self._high_start("policy_entropy")
+        starts = {name: self._high_start(name) for name in ("response_length", "grad_norm")}
         times, name = max((self._level(n) / s if s > 0 else 0.0, n) for n, s in starts.items())
         on = times >= self.runaway and raised >= (1 + self.explosion) / 2
         message = f"{WATCHED[name]} {times:.3g} times its start, entropy {raised:.3g} times"

@@ -89,7 +89,8 @@ def paired_difference(values: pd.Series, baseline: pd.Series, level: float = 0.9
     """Mean of values - baseline over the seeds that both have, each a Series indexed by seed.
 
     The interval assumes that differences are normal over seeds, which a handful of them cannot show: read it as a
-    measure of spread. With one seed it is (-inf, inf). Raises ErltoolError for no common seed, a seed that occurs
+    measure of spread. With one seed it is (-inf, inf); where all differences are equal it has no width and says
+    nothing. Raises ErltoolError for no common seed, a seed that occurs
     twice, a level outside (0, 1), or values that are not finite.
     """
     if not 0 < level < 1:

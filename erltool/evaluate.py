@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 from scipy.special import gammaln
 
 from erltool.errors import ErltoolError
@@ -20,7 +21,7 @@ from erltool.resources import shipped
 from erltool.sampling import sample_groups
 from erltool.tasks import Problem, Task, hub_dataset, load_task, problems_of, rewards_of, task_of_answers
 
-RESAMPLES = 2000  # of the problems, for an interval
+DRAWS = 10_000  # of the problems' weights, for an interval
 
 
 class Benchmark(NamedTuple):
@@ -68,22 +69,52 @@ class Evaluation:
         return float(self._pass_at(k).mean())
 
     def interval(self, k: int | None = None, level: float = 0.95) -> tuple[float, float]:
-        """Interval of `average`, or of `pass_at(k)`: percentiles over resampled problems.
+        """Interval of `average`, or of `pass_at(k)`, as `mean_interval` of the problems' values.
 
-        It speaks of other problems of the same kind, not of other draws on these. One problem gives (0, 1).
+        It speaks of other problems of the same kind, not of other draws on these: n responses to a problem are one
+        value. One problem gives (0, 1). `interval_method` names the method.
         """
-        values = self.rewards.mean(1) if k is None else self._pass_at(k)
-        if len(values) < 2:
-            return 0.0, 1.0
-        draws = np.random.default_rng(0).choice(values, (RESAMPLES, len(values))).mean(1)
-        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
+        return mean_interval(self._values(k), level)
+
+    def interval_method(self, k: int | None = None) -> str:
+        """ "Clopper-Pearson" where each problem is wholly right or wholly wrong, else "Gaffke"."""
+        return "Clopper-Pearson" if _right_or_wrong(self._values(k)) else "Gaffke"
+
+    def _values(self, k: int | None) -> np.ndarray:
+        return self.rewards.mean(1) if k is None else self._pass_at(k)
 
     def _pass_at(self, k: int) -> np.ndarray:
         n = self.rewards.shape[1]
         if not 1 <= k <= n:
             raise ErltoolError(f"pass@{k} of {self.name}: needs k from 1 to the {n} responses that were sampled")
         return pass_at_k((self.rewards == 1).sum(1), n, k)
+
+
+def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """(low, high) of the mean of what independent `values` in [0, 1] are drawn from, at a level in (0, 1).
+
+    Values of 0 and 1 alone give Clopper and Pearson's interval, which holds the truth at least as often as the level
+    says. Others give Gaffke's bounds (2005; Learned-Miller and Thomas 2019, arXiv 1905.06208): the quantiles of the
+    values' mean under random weights, with one value more at 0 for the low bound and at 1 for the high one. These are
+    Clopper and Pearson's where the values are 0 and 1, so the interval has a width even where all values are equal.
+    tests/test_evaluate.py measures the coverage. Fewer than 2 values give (0, 1).
+    """
+    if len(values) < 2:
+        return 0.0, 1.0
+    if _right_or_wrong(values):
+        found = stats.binomtest(round(values.sum()), len(values)).proportion_ci(level)
+        return float(found.low), float(found.high)
+    # Weights that are uniform over all of the sum 1; those of equal values are drawn as one.
+    each, count = np.unique(values, return_counts=True)
+    rng = np.random.default_rng(0)
+    weights, one_more = rng.standard_gamma(count, (DRAWS, len(each))), rng.standard_gamma(1.0, DRAWS)
+    sums, total = weights @ each, weights.sum(1) + one_more
+    low, high = np.quantile(sums / total, (1 - level) / 2), np.quantile((sums + one_more) / total, (1 + level) / 2)
+    return float(low), float(high)
+
+
+def _right_or_wrong(values: np.ndarray) -> bool:
+    return bool(np.isin(values, (0, 1)).all())
 
 
 def pass_at_k(right: np.ndarray, n: int, k: int) -> np.ndarray:
@@ -172,20 +203,25 @@ def evaluation_report(results: Sequence[Evaluation], as_json: bool = False) -> s
         count, n = r.rewards.shape
         ks = [k for k in (1, 8, 32) if 1 < k <= n] or ([n] if n > 1 else [])
         row = {"name": r.name, "problems": count, "samples": n, "temperature": r.temperature, "average": r.average,
-               "interval": r.interval()}  # fmt: skip
-        rows.append(row | {f"pass@{k}": r.pass_at(k) for k in ks} | {f"pass@{k} interval": r.interval(k) for k in ks})
+               "interval": r.interval(), "interval method": r.interval_method()}  # fmt: skip
+        for k in ks:
+            row |= {f"pass@{k}": r.pass_at(k), f"pass@{k} interval": r.interval(k)}
+            row |= {f"pass@{k} interval method": r.interval_method(k)}
+        rows.append(row)
     if as_json:
         return json.dumps(rows, indent=1)
     lines = [f"{'':20}{'problems':>9}{'responses':>10}{'':10}{'%':>7}{'95 % interval':>16}"]
     for row in rows:
         numbers = {f"avg@{row['samples']}": (row["average"], row["interval"])}
-        numbers |= {k: (row[k], row[f"{k} interval"]) for k in row if k.startswith("pass@") and f"{k} interval" in row}
+        numbers |= {k: (row[k], row[f"{k} interval"]) for k in row if f"{k} interval" in row}
         name = row["name"] if len(row["name"]) <= 20 else row["name"][:17] + "..."
         head = f"{name:20}{row['problems']:>9}{row['samples']:>10}"
         for what, (value, (low, high)) in numbers.items():
             interval = f"{100 * low:.1f} to {100 * high:.1f}"
             lines.append(f"{head:39}{what:>10}{100 * value:>7.1f}{interval:>16}")
             head = ""
+    methods = {v for row in rows for name, v in row.items() if name.endswith("interval method")}
+    lines.append(f"Intervals are over problems ({', '.join(sorted(methods))}), for others of their kind.")
     if known := [r.name for r in results if r.name in BENCHMARKS]:
         lines += ["", *_paper_lines(known)]
     return "\n".join(lines)

@@ -2,6 +2,10 @@
 
 Cui et al. 2025 (arXiv 2505.22617), Section 2.4: a, b from the first 36 of 236 steps predict performance at the
 entropies of the others, and at entropy 0. Such a forecast is of performance at a given entropy, not at a given step.
+
+That a run has left its law is said of what matters and not only of what can be seen: the forecast must be off at the
+end by a tenth of what performance gained over the run, by three times the scatter, and outside the interval.
+tests/benchmarks/forecast_alarms.py measures how often it is said of runs that follow the law, and of those that do not.
 """
 
 import textwrap
@@ -10,12 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from erltool.doubts import FEW, TOGETHER
 from erltool.errors import ErltoolError
 from erltool.fit import LawFit, fit_law
+from erltool.residuals import gain_of
 
-FAR = 3  # times the scatter of one measurement, from which on a forecast is said to have missed
 FEWEST = 6  # points that are fitted
-LEFT_FOR_GOOD = 3  # neighbouring points outside the interval, by which a run has left the law
+LEFT_FOR_GOOD = 3  # neighbouring points outside the interval, from which on a run has left the law; fewest at its end
+FAR, OUTSIDE, INSIDE = 3, 0.1, 0.2  # off at the end by more: times the scatter; of the gain, by where the interval is
+REACH = 0.5  # share of the range of exp(H) that the fitted points must span, or a slope a little wrong is far off
+# Measured by tests/benchmarks/forecast_alarms.py: fewer than FEW points fitted; autocorrelation 0.8 to 0.95.
+HELD_FEW, HELD_TOGETHER = "85 to 99 %", "85 to 97 %"
 
 
 @dataclass(frozen=True)
@@ -62,44 +71,111 @@ class Forecast:
         return float(np.mean((low <= self.performance) & (self.performance <= high))) if len(low) else np.nan
 
     @property
+    def gain(self) -> float:
+        """What performance gained over the whole run, in its unit: its highest running mean of 5 points minus its
+        lowest."""
+        return gain_of(np.concatenate([self.law.performance, self.performance]))
+
+    @property
+    def off(self) -> float:
+        """Measured minus predicted performance at the end: the mean over the last fifth of the points that were
+        forecast, at least LEFT_FOR_GOOD of them; NaN where nothing is left to forecast."""
+        away = (self.performance - self.predicted)[self._end]
+        return float(away.mean()) if len(away) else np.nan
+
+    @property
+    def reach(self) -> float:
+        """Share of the range of exp(H), up to that of the end, that the fitted points span, in (0, 1]."""
+        fitted, end = np.exp(self.law.entropy), np.exp(self.entropy[self._end])
+        return float(np.ptp(fitted) / np.ptp(np.concatenate([fitted, end])))
+
+    @property
+    def _end(self) -> slice:
+        return slice(-max(LEFT_FOR_GOOD, len(self.entropy) // 5), None)
+
+    def _beyond(self, share: float) -> bool:
+        """Whether the end is off by more than this share of the gain and FAR times the scatter, and one can tell."""
+        enough = len(self.entropy) >= LEFT_FOR_GOOD and self.reach >= REACH
+        return bool(enough and abs(self.off) > max(share * self.gain, FAR * self.law.rmse))
+
+    @property
     def departure(self) -> int | None:
-        """Index, among the points that were forecast, of the first of LEFT_FOR_GOOD neighbours outside the interval on
-        one side: there the run leaves its law. None where it does not."""
+        """Where the run leaves its law: the index, among the points that were forecast, of the first of LEFT_FOR_GOOD
+        neighbours outside the interval on the side of the end, else of the first one outside. None where it does not.
+
+        It does where at least half of the last fifth of these points lie outside the interval on one side, and their
+        mean residual (`off`) exceeds both OUTSIDE of the gain and FAR times the law's rmse. It is never said where the
+        fitted points span less than REACH of the range of exp(H) (`reach`).
+        """
         low, high = self.interval
-        for outside in (self.performance > high, self.performance < low):
-            for at in range(len(outside) - LEFT_FOR_GOOD + 1):
-                if outside[at : at + LEFT_FOR_GOOD].all():
-                    return at
-        return None
+        outside = self.performance > high if self.off > 0 else self.performance < low
+        if not self._beyond(OUTSIDE) or outside[self._end].mean() < 0.5:
+            return None
+        together = [at for at in np.flatnonzero(outside) if outside[at : at + LEFT_FOR_GOOD].all()]
+        longest = [at for at in together if at + LEFT_FOR_GOOD <= len(outside)]
+        return int((longest or np.flatnonzero(outside))[0])
+
+    @property
+    def missed(self) -> bool:
+        """Whether the forecast missed inside its interval: all of the last fifth on one side, and `off` beyond INSIDE
+        of the gain and FAR times the law's rmse. The interval is then wide because few points tell little."""
+        away = (self.performance - self.predicted)[self._end]
+        return self.departure is None and self._beyond(INSIDE) and bool((np.sign(away) == np.sign(away[0])).all())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Where the interval is rough, with how many later points it held in simulated runs that follow the law."""
+        d, n = self.law.diagnostics, len(self.law.entropy)
+        if n < FEW:
+            return (f"Fitted to {n} points: a 90 % interval held {HELD_FEW} of later points in simulated runs.",)
+        if d.autocorrelation >= TOGETHER:
+            return (
+                f"Neighbouring points go together (autocorrelation {d.autocorrelation:.2f}): a 90 % interval then held "
+                f"{HELD_TOGETHER} of later points in simulated runs.",
+            )
+        return ()
 
     @property
     def advice(self) -> str:
-        """In words: go on, or the entropy is spent, or the law does not hold here."""
+        """In words: how far the forecast is off at the end, and then: go on, or the entropy is spent, or the law does
+        not hold here."""
+        law, unit, off = self.law, self.law.unit, self.off
+        side, share = ("above", "below")[off < 0], f"{abs(off) / self.gain:.0%}" if self.gain else "all"
+        share += f" of the {self.gain:.3g} gained"
+        if self.departure is not None:
+            return (
+                f"This run has left its law, {side} it, from forecast point {self.departure + 1} on; at the end it is "
+                f"{abs(off):.3g} ({unit}) away, {share}. Do not extrapolate the law. What moves performance at equal "
+                "entropy is not the trade: a control, a bonus, or a change of the run."
+            )
+        if self.missed:
+            return (
+                f"At the end performance lies {abs(off):.3g} ({unit}) {side} the forecast, {share} and "
+                f"{abs(off) / law.rmse:.0f} times the scatter of one measurement; the interval holds it only because "
+                "few points tell little. Before you extrapolate, fit all points and look whether performance moves at "
+                "equal entropy (`LawFit.warnings`), as under a control."
+            )
+        words = f"At the end the forecast is off by {off:+.3g} ({unit}), {share}."
+        if self.reach < REACH:
+            words += (
+                f" The fitted points span {self.reach:.0%} of the range of exp(H) up to there: so far ahead a slope "
+                "that is a little wrong looks like a run that leaves its law."
+            )
+        return f"{words} {self._what_is_left}"
+
+    @property
+    def _what_is_left(self) -> str:
         law, unit = self.law, self.law.unit
         last = np.concatenate([law.entropy, self.entropy])[-1]
         gain = law.ceiling - law.predict(last)
         low, high = self.at(0.0)
         words = f"By the law {gain:+.3g} ({unit}) is left to gain from H = {last:.3f} nats to the ceiling "
         words += f"{law.ceiling:.3g} ({low:.3g} to {high:.3g} at {self.level:.0%})."
-        if self.departure is not None:
-            side = "above" if self.performance[self.departure] > self.predicted[self.departure] else "below"
-            away = abs(self.performance - self.predicted)[-max(1, len(self.predicted) // 5) :].mean()
-            return (
-                f"This run has left its law, {side} it, from forecast point {self.departure + 1} on; at the end it is "
-                f"{away:.3g} ({unit}) away. Do not extrapolate the law. What moves performance at equal entropy is not "
-                "the trade: a control, a bonus, or a change of the run."
-            )
-        away = (self.performance - self.predicted)[-max(1, len(self.predicted) // 5) :]
-        if abs(away.mean()) > FAR * law.rmse and (np.sign(away) == np.sign(away[0])).all():
-            side = "above" if away[0] > 0 else "below"
-            return (
-                f"At the end performance lies {abs(away.mean()):.3g} ({unit}) {side} the forecast, "
-                f"{abs(away.mean()) / law.rmse:.0f} times the scatter of one measurement; the interval holds it only "
-                "because few points tell little. Before you extrapolate, fit all points and look whether performance "
-                "moves at equal entropy (`LawFit.warnings`), as under a control."
-            )
         if law.a <= 0:
-            return "Performance does not rise as entropy falls: the law says nothing here yet. Go on, and fit again."
+            return (
+                f"Performance does not rise as entropy falls (a is {law.a:.3g}): the law says nothing here yet. Go on, "
+                "and fit again."
+            )
         if gain < law.rmse:
             return f"{words} That is below the scatter of one measurement, {law.rmse:.3g}: the entropy is spent."
         return f"{words} That is above the scatter of one measurement, {law.rmse:.3g}: go on."
@@ -111,7 +187,7 @@ class Forecast:
             f"forecast of {others} points from the first {first}: a = {self.law.a:.4f}, b = {self.law.b:.4f}",
             f"RMSE = {self.rmse:.4f}, {self.covered:.0%} inside the {self.level:.0%} interval",
         ]
-        return "\n".join([*lines, *textwrap.wrap(self.advice, 80)])
+        return "\n".join([*lines, *(x for said in (self.advice, *self.warnings) for x in textwrap.wrap(said, 80))])
 
     def to_dict(self) -> dict:
         """The numbers of the forecast, ready for JSON."""
@@ -119,6 +195,8 @@ class Forecast:
         return {
             "fitted_points": len(self.law.entropy), "a": self.law.a, "b": self.law.b, "ceiling": self.law.ceiling,
             "level": self.level, "rmse": self.rmse, "covered": self.covered, "departure": self.departure,
+            "off": self.off, "gain": self.gain, "reach": self.reach, "missed": self.missed,
+            "warnings": list(self.warnings),
             "predicted": self.predicted.tolist(), "low": low.tolist(), "high": high.tolist(), "advice": self.advice,
         }  # fmt: skip
 

@@ -1,4 +1,5 @@
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,68 @@ def test_slope_and_noise_against_worked_cases(rng):
     assert noise(np.array([0.0, 1.0, 0.0, 1.0, 0.0])) == pytest.approx(1.4826 / math.sqrt(2))
     assert noise(5 + 0.3 * np.arange(20)) == pytest.approx(0, abs=1e-12) and noise(np.array([1.0, 9.0])) == 0
     assert noise(0.1 * rng.standard_normal(20_000)) == pytest.approx(0.1, rel=0.05)
+
+
+# --- how often an alarm is false, in numbers of runs that tests/benchmarks/alarm_rates.py has more of ---
+
+LONG = 200  # iterations
+PART = np.arange(LONG) / LONG
+
+
+def first_alarms(entropy, reward, rng, entropy_noise=0.07, reward_noise=0.04) -> dict[str, int]:
+    """The iteration of the first alarm of each kind, with one update an iteration and the noise of recorded runs."""
+    watch, first = Watch(), {}
+    entropy, reward = noisy(entropy, rng, entropy_noise), reward + reward_noise * rng.standard_normal(LONG)
+    for i in range(LONG):
+        row = {"step": i + 1, "iteration": i, "policy_entropy": max(entropy[i], 0.01), "reward": reward[i]}
+        for alarm in watch.see(row):
+            first.setdefault(alarm.kind, i)
+    return first
+
+
+@pytest.mark.parametrize("gained", [0.1, 0.2, 0.4])
+@pytest.mark.parametrize("noise", [0.02, 0.04, 0.1])
+def test_reward_that_rises_is_seldom_said_to_stand_still(rng, gained, noise):
+    """Also where it rises as slowly as what is called standing still, by 0.02 in 40 iterations: 0.1 in 200."""
+    falls = 0.5 * 0.1**PART
+    runs = [first_alarms(falls, 0.3 + gained * PART, rng, reward_noise=noise) for _ in range(20)]
+    assert sum("stall" in r for r in runs) <= (1 if gained > 0.1 else 2)
+
+
+def test_reward_that_stands_still_or_falls_is_found(rng):
+    falls = 0.5 * 0.1**PART
+    for reward, latest in ((np.full(LONG, 0.4), 130), (0.5 - 0.2 * PART, 80)):
+        at = [first_alarms(falls, reward, rng)["stall"] for _ in range(15)]
+        assert 40 <= np.median(at) <= latest
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.1, 0.2])
+def test_constant_entropy_is_no_explosion_however_noisy(rng, noise):
+    runs = [first_alarms(np.full(LONG, 0.5), 0.3 + 0.4 * PART, rng, entropy_noise=noise) for _ in range(60)]
+    assert sum(bool(r) for r in runs) <= 2
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_entropy_that_trebles_within_100_iterations_explodes_before_it_has_doubled(rng, noise):
+    rises = 0.5 * 3 ** np.clip((200 * PART - 50) / 100, 0, 1)  # twice its start at iteration 113
+    at = [first_alarms(rises, 0.3 + 0.4 * PART, rng, entropy_noise=noise)["explosion"] for _ in range(20)]
+    assert 65 <= np.median(at) <= 100
+
+
+def test_entropy_that_settles_at_a_third_has_not_collapsed(rng):
+    settles = 0.15 + 0.35 * np.exp(-PART / 0.15)
+    runs = [first_alarms(settles, 0.3 + 0.4 * PART, rng) for _ in range(60)]
+    assert sum("collapse" in r for r in runs) <= 3
+
+
+def test_a_stall_says_how_long_it_looked_and_what_was_spent(rng):
+    entropy, reward = 0.5 * (1 + np.arange(120)) ** -0.3, 0.4 + 0.01 * rng.standard_normal(120)
+    (alarm,) = watched(entropy, reward=reward)
+    rise, iterations, spent = re.fullmatch(
+        r"reward ([+-][\d.]+) in (\d+) iterations, entropy fell by (\d+)%", alarm.message
+    ).groups()
+    assert float(rise) == pytest.approx(alarm.value, abs=5e-4) and int(iterations) in (40, 60, 90) and int(spent) >= 20
+    assert alarm.threshold == pytest.approx(Watch.rise * (int(iterations) - 1) / (Watch.stall - 1))
 
 
 # --- recorded runs ------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from erltool import ErltoolError, load_policy, load_task
 from erltool.evaluate import (
@@ -11,6 +12,7 @@ from erltool.evaluate import (
     evaluate,
     evaluation_report,
     load_benchmark,
+    mean_interval,
     paper_table,
     pass_at_k,
 )
@@ -51,6 +53,46 @@ def test_interval_covers():
     assert 180 <= held <= 199
 
 
+@pytest.mark.parametrize("right", [0, 1])
+def test_all_wrong_of_30_problems_is_not_surely_wrong(right):
+    far = 1 - 0.025 ** (1 / 30)  # 0.116: with a chance of more, 30 misses would be rarer than 2.5 %
+    expected = (0, far) if right == 0 else (1 - far, 1)
+    for samples in (1, 8, 32):
+        one = Evaluation("x", np.full((30, samples), float(right)), 1.0)
+        assert one.interval() == one.interval(samples) == pytest.approx(expected) and one.average == right
+        assert one.interval_method() == "Clopper-Pearson"
+
+
+@pytest.mark.parametrize("p", [0, 0.01, 0.05, 0.5, 0.95, 1])
+def test_interval_of_30_problems_right_or_wrong_holds_the_truth_as_often_as_it_says(p):
+    chances = stats.binom.pmf(np.arange(31), 30, p)
+    inside = [low <= p <= high for low, high in (mean_interval(np.arange(30) < right) for right in range(31))]
+    assert 0.95 <= chances @ inside <= 1 + 1e-12
+
+
+@pytest.mark.parametrize("p", [0, 0.01, 0.05, 0.5, 0.95, 1])
+@pytest.mark.parametrize("k", [None, 4])
+def test_interval_of_30_problems_of_8_responses_holds_the_truth(p, k):
+    """A problem's chance is drawn from Beta(p, 1 - p), and is p itself where that is 0 or 1."""
+    rng, held = np.random.default_rng(2), 0
+    for _ in range(100):
+        each = rng.beta(p, 1 - p, 30) if 0 < p < 1 else np.full(30, p)
+        low, high = Evaluation("x", (rng.random((30, 8)) < each[:, None]).astype(float), 1.0).interval(k)
+        truth = p if k is None else 1 - np.prod([(1 - p + i) / (1 + i) for i in range(k)])
+        held += low <= truth <= high and high - low > 0.05
+    assert held >= 93
+
+
+def test_gaffkes_interval_meets_that_of_right_and_wrong():
+    values = np.r_[np.zeros(20), np.ones(10)]
+    nearly = np.r_[1e-9, values[1:]]
+    assert mean_interval(nearly) == pytest.approx(mean_interval(values), abs=0.005)
+    assert mean_interval(values) == pytest.approx(stats.binomtest(10, 30).proportion_ci(0.95))
+    low, high = mean_interval(np.full(30, 1 / 32))  # all equal, and yet another problem may be easy
+    assert 0.02 < low < 1 / 32 and 0.1 < high < 0.2
+    assert mean_interval(np.array([0.5])) == (0, 1)
+
+
 def test_greedy_is_the_same_for_any_seed_and_sampling_is_not(tiny_policy):
     policy, task = load_policy(str(tiny_policy), lora_rank=4), load_task("countdown")
     seen = []
@@ -88,7 +130,9 @@ def test_report_has_the_paper_beside_a_benchmark():
     text = evaluation_report(results)
     assert "7B KL-Cov" in text and "AIME24" in text and "pass@8" in text
     assert max(map(len, text.splitlines())) <= 80
+    assert "Intervals are over problems (Clopper-Pearson, Gaffke), for others of their kind." in text.splitlines()
     row = json.loads(evaluation_report(results, as_json=True))[0]
+    assert row["interval method"] == "Gaffke" and row["pass@32 interval method"] == "Clopper-Pearson"
     assert row["average"] == results[0].average and row["pass@32"] == 1.0
 
 

@@ -61,9 +61,8 @@ def test_percentage_points_scale_everything_by_a_hundred(rng):
     assert hundred.interval()["a"] == pytest.approx(tuple(100 * v for v in one.interval()["a"]))
 
 
-# Coverage of the 95 % interval, measured here. With strong autocorrelation it is honest to say that it is too
-# narrow: an AR(1) of 0.8 leaves a run of 60 points with about 7 independent ones.
-@pytest.mark.parametrize(("correlation", "lowest"), [(0.0, 0.92), (0.5, 0.88), (0.8, 0.65)])
+# Coverage of the 95 % interval, measured here; an AR(1) of 0.8 leaves a run of 60 points with about 7 independent ones.
+@pytest.mark.parametrize(("correlation", "lowest"), [(0.0, 0.92), (0.5, 0.9), (0.8, 0.85)])
 @pytest.mark.parametrize("points", [30, 60])
 def test_interval_covers_the_truth(rng, correlation, lowest, points):
     covered, trials = 0, 400

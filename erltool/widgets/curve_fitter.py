@@ -262,7 +262,7 @@ class CurveFitter(View):
         return {
             "count": count, "curve": _bytes(f.law.predict(grid)), "low": _bytes(low), "high": _bytes(high),
             "words": f"From the first {count} points: {f.covered:.0%} of the other {len(f.entropy)} lie in the "
-            f"{f.level:.0%} interval, RMSE {f.rmse:.4g}. {f.advice}",
+            f"{f.level:.0%} interval, RMSE {f.rmse:.4g}. {' '.join((f.advice, *f.warnings))}",
         }  # fmt: skip
 
     def _name(self, at: int) -> str:
