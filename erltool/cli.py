@@ -418,8 +418,7 @@ def _draw_fits(file: Path, fits, forecasts) -> None:
     for index, (path, f) in enumerate(fits.items()):
         draw, what = (plot_forecast, forecasts[path]) if path in forecasts else (plot_fit, f)
         draw(what, ax=ax, label=Path(path).name, index=index)
-    for text in ax.legend(fontsize=8).get_texts():
-        text.set_parse_math(False)
+    ax.legend(fontsize=8)
     with writing(file):
         ax.figure.savefig(file)
 

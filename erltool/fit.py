@@ -5,6 +5,7 @@ form. Points of a run are autocorrelated: intervals come from a moving-block boo
 1989), which keeps the x as they are. forecasting.py, rivals.py and scaling.py build on it.
 """
 
+import html
 import textwrap
 from dataclasses import dataclass
 from functools import cached_property
@@ -238,9 +239,10 @@ class LawFit:
             f"<tr><th scope='row'>{name}</th><td>{getattr(self, name):.4f}</td><td>{low:.4f} to {high:.4f}</td></tr>"
             for name, (low, high) in interval.items()
         )
-        notes = "".join(f"<li>{w}</li>" for w in self.warnings)  # made of numbers and our own words
+        notes = "".join(f"<li>{html.escape(w)}</li>" for w in self.warnings)
         return (
-            f"<table><caption>R = −a·exp(H) + b, {len(self.entropy)} points, R² {self.r_squared:.3f}, RMSE "
+            "<table class='tex2jax_ignore mathjax_ignore'>"
+            f"<caption>R = −a·exp(H) + b, {len(self.entropy)} points, R² {self.r_squared:.3f}, RMSE "
             f"{self.rmse:.4f}</caption><thead><tr><th></th><th scope='col'>{self._unit_words}</th>"
             f"<th scope='col'>95 % interval</th></tr></thead><tbody>{cells}</tbody></table>"
             + (f"<ul>{notes}</ul>" if notes else "")

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from erltool.errors import ErltoolError
+from erltool.text import shown
 
 LARGE = 64 << 20  # bytes; of a larger file only the columns that have a role are kept
 CHUNK_ROWS = 5_000
@@ -39,13 +40,6 @@ OPENRLHF_ITEM = re.compile(rf"'([^']+)': (?:np\.\w+\()?({NUMBER})", re.I)
 Rows = Iterator[dict[str, float]]
 Counts = Counter
 """What was skipped, by reason."""
-
-
-def shown(text, width: int = 60) -> str:
-    """Text from a file, safe for a terminal: what is not printable becomes U+FFFD; cut in its middle to `width`."""
-    text = "".join(c if c.isprintable() else "\ufffd" for c in str(text))
-    half = (width - 1) // 2
-    return text if len(text) <= width else f"{text[:half]}\u2026{text[-half:]}"
 
 
 def detect(path: Path) -> str:

@@ -18,6 +18,8 @@ from pathlib import Path
 import pandas as pd
 
 from erltool.errors import ErltoolError
+from erltool.tables import Table
+from erltool.text import visible
 
 METRICS = {
     "step": ("count", "optimiser updates so far, this one included"),
@@ -91,7 +93,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        """The folder's, with what is hidden in it made visible: tables and figures have it."""
+        return visible(self.path.name)
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
@@ -102,7 +105,7 @@ class Run:
                 f"{file}: not there yet; tokens are written at the first checkpoint, if record_every > 0"
             )
         try:
-            return pd.read_parquet(file)
+            return Table(pd.read_parquet(file))
         except (OSError, ValueError) as e:
             raise ErltoolError(
                 f"{file}: not readable as Parquet ({str(e).splitlines()[0]}); restore or delete it"
@@ -154,7 +157,7 @@ def read_runs(folder: str | Path) -> dict[str, Run]:
     names = sorted(p.parent.name for p in folder.glob("*/config.json"))
     if not names:
         raise ErltoolError(f"{folder}: holds no runs")
-    return {name: read_run(folder / name) for name in names}
+    return {run.name: run for run in (read_run(folder / name) for name in names)}
 
 
 def _recorded(path: Path, document: dict, metrics: pd.DataFrame) -> Run:
