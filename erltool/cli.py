@@ -1,17 +1,21 @@
 """The command line: erltool demo | train | eval | plan | prompt | fit | import | export | lab | workshop | doctor.
 
 A command's flags and modules are loaded only when that command is asked for. What a user can mend is one
-line on stderr and exit status 2; a run that was interrupted exits with 130.
+line on stderr and exit status 2; a run that was interrupted exits with 130; where nobody reads what is printed,
+as after `| head`, the status is 141.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import os
 import signal
 import sys
+import textwrap
 from pathlib import Path
 
+from erltool import terminal
 from erltool.errors import ErltoolError
 
 COMMANDS = {
@@ -33,14 +37,16 @@ COMMANDS = {
 def main(words: list[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     words = sys.argv[1:] if words is None else words
-    if not words or words[0] not in COMMANDS:
-        return _no_command(words)
-    command, run = words[0], globals()[f"_{words[0]}"]
-    parser = argparse.ArgumentParser(prog=f"erltool {command}", description=COMMANDS[command], allow_abbrev=False)
+    command = words[0] if words else "erltool"
     try:
-        return run(parser, words[1:])
+        with terminal.readable_output():
+            if command not in COMMANDS:
+                return _no_command(words)
+            return globals()[f"_{command}"](terminal.Parser(command, COMMANDS[command]), words[1:])
     except ErltoolError as e:
         return _fail(e)
+    except terminal.Closed:
+        return terminal.PIPE_CLOSED
     except OSError as e:
         return _fail(f"{e.filename or command}: {e.strerror or e}")
     except KeyboardInterrupt:
@@ -48,27 +54,32 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _no_command(words: list[str]) -> int:
-    lines = [f"  {name:11}{text}" for name, text in COMMANDS.items()]
-    text = (
-        "usage: erltool COMMAND [flags]\n\n" + "\n".join(lines) + "\n\nerltool COMMAND --help lists a command's flags."
-    )
     if words and words[0] == "--version":
         from erltool import __version__
 
         print(__version__)
     elif words and words[0] in ("-h", "--help"):
-        print(text)
+        print(_overview())
     elif words:
-        return _fail(f"no command {words[0]!r}; use one of {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        return _fail(f"no command {words[0]!r}; use " + (near[0] if near else f"one of {', '.join(COMMANDS)}"))
     else:
-        print(text, file=sys.stderr)
+        print(_overview(), file=sys.stderr)
         return 2
     return 0
 
 
+def _overview() -> str:
+    lines = [
+        textwrap.fill(text, terminal.WIDTH - 1, initial_indent=f"  {name:11}", subsequent_indent=" " * 13)
+        for name, text in COMMANDS.items()
+    ]
+    text = "\n".join(lines)
+    return f"usage: erltool COMMAND [flags]\n\n{text}\n\nerltool COMMAND --help lists a command's flags."
+
+
 def _fail(message, status: int = 2) -> int:
-    line = " ".join(str(message).split())
-    print(f"erltool: {line}", file=sys.stderr)
+    terminal.complain(message)
     return status
 
 
@@ -127,18 +138,18 @@ def _argument(parse):
 
 
 def _follow(config, out: Path, resume: bool, name: str) -> int:
-    """Trains with a progress bar. Ctrl-C ends after the iteration with a checkpoint; a second one at once."""
+    """Trains and shows how far it is. Ctrl-C ends after the iteration with a checkpoint; a second one at once."""
     from erltool.training import train
 
-    steps = train(config, out, resume)
+    steps, accuracy = train(config, out, resume), None
     with contextlib.closing(steps), _interruptible() as interrupted, _bar(config.steps, name) as bar:
         for step in steps:
             m = step.metrics
-            accuracy = f" acc {m['eval_accuracy']:.2f}" if "eval_accuracy" in m else ""
+            accuracy = m.get("eval_accuracy", accuracy)
+            bar.set_postfix_str(_postfix(m, accuracy), refresh=False)
             bar.update(m["step"] - bar.n)
             for alarm in step.alarms:
                 bar.write(str(alarm), file=sys.stderr)
-            bar.set_postfix_str(f"H {m['policy_entropy']:.3f} R {m['reward']:.2f}{accuracy}")
             if interrupted and m["step"] % config.updates_per_iteration == 0 and m["step"] < config.steps:
                 break
         else:
@@ -146,10 +157,15 @@ def _follow(config, out: Path, resume: bool, name: str) -> int:
     return _fail(f"stopped after step {m['step']}; go on with: erltool train --resume --out {out}", 130)
 
 
-def _bar(total: int, name: str, unit: str = "step"):
-    from tqdm import tqdm
+def _postfix(metrics, accuracy: float | None = None) -> str:
+    """A step's numbers for the progress: entropy, reward, the last accuracy."""
+    parts = [f"H {metrics['policy_entropy']:.3f}", f"R {metrics['reward']:.2f}"]
+    parts += [f"acc {accuracy:.2f}"] if accuracy is not None else []
+    return " ".join(parts)
 
-    return tqdm(total=total, desc=name, unit=unit, ncols=79, dynamic_ncols=False, smoothing=0.1)
+
+def _bar(total: int, name: str, unit: str = "step"):
+    return terminal.progress(total, name, unit)
 
 
 @contextlib.contextmanager
@@ -160,7 +176,9 @@ def _interruptible():
     def note(number, frame):
         interrupted.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nerltool: finishing the iteration; Ctrl-C again stops at once", file=sys.stderr)
+        if sys.stderr and sys.stderr.isatty():
+            print(file=sys.stderr)  # the bar's line is not ended
+        terminal.complain("finishing the iteration; Ctrl-C again stops at once")
 
     try:
         before = signal.signal(signal.SIGINT, note)
@@ -315,9 +333,9 @@ def _bars(progress):
     for name, m in progress:
         if name != shown:
             shown, bar = name, _bar(m.steps, name[-30:])
-        bar.update(m.step - bar.n)
         if m.metrics:
-            bar.set_postfix_str(f"H {m.metrics['policy_entropy']:.3f} R {m.metrics['reward']:.2f}")
+            bar.set_postfix_str(_postfix(m.metrics), refresh=False)
+        bar.update(m.step - bar.n)
         yield name, bar, m
 
 
@@ -400,11 +418,11 @@ def _points(path: Path, window: float | None):
     # A run of ours was evaluated before the update of its step, whose entropy is of the same policy: no window.
     log = read_log(path, columns={"performance": "eval_accuracy"} if own else None)
     for reason, count in log.skipped.items():
-        print(f"erltool: {path}: {count} {reason}", file=sys.stderr)
+        terminal.complain(f"{path}: {count} {reason}")
     points = log.points(window or (1 if own else None))
     if not own:
         pair = " and ".join(shown(log.columns[role]) for role in ("entropy", "performance"))
-        print(f"erltool: {path}: {log.kind}, columns {pair}", file=sys.stderr)
+        terminal.complain(f"{path}: {log.kind}, columns {pair}")
     # A log's unit is read off its values, which the fit does by the same rule and says; ours is known.
     known = {"entropy_average": log.entropy_average} | ({"unit": log.unit} if own else {})
     return points["entropy"].to_numpy(), points["performance"].to_numpy(), known
@@ -506,7 +524,8 @@ def _doctor(parser, words) -> int:
 
     worst = 0
     for level, text in findings():
-        print(f"{('ok', 'note', 'FAIL')[level]:5}{text}")
+        line = f"{('ok', 'note', 'FAIL')[level]:5}{text}"
+        print(terminal.filled(line, 5), flush=True)
         worst = max(worst, level)
     return 1 if worst == 2 else 0
 

@@ -18,7 +18,7 @@ FLOORS = (
     ("config", "countdown", "judge", "tasks"),
     ("fit", "logformats", "runs", "importers", "compare", "forecasting", "rivals", "scaling", "plots", "alarms"),
     ("lora", "policy", "rollouts", "plan", "evaluate", "step", "training", "trl", "export"),
-    ("experiments", "demo", "doctor", "workshop", "lessons"),
+    ("experiments", "demo", "doctor", "workshop", "lessons", "terminal"),
     ("cli",),
 )
 ORDER = [name for floor in FLOORS for name in floor]
