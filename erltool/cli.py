@@ -15,7 +15,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from erltool import terminal
+from erltool import terminal, threads
 from erltool.errors import ErltoolError
 
 COMMANDS = {
@@ -141,15 +141,18 @@ def _follow(config, out: Path, resume: bool, name: str) -> int:
     """Trains and shows how far it is. Ctrl-C ends after the iteration with a checkpoint; a second one at once."""
     from erltool.training import train
 
-    steps, accuracy = train(config, out, resume), None
+    steps, crowding, warned, accuracy = train(config, out, resume), threads.Crowding(), False, None
     with contextlib.closing(steps), _interruptible() as interrupted, _bar(config.steps, name) as bar:
         for step in steps:
-            m = step.metrics
+            m, waited = step.metrics, crowding.look()
             accuracy = m.get("eval_accuracy", accuracy)
-            bar.set_postfix_str(_postfix(m, accuracy), refresh=False)
+            bar.set_postfix_str(_postfix(m, waited, accuracy), refresh=False)
             bar.update(m["step"] - bar.n)
             for alarm in step.alarms:
                 bar.write(str(alarm), file=sys.stderr)
+            if waited and not warned:
+                warned = True
+                bar.write(f"erltool: {threads.crowded_text(waited)}", file=sys.stderr)
             if interrupted and m["step"] % config.updates_per_iteration == 0 and m["step"] < config.steps:
                 break
         else:
@@ -157,11 +160,11 @@ def _follow(config, out: Path, resume: bool, name: str) -> int:
     return _fail(f"stopped after step {m['step']}; go on with: erltool train --resume --out {out}", 130)
 
 
-def _postfix(metrics, accuracy: float | None = None) -> str:
-    """A step's numbers for the progress: entropy, reward, the last accuracy."""
+def _postfix(metrics, waited: float, accuracy: float | None = None) -> str:
+    """A step's numbers for the progress: entropy, reward, the last accuracy, the share of time without a core."""
     parts = [f"H {metrics['policy_entropy']:.3f}", f"R {metrics['reward']:.2f}"]
     parts += [f"acc {accuracy:.2f}"] if accuracy is not None else []
-    return " ".join(parts)
+    return " ".join(parts + ([f"waits {waited:.0%}"] if waited else []))
 
 
 def _bar(total: int, name: str, unit: str = "step"):
@@ -329,12 +332,12 @@ def _experiment(parser, words) -> int:
 
 def _bars(progress):
     """A progress bar for each run of a grid, kept at its step: (name, bar, progress)."""
-    shown, bar = "", None
+    shown, bar, crowding = "", None, threads.Crowding()
     for name, m in progress:
         if name != shown:
             shown, bar = name, _bar(m.steps, name[-30:])
         if m.metrics:
-            bar.set_postfix_str(_postfix(m.metrics), refresh=False)
+            bar.set_postfix_str(_postfix(m.metrics, crowding.look()), refresh=False)
         bar.update(m.step - bar.n)
         yield name, bar, m
 

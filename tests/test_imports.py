@@ -13,7 +13,7 @@ PACKAGE = Path(erltool.__file__).parent
 
 # From the ground up. A module imports only modules of lower rows, or earlier ones of its own.
 FLOORS = (
-    ("errors", "resources", "text", "tables"),
+    ("errors", "resources", "text", "tables", "threads"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
     ("fit", "logformats", "runs", "importers", "compare", "forecasting", "rivals", "scaling", "plots", "alarms"),
