@@ -17,6 +17,7 @@ from pathlib import Path
 
 from erltool import terminal, threads
 from erltool.errors import ErltoolError
+from erltool.text import visible
 
 COMMANDS = {
     "demo": "train with and without entropy control, fit the law, draw; 2 to 4 minutes on 2 cores",
@@ -273,7 +274,8 @@ def _prompt(parser, words) -> int:
     _add_config_flags(parser)
     args = vars(parser.parse_args(words))
     from erltool.config import TrainConfig
-    from erltool.policy import Template, load_tokenizer
+    from erltool.loading import load_tokenizer
+    from erltool.policy import Template
     from erltool.tasks import load_task
 
     count = args.pop("count")
@@ -379,7 +381,7 @@ def _fit(parser, words) -> int:
     parser.add_argument(
         "--forecast", type=float, metavar="CUT", help="fit this first share of the points, forecast the others"
     )
-    parser.add_argument("--window", type=float, help="steps up to a measurement over which a log's entropy is averaged")
+    _add_log_flags(parser)
     parser.add_argument("--json", action="store_true", help="print the fits as JSON")
     parser.add_argument("--png", type=Path, help="draw the fits to this file")
     args = parser.parse_args(words)
@@ -388,9 +390,10 @@ def _fit(parser, words) -> int:
 
     fits, forecasts = {}, {}
     for path in args.sources:
-        entropy, performance, known = _points(path, args.window)
+        entropy, performance, known, stated = _points(path, args)
         try:
-            fits[str(path)] = fit_law(entropy, performance, **known)
+            # What a log's name and values say of the unit is no statement, though the fit takes it as given.
+            fits[str(path)] = dataclasses.replace(fit_law(entropy, performance, **known), unit_stated=stated)
             if args.forecast is not None:
                 forecasts[str(path)] = forecast(entropy, performance, cut=args.forecast, **known)
         except ErltoolError as e:
@@ -412,23 +415,46 @@ def _fit(parser, words) -> int:
     return 0
 
 
-def _points(path: Path, window: float | None):
-    """Entropies (nats), performances, and what is known of both, of a run or another tool's log."""
+def _add_log_flags(parser) -> None:
+    """What corrects the guesses about a log."""
+    parser.add_argument("--entropy", metavar="COL", help="the entropy's column; --entropy=-COL for minus that column")
+    parser.add_argument("--performance", metavar="COL", help="the performance's column, instead of the guess")
+    parser.add_argument("--step", metavar="COL", help="the step's column, instead of the guess")
+    parser.add_argument("--unit", help="of performance: fraction, percentage-points or as-given")
+    parser.add_argument("--run", metavar="NAME", help="the run, where a log holds several")
+    parser.add_argument("--window", type=float, help="steps up to a measurement over which a log's entropy is averaged")
+
+
+def _log(path: Path, args, columns: dict[str, str]):
+    """A log as the flags want it, `columns` where they do not say."""
     from erltool.importers import read_log
-    from erltool.logformats import shown
+
+    given = {role: getattr(args, role) for role in ("step", "entropy", "performance")}
+    columns |= {role: name for role, name in given.items() if name}
+    return read_log(path, columns=columns, unit=args.unit and args.unit.replace("-", " "), run=args.run)
+
+
+def _points(path: Path, args):
+    """Entropies (nats), performances, what is known of both, and whether the unit was stated, of a run or a log."""
+    from erltool.importers import said_of
+    from erltool.logtext import shown
 
     own = (path / "config.json").is_file()
     # A run of ours was evaluated before the update of its step, whose entropy is of the same policy: no window.
-    log = read_log(path, columns={"performance": "eval_accuracy"} if own else None)
+    log = _log(path, args, {"performance": "eval_accuracy"} if own else {})
     for reason, count in log.skipped.items():
         terminal.complain(f"{path}: {count} {reason}")
-    points = log.points(window or (1 if own else None))
+    points = log.points(args.window or (1 if own else None))
     if not own:
-        pair = " and ".join(shown(log.columns[role]) for role in ("entropy", "performance"))
-        terminal.complain(f"{path}: {log.kind}, columns {pair}")
-    # A log's unit is read off its values, which the fit does by the same rule and says; ours is known.
-    known = {"entropy_average": log.entropy_average} | ({"unit": log.unit} if own else {})
-    return points["entropy"].to_numpy(), points["performance"].to_numpy(), known
+        took = ", ".join(f"{role} {shown(log.columns[role], 40)}" for role in ("step", "entropy", "performance"))
+        terminal.complain(f"{path}: {log.kind}")
+        print(visible("\n".join([*_wrapped(took), *said_of(log)]), keep="\n"), file=sys.stderr)
+    known = {"entropy_average": log.entropy_average, "unit": log.unit}
+    return points["entropy"].to_numpy(), points["performance"].to_numpy(), known, log.unit_stated
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 80, subsequent_indent="  ")
 
 
 def _draw_fits(file: Path, fits, forecasts) -> None:
@@ -449,16 +475,12 @@ def _draw_fits(file: Path, fits, forecasts) -> None:
 
 def _import(parser, words) -> int:
     parser.add_argument("log", type=Path, metavar="LOG", help="file or folder: verl, TRL, OpenRLHF, W&B, CSV, ...")
-    parser.add_argument("--entropy", metavar="COL", help="the entropy's column, instead of the guess")
-    parser.add_argument("--performance", metavar="COL", help="the performance's column, instead of the guess")
-    parser.add_argument("--step", metavar="COL", help="the step's column, instead of the guess")
-    parser.add_argument("--window", type=float, help="steps up to a measurement over which entropy is averaged")
+    _add_log_flags(parser)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the log there as a run")
     args = parser.parse_args(words)
-    from erltool.importers import log_report, read_log, write_run
+    from erltool.importers import log_report, write_run
 
-    given = {role: getattr(args, role) for role in ("step", "entropy", "performance")}
-    log = read_log(args.log, columns={role: name for role, name in given.items() if name})
+    log = _log(args.log, args, {})
     print(log_report(log, args.window))
     if args.out:
         write_run(log, args.out, args.window)

@@ -14,6 +14,7 @@ from erltool.config import TrainConfig
 from erltool.controls import NoControl
 from erltool.errors import ErltoolError
 from erltool.fit import LawFit, fit_law
+from erltool.logmetrics import OWN
 from erltool.plots import new_axes, plot_fit, plot_run
 from erltool.runs import Run, write_whole, writing
 
@@ -33,7 +34,9 @@ def law_of(run: Run) -> LawFit | str:
     """The law fitted to a run's evaluated steps, or the reason why it could not be."""
     points = run.evaluated()
     try:
-        return fit_law(points["policy_entropy"], points["eval_accuracy"])
+        return fit_law(
+            points["policy_entropy"], points["eval_accuracy"], unit="fraction", entropy_average=OWN["policy_entropy"]
+        )
     except ErltoolError as e:
         return str(e)
 

@@ -17,7 +17,7 @@ from scipy.special import gammaln
 from erltool.errors import ErltoolError
 from erltool.policy import Policy
 from erltool.resources import shipped
-from erltool.rollouts import sample_groups
+from erltool.sampling import sample_groups
 from erltool.tasks import Problem, Task, answers_compared, hub_dataset, load_task, problems_of
 
 RESAMPLES = 2000  # of the problems, for an interval

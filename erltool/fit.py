@@ -6,6 +6,7 @@ form. Points of a run are autocorrelated: intervals come from a moving-block boo
 """
 
 import html
+import re
 import textwrap
 from dataclasses import dataclass
 from functools import cached_property
@@ -257,8 +258,8 @@ def fit_law(
 
     `entropy` in nats and `performance`, both of shape (n,). `weights` (n,) weigh the squares, as inverse variances
     do. With `entropy_error` and `performance_error`, standard deviations in the units of H and R, scalars or (n,), the
-    fit is orthogonal: errors in both (ODRPACK95). `unit` is one of UNITS; without it values in [0, 1] are taken as
-    fractions, others up to 100 as percentage points, and the result says so. `entropy_average` says which average H
+    fit is orthogonal: errors in both (ODRPACK95). `unit` is one of UNITS; without it `unit_of` reads
+    it off the values, and the result says so. `entropy_average` says which average H
     is, such as "token mean" or "mean of responses (Eq 5)". `block_length` is the number of points in a block of the
     bootstrap, by default round(n^(1/2)); 1 takes the points as independent. Raises ErltoolError for fewer than 3
     points, lengths that differ, values that are not finite, entropy that does not vary, fractions mixed with
@@ -304,10 +305,13 @@ def fit_law(
 
 
 def unit_of(performance, unit: str | None = None, name: str = "performance") -> str:
-    """The unit of performances in their order, one of UNITS: the one stated, else read off the values that are finite.
+    """The unit of performances in their order, one of UNITS: the one stated, else read off their name and values.
 
-    In [0, 1] they are fractions, in [0, 100] percentage points, else "as given". Raises ErltoolError for an unknown
-    unit, fractions outside [0, 1], or neighbours that jump about hundredfold across 1, from 0.31 to 31.
+    Values in [0, 1] are fractions. Values up to 100 are percentage points where their name says percent or accuracy
+    (then from above 2), or says nothing and they reach above 10. All else is "as given": a reward, a score or a sum of
+    rewards is no percentage, whatever its size. What is not finite is left out. Raises ErltoolError for an unknown
+    unit, fractions outside [0, 1], a percentage that never reaches 1, or fractions mixed with percentage points:
+    neighbours that jump about hundredfold across 1, from 0.31 to 31.
     """
     values = np.asarray(performance, dtype=float)
     values = values[np.isfinite(values)]
@@ -316,12 +320,27 @@ def unit_of(performance, unit: str | None = None, name: str = "performance") -> 
         if unit not in UNITS:
             raise ErltoolError(f"unit {unit!r} is not known: use one of {', '.join(UNITS)}")
         if unit == "fraction" and not 0 <= low <= high <= 1:
-            raise ErltoolError(f"{name} from {low:g} to {high:g} is no fraction; use unit='percentage points'")
+            raise ErltoolError(
+                f"{name} from {low:g} to {high:g} is no fraction; use unit='percentage points' or 'as given'"
+            )
         return unit
     if not len(values) or low < 0 or high > 100:
         return "as given"
+    percent = re.search(r"%|percent|pct", name, re.I)
     if high <= 1:
+        if percent and high > 0:
+            raise ErltoolError(f"{name} never exceeds {high:g}, which is little for a percentage; state the unit")
         return "fraction"
+    reward = re.search(r"reward|score|return", name, re.I)
+    accuracy = not reward and re.search(r"acc(?![a-z])|accura|correct|pass|solve|success|match|(mean|avg)@", name, re.I)
+    if high > (20 if reward else 1 if percent or accuracy else 2):
+        _refuse_mixed(values, name)
+    if percent or (accuracy and high > 2) or (not reward and high > 10):
+        return "percentage points"
+    return "as given"
+
+
+def _refuse_mixed(values: np.ndarray, name: str) -> None:
     before, after = values[:-1], values[1:]
     small, large = np.minimum(before, after), np.maximum(before, after)
     mixed = (small > 0) & (small <= 1) & (large > 1) & (large > 60 * small) & (large < 160 * small)
@@ -331,7 +350,6 @@ def unit_of(performance, unit: str | None = None, name: str = "performance") -> 
             f"{name} jumps from {before[i]:g} to {after[i]:g}: fractions and percentage points are mixed; bring it to "
             "one unit, or state the unit"
         )
-    return "percentage points"
 
 
 def _positive(name: str, values, n: int) -> np.ndarray | None:

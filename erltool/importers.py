@@ -1,13 +1,13 @@
 """Other people's logs as points of entropy and performance, and as runs.
 
 `read_log` reads what other trainers leave behind (logformats.py lists the formats), guesses by name which columns are
-step, entropy and performance, and says so; a wrong guess is corrected by `columns`. Performance is often measured at
-fewer steps than entropy: `align_points` then averages the entropy over a stated window before each measurement.
+step, entropy and performance (logmetrics.py), tells several runs apart (logruns.py), and says what it took; a wrong
+guess is corrected by `columns`, `unit` and `run`. Performance is often measured at fewer steps than entropy:
+`align_points` then averages the entropy over a stated window before each measurement.
 """
 
-import difflib
 import json
-import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,50 +15,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from erltool import tables
 from erltool.errors import ErltoolError
 from erltool.fit import unit_of
-from erltool.logformats import KINDS, Counts, detect, read_table, shown
+from erltool.logcolumns import Choice, choose_columns, with_negated
+from erltool.logformats import KINDS, Table, detect, read_table
+from erltool.logmetrics import ALL_ROLES, MAIN, entropy_average, has_role, split_run, tool_of
+from erltool.logruns import Taken, named_run, run_by_steps
+from erltool.logtext import Counts, listed, shown
 from erltool.runs import METRICS, RunWriter, read_run, write_whole, writing
-
-HELD_OUT = r"(^|/)(eval|val|test)(-core|-aux)?[/_]"
-# What a role's column is called, the best name first: regular expressions on the lower-case name.
-ROLES = {
-    "step": (
-        r"^(train/)?global_step$", r"^_step$", r"^steps?$", r"^training/global_step$",
-        r"^(iteration|update|trainer/global_step)$",
-    ),
-    "entropy": (
-        r"^policy_entropy$", r"^actor/entropy$", r"^(train/)?entropy$", r"^policy/entropy",
-        r"^(train/|actor/)?entropy_(loss|mean|avg)$", r"entropy",
-    ),
-    "performance": (
-        r"^eval_accuracy$", r"^val-core/.*/acc/mean@", r"^val-core/.*mean", r"^val-core/",
-        HELD_OUT + r".*(acc|pass@?1\b|correct)", HELD_OUT + r"(eval_)?(reward|score)s?$",
-        HELD_OUT + r".*(reward|score|pass@?\d)", r"accuracy", r"^(train/)?reward$|rewards?/mean$|score/mean$",
-    ),
-    "reward": (r"^(train/)?reward$", r"^critic/rewards/mean$", r"^(train/)?rewards?/mean$", r"^critic/score/mean$"),
-    "response_entropy": (r"^response_entropy$",),
-    "response_length": (r"^(train/)?response_length(/mean)?$", r"^(train/)?completions/mean_length$"),
-    "truncated_fraction": (
-        r"^(train/)?completions/clipped_ratio$", r"^response_length/clip_ratio$", r"^truncated_fraction$",
-    ),
-    "zero_spread_fraction": (r"^(train/)?frac_reward_zero_std$", r"^zero_spread_fraction$"),
-    "clip_fraction": (r"^actor/pg_clipfrac$", r"^(train/)?clip_ratio/region_mean$", r"^clip_fraction$"),
-    "kl_k1": (r"^actor/ppo_kl$", r"^kl_k1$"),
-    "grad_norm": (r"^(actor/|train/)?grad_norm$",),
-}  # fmt: skip
-NOT_IT = {
-    "entropy": r"coef|std|min|max|bonus|weight|target|change|response_entropy",
-    "performance": r"std|min\b|max\b|worst|length|time|clip|frac_|num_|entropy|loss",
-}
-ENTROPY_AVERAGES = (
-    (r"^policy_entropy$", "exact, mean over response tokens, if erltool wrote it; not Eq 5's mean over responses"),
-    (r"^response_entropy$", "mean over each response, then over responses (Eq 5)"),
-    (r"^actor/entropy", "token mean, under verl's default loss_agg_mode; not Eq 5's mean"),
-    (r"entropy_loss$", "token mean, under OpenRLHF's token-level loss; not Eq 5's mean"),
-    (r"^(train/)?entropy$", "token mean, if TRL wrote it; not Eq 5's mean over responses"),
-)
-UNKNOWN_AVERAGE = "not known: the log does not say over what it is averaged"
 
 
 @dataclass(frozen=True)
@@ -77,13 +42,23 @@ class Log:
     unit: str
     """Of performance: "fraction", "percentage points" or "as given"."""
     entropy_average: str
-    """Which average the entropy is, as far as its name tells."""
+    """Which average the entropy is, as far as the kind of log, its tool and the column tell."""
     skipped: Mapping[str, int]
     """What was not used, and what was mended, as counts by reason."""
+    unit_stated: bool = False
+    """Whether the unit was stated, by the caller or a percent sign; else it was read off name and values."""
+    run: str = ""
+    """The run's name, where the log names it or holds several."""
+    runs: tuple[str, ...] = ()
+    """The names of the runs in it, where there are several."""
+    notes: tuple[str, ...] = ()
+    """What was guessed and decided on the way, a sentence each."""
+    percents: frozenset[str] = frozenset()
+    """Columns with percent signs."""
 
     def points(self, window: float | None = None) -> pd.DataFrame:
         """The aligned points as `align_points` makes them; `.attrs` has their `unit` and `entropy_average` too."""
-        step, entropy, performance = (self.metrics[self.columns[r]] for r in ("step", "entropy", "performance"))
+        step, entropy, performance = (self.metrics[self.columns[r]] for r in MAIN)
         points = align_points(step, entropy, performance, window)
         points.attrs.update(unit=self.unit, entropy_average=self.entropy_average)
         return points
@@ -129,106 +104,88 @@ def align_points(step, entropy, performance, window: float | None = None) -> pd.
     return points
 
 
-def read_log(path: str | Path, *, columns: Mapping[str, str] | None = None, kind: str | None = None) -> Log:
+def read_log(
+    path: str | Path, *, columns: Mapping[str, str] | None = None, kind: str | None = None, unit: str | None = None,
+    run: str | None = None,
+) -> Log:  # fmt: skip
     """The log of another tool, or the folder of an erltool run.
 
     `columns` corrects the guess: a column's name in the file by role, {"performance": "val-core/aime24/acc/mean@32"};
-    `kind`, one of logformats.KINDS, corrects the format. Several values of a column at one step: the last one wins.
+    {"entropy": "-entropy_loss"} takes minus the column of that name. `kind`, one of logformats.KINDS, corrects the
+    format, and `unit`, one of fit.UNITS, the unit of performance. `run` names one of several runs. A run that was
+    resumed in the same log is one run (logruns.py); of several values of a column at one step the last one wins.
+
     Raises ErltoolError, in one line with the remedy, for what is missing, empty, damaged or no log, for a column that
-    is not there, where no step, entropy or performance is found, and for performance in two units.
+    is not there, where no step, entropy or performance is found, for an entropy below 0, for numbers whose decimal
+    sign cannot be told, for several runs of which none was asked for, and for performance in two units.
     """
-    path, columns = Path(path), dict(columns or {})
+    path, asked, run = Path(path), dict(columns or {}), None if run is None else str(run)
+    _check_asked(path, asked, kind)
+    try:
+        kind = kind or detect(path)
+        table, imported = _table(path, kind, asked, run)
+    except OSError as e:
+        raise ErltoolError(f"{shown(path)}: cannot be read ({e.strerror or shown(e)}); make it readable") from e
+    table = with_negated(table, asked, path)
+    taken = named_run(table, kind, asked, run, path)
+    choice = choose_columns(taken.table, kind, taken.name, asked, path)
+    taken = run_by_steps(taken, choice.columns, None if run == taken.name else run, path)
+    choice = choose_columns(taken.table, kind, taken.name, asked, path)
+    return _log(path, kind, taken, choice, unit, imported)
+
+
+def _check_asked(path: Path, asked: Mapping[str, str], kind: str | None) -> None:
     if not path.exists():
         raise ErltoolError(f"{shown(path)}: no such file or folder")
-    if unknown := set(columns) - set(ROLES):
+    if unknown := set(asked) - set(ALL_ROLES):
         raise ErltoolError(
-            f"columns: no role {', '.join(map(shown, sorted(unknown)))}; the roles are {', '.join(ROLES)}"
+            f"columns: no role {', '.join(map(shown, sorted(unknown)))}; the roles are {', '.join(ALL_ROLES)}"
         )
     if kind not in (None, *KINDS):
         raise ErltoolError(f"kind {shown(kind)!r}: not known; use one of {', '.join(KINDS)}")
-    try:
-        kind = kind or detect(path)
-        table, skipped = _table(path, kind, set(columns.values()))
-    except OSError as e:
-        raise ErltoolError(f"{shown(path)}: cannot be read ({e.strerror or shown(e)}); make it readable") from e
-    candidates = _candidates(list(table), columns)
-    for name in columns.values():
-        if name not in table:
-            raise ErltoolError(f"{shown(path)}: no column {shown(name)!r} with numbers; {_nearest(name, table)}")
-    columns = {role: found[0] for role, found in candidates.items() if found} | columns
-    for role in ("step", "entropy", "performance"):
-        if role not in columns:
-            raise ErltoolError(
-                f"{shown(path)}: no column found for {role}; name it with --{role} COL or columns={{{role!r}: COL}}; "
-                f"{_nearest(role, table)}"
-            )
-    metrics = _by_step(table, columns["step"], skipped)
-    return Log(
-        path, kind, columns, {role: tuple(names) for role, names in candidates.items()}, metrics,
-        unit_of(metrics[columns["performance"]], name=f"column {shown(columns['performance'])!r}"),
-        _entropy_average(columns["entropy"]),
-        {reason: n for reason, n in skipped.items() if n},
-    )  # fmt: skip
 
 
-def _table(path: Path, kind: str, mapped: set[str]) -> tuple[pd.DataFrame, Counts]:
+def _table(path: Path, kind: str, asked: Mapping[str, str], run: str | None) -> tuple[Table, dict]:
+    """What a log holds; and of an erltool run that was made of another log, what its config says of that."""
+    mapped = {*asked.values(), *(name.removeprefix("-") for name in asked.values())}
+    imported = None
     if kind == "erltool run":
-        run = read_run(path)
-        return run.metrics.select_dtypes("number").astype(float), Counts({"unreadable lines": run.skipped_lines})
-
-    def keep(name: str) -> bool:
-        return name in mapped or any(_rank(role, name) is not None for role in ROLES) or name == "eval/global_step"
-
-    table, skipped = read_table(path, kind, keep)
-    if table.empty:
-        why = "".join(f"; skipped: {n} {reason}" for reason, n in skipped.items())
+        own = read_run(path)
+        numbers = own.metrics.select_dtypes("number").astype(float)
+        skipped = Counts({"unreadable lines": own.skipped_lines})
+        table = Table(numbers, pd.DataFrame(index=numbers.index), {}, frozenset(), skipped)
+        imported = json.loads((path / "config.json").read_text(encoding="utf-8")).get("imported")
+    else:
+        table = read_table(path, kind, lambda name: name in mapped or has_role(name), run)
+    if table.numbers.empty:
+        why = "".join(f"; skipped: {n} {reason}" for reason, n in table.skipped.items() if n)
         raise ErltoolError(f"{shown(path)}: read as {kind}, and holds no numbers{why}; is it the right file?")
-    if {"train/global_step", "eval/global_step"} <= set(table):  # OpenRLHF on W&B: evaluations count in their own
-        table["train/global_step"] = table["train/global_step"].fillna(table["eval/global_step"])
-    return table, skipped
+    train, evaluation = (f"{where}/global_step" for where in ("train", "eval"))
+    if {train, evaluation} <= set(table.numbers):  # OpenRLHF on W&B: evaluations count in their own
+        table.numbers[train] = table.numbers[train].fillna(table.numbers[evaluation])
+    return table, imported if isinstance(imported, dict) else {}
 
 
-# --- which column is what ------------------------------------------------------------------------
-
-
-def _base(name: str) -> tuple[str, str]:
-    """The run and the metric of a W&B chart's column, "run - metric"; no run elsewhere."""
-    run, _, metric = name.rpartition(" - ")
-    return run, metric
-
-
-def _rank(role: str, name: str) -> int | None:
-    """The place of a column's name among those of a role; None where it does not fit."""
-    metric = _base(name)[1].lower()
-    if role in NOT_IT and re.search(NOT_IT[role], metric):
-        return None
-    return next((i for i, pattern in enumerate(ROLES[role]) if re.search(pattern, metric)), None)
-
-
-def _candidates(names: list[str], mapped: Mapping[str, str]) -> dict[str, list[str]]:
-    """Columns by role, the likeliest first, all of one run where a W&B chart holds several."""
-    found = {}
-    for role in ROLES:
-        ranked = [(rank, i, name) for i, name in enumerate(names) if (rank := _rank(role, name)) is not None]
-        found[role] = [name for _, _, name in sorted(ranked)]
-    entropy = mapped.get("entropy") or next(iter(found["entropy"]), "")
-    if run := _base(entropy)[0]:
-        for role in set(ROLES) - {"step", "entropy"}:
-            found[role] = [name for name in found[role] if _base(name)[0] == run]
-    return found
-
-
-def _nearest(name: str, table: pd.DataFrame) -> str:
-    """The columns of a table for an error's text, those most like `name` first."""
-    near = difflib.get_close_matches(name, list(table), n=8, cutoff=0.3)
-    names = near + [c for c in table if c not in near]
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return f"the columns are {', '.join(shown(n) for n in names[:12])}{more}"
-
-
-def _entropy_average(name: str) -> str:
-    metric = _base(name)[1].lower()
-    return next((average for pattern, average in ENTROPY_AVERAGES if re.search(pattern, metric)), UNKNOWN_AVERAGE)
+def _log(path: Path, kind: str, taken: Taken, choice: Choice, unit: str | None, imported: dict) -> Log:
+    table, columns, skipped = taken.table, choice.columns, taken.table.skipped
+    skipped["rows that the run did again after it was resumed"] += taken.again
+    metrics = tables.Table(_by_step(table.numbers, columns["step"], skipped))  # columns of any name
+    entropy, performance = columns["entropy"], columns["performance"]
+    stated = unit or ("percentage points" if performance in table.percents else None)
+    if kind == "erltool run" and performance == "eval_accuracy":
+        stated = stated or "fraction"
+    try:
+        unit = unit_of(metrics[performance], stated, name=f"column {performance!r}")
+    except ErltoolError as e:
+        raise ErltoolError(f"{shown(path)}: {shown(e, 300)} (--unit, unit=)") from e
+    tool = tool_of(kind, [split_run(name, kind)[1] for name in table.numbers])
+    average = entropy_average(kind, tool, split_run(entropy, kind)[1])
+    if imported and entropy == "policy_entropy":
+        average = shown(imported.get("entropy_average", average), 200)
+    return Log(
+        path, kind, columns, choice.found, metrics, unit, average, {r: n for r, n in skipped.items() if n},
+        stated is not None, taken.name, taken.names, (*table.notes, *choice.notes), frozenset(table.percents),
+    )  # fmt: skip
 
 
 def _by_step(table: pd.DataFrame, step: str, skipped: Counts) -> pd.DataFrame:
@@ -249,15 +206,17 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
 
     metrics.jsonl has the mapped columns under the names of METRICS: entropy as policy_entropy, performance as
     eval_accuracy in fractions. An evaluation stands there where it has an aligned point; if the log has no entropy at
-    that very step, policy_entropy is that point's mean, and how many are so is in config.json, beside source, unit
-    and mapping. Mapped columns that leave the [0, 1] of their name are left out. `iteration` counts the rows.
-    Raises ErltoolError for performance in an unknown unit, steps that are not whole, or a folder that holds something.
+    that very step, policy_entropy is that point's mean, and how many are so is in config.json, beside source, run,
+    unit and mapping. Mapped columns that leave the [0, 1] of their name are left out. `iteration` counts the rows.
+    Raises ErltoolError for performance that is no fraction and no percentage, as a sum of rewards; for steps that are
+    not whole; for a folder that holds something.
     """
-    folder, step = Path(folder), log.columns["step"]
-    if log.unit == "as given":
+    folder, step, name = Path(folder), log.columns["step"], log.columns["performance"]
+    scale = {"fraction": 1, "percentage points": 100}.get(log.unit)
+    if scale is None or not (log.metrics[name].dropna() / scale).between(0, 1).all():
         raise ErltoolError(
-            f"{shown(log.path)}: {shown(log.columns['performance'])!r} is neither a fraction nor percentage points, "
-            "so it cannot become eval_accuracy; choose another with --performance"
+            f"{shown(log.path)}: {shown(name)!r} is neither a fraction nor percentage points, so it cannot become "
+            "eval_accuracy; fit the log itself, or choose another with --performance, or state its --unit"
         )
     if (log.metrics[step] % 1 != 0).any():
         raise ErltoolError(
@@ -265,20 +224,17 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
         )
     points = log.points(window)
     rows = pd.DataFrame({"step": log.metrics[step].astype(int), "iteration": range(len(log.metrics))})
-    for role, name in log.columns.items():
-        values = log.metrics[name]
-        if (
-            role in METRICS
-            and role != "step"
-            and not (METRICS[role][0] == "in [0, 1]" and not values.dropna().between(0, 1).all())
-        ):
-            rows[role] = values
+    for role, column in log.columns.items():
+        values = log.metrics[column] / (100 if column in log.percents else 1)
+        if role in METRICS and role != "step":
+            if METRICS[role][0] != "in [0, 1]" or values.dropna().between(0, 1).all():
+                rows[role] = values
     aligned = points.set_index(points["step"].astype(int))
     entropy = log.metrics[log.columns["entropy"]]
     rows["policy_entropy"] = entropy.fillna(rows["step"].map(aligned["entropy"]))
-    rows["eval_accuracy"] = rows["step"].map(aligned["performance"]) / (100 if log.unit == "percentage points" else 1)
+    rows["eval_accuracy"] = rows["step"].map(aligned["performance"]) / scale
     imported = {
-        "source": log.path.name, "kind": log.kind, "columns": dict(log.columns), "unit": log.unit,
+        "source": log.path.name, "kind": log.kind, "run": log.run, "columns": dict(log.columns), "unit": log.unit,
         "entropy_average": log.entropy_average, "window": points.attrs["window"], "skipped": dict(log.skipped),
         "measurements_without_entropy": points.attrs["dropped"],
         "entropies_that_are_window_means": int(rows["policy_entropy"].notna().sum() - entropy.notna().sum()),
@@ -290,9 +246,12 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
     return imported
 
 
+# --- what is said of it --------------------------------------------------------------------------
+
+
 def log_report(log: Log, window: float | None = None) -> str:
     """What was read of a log, as lines of at most 80 columns that are safe for a terminal: columns and what else they
-    might have been, unit, which entropy, what was skipped, and the first and last aligned points."""
+    might have been, unit, which entropy, which run, what was guessed and skipped, and the first and last points."""
     points, steps = log.points(window), log.metrics[log.columns["step"]]
     lines = [f"{log.kind}: {shown(log.path)}"]
     lines += [
@@ -303,7 +262,7 @@ def log_report(log: Log, window: float | None = None) -> str:
         lines += [f"  {role:21}{shown(name, 56)}"] + [f"{'':20}or {shown(other, 56)}" for other in others[:3]]
         if len(others) > 3:
             lines += [f"{'':20}or one of {len(others) - 3} more"]
-    lines += ["entropy: " + shown(log.entropy_average, 70), f"performance: {UNIT_WORDS[log.unit]}"]
+    lines += said_of(log)
     lines += [f"skipped: {n:,} {shown(reason, 56)}" for reason, n in log.skipped.items()]
     if dropped := points.attrs["dropped"]:
         lines += [f"skipped: {dropped:,} measurements of performance without an entropy in the window"]
@@ -316,8 +275,24 @@ def log_report(log: Log, window: float | None = None) -> str:
     return "\n".join(lines)
 
 
-UNIT_WORDS = {
-    "fraction": "taken as fractions, since every value lies in [0, 1]",
-    "percentage points": "taken as percentage points, since values above 1 were seen",
-    "as given": "unit not known: values below 0 or above 100",
-}
+def said_of(log: Log) -> list[str]:
+    """What was decided about a log beyond its columns, as lines of at most 80 columns that are safe for a terminal."""
+    said = [f"entropy: {shown(log.entropy_average, 200)}", f"performance: {_unit_words(log)}"]
+    if log.run:
+        others = [name for name in log.runs if name != log.run]
+        beside = f", of {len(log.runs)}; others are {listed(others, 4)}" if others else ""
+        said.append(f"run: {shown(log.run)}{beside}")
+    lines = [textwrap.wrap(text, 80, subsequent_indent="  ") for text in [*said, *log.notes]]
+    return [line for part in lines for line in part]
+
+
+def _unit_words(log: Log) -> str:
+    name = log.columns["performance"]
+    if log.unit_stated:
+        how = "by its percent signs" if name in log.percents else "as stated"
+        return f"{'fractions' if log.unit == 'fraction' else log.unit}, {how}"
+    return {
+        "fraction": "taken as fractions, since every value lies in [0, 1]",
+        "percentage points": "taken as percentage points, by its name and values above 1",
+        "as given": "taken as given; by name and values neither fractions nor percentages",
+    }[log.unit]

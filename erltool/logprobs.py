@@ -1,22 +1,30 @@
 """Log-probability and exact entropy of chosen tokens, in memory that does not grow with the vocabulary.
 
-The work is done in chunks of tokens, in fp32, at the sampling temperature. With a weight matrix the logits
-of a chunk live only while the chunk is worked on, and are computed again in the backward pass.
+The work is done in chunks of tokens, at the sampling temperature. With a head the logits of a chunk live only while
+the chunk is worked on, and are computed again in the backward pass. Logits are made in the type of the hidden states,
+as the model itself makes them, so in bf16 where the model is; everything after them is fp32.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from erltool.errors import ErltoolError
 
 CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in fp32
 LOG_ZERO = -1e4  # exp of it is 0 in fp32, and 0 times it is 0, which 0 times -inf is not
 
+Head = Tensor | Callable[[Tensor], Tensor]
+"""Weight (V, D) of a head that is one product, or any other head: logits (N, V) of hidden states (N, D), its
+vocabulary's size in `.vocabulary`."""
+
 
 def token_log_probs(
     logits_or_hidden: Tensor,
     tokens: Tensor,
-    weight: Tensor | None = None,
+    weight: Head | None = None,
     *,
     temperature: float = 1.0,
     chunk_elements: int = CHUNK_ELEMENTS,
@@ -26,8 +34,9 @@ def token_log_probs(
         p = softmax(z / temperature),  log_prob = log p[token],  entropy = -sum p log p
 
     `logits_or_hidden` is z of shape (..., V), or, with `weight` (V, D), the hidden states (..., D) for which
-    z = hidden @ weight.T; `tokens` has shape (...). Returns two fp32 tensors of that shape. Gradients reach
-    hidden states, weight and logits through both. Empty input gives empty output.
+    z = hidden @ weight.T, or z = weight(hidden) where it is a function; `tokens` has shape (...). Returns two fp32
+    tensors of that shape. Gradients reach hidden states, weight and logits through both. Empty input gives empty
+    output.
 
     Raises ErltoolError where shapes disagree or the temperature is not positive.
     """
@@ -39,6 +48,10 @@ def token_log_probs(
             "the leading dimensions must agree"
         )
     rows = logits_or_hidden.reshape(-1, logits_or_hidden.shape[-1])
+    if callable(weight) and len(rows):
+        pieces = _through_head(weight, rows, tokens.reshape(-1), temperature, chunk_elements)
+        return tuple(torch.cat(piece).view(tokens.shape) for piece in zip(*pieces, strict=True))
+    weight = None if callable(weight) else weight  # of no rows there are no logits
     frozen = weight is not None and not weight.requires_grad
     keep = frozen and rows.requires_grad and torch.is_grad_enabled()
     log_probs, entropy = _TokenLogProbs.apply(
@@ -47,12 +60,23 @@ def token_log_probs(
     return log_probs.view(tokens.shape), entropy.view(tokens.shape)
 
 
+def _through_head(head, rows: Tensor, tokens: Tensor, temperature: float, elements: int) -> list[tuple[Tensor, Tensor]]:
+    def piece(part: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return token_log_probs(head(part), chosen, temperature=temperature)
+
+    size = _chunk(head, elements)
+    parts = zip(rows.split(size), tokens.split(size), strict=True)
+    if not torch.is_grad_enabled():
+        return [piece(*part) for part in parts]
+    return [checkpoint(piece, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+
+
 @torch.no_grad()
 def entropy_changes(
     before: Tensor,
     after: Tensor,
-    weight: Tensor,
-    weight_after: Tensor | None = None,
+    weight: Head,
+    weight_after: Head | None = None,
     *,
     temperature: float = 1.0,
     chunk_elements: int = CHUNK_ELEMENTS,
@@ -61,13 +85,13 @@ def entropy_changes(
 
         predicted = -Cov_{a ~ pi}(log pi, dz),    measured = H(pi after) - H(pi)        (Lemma 1)
 
-    `before` and `after` are the hidden states (N, D) at the same N contexts, for which z = hidden @ weight.T over
-    temperature, with `weight_after` (V, D) where the head itself has trained. In chunks, as `token_log_probs`.
+    `before` and `after` are the hidden states (N, D) at the same N contexts, for which z is as in `token_log_probs`,
+    with `weight_after` where the head itself has trained. In chunks, as `token_log_probs`.
     """
     weight_after = weight if weight_after is None else weight_after
     predicted = torch.empty(len(before), device=before.device)
     measured = torch.empty_like(predicted)
-    chunk = max(1, chunk_elements // len(weight))
+    chunk = _chunk(weight, chunk_elements)
     for at in range(0, len(before), chunk):
         part = slice(at, at + chunk)
         old = torch.log_softmax(_logits(before[part], weight, temperature), -1)
@@ -90,8 +114,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows, weight, tokens, temperature, chunk_elements, keep):
-        vocabulary = (rows if weight is None else weight.T).shape[-1]
-        chunk = max(1, chunk_elements // vocabulary)
+        chunk = _chunk(rows.T if weight is None else weight, chunk_elements)
         log_probs = torch.empty(len(rows), device=rows.device)
         entropy, log_norm = torch.empty_like(log_probs), torch.empty_like(log_probs)
         kept = torch.empty_like(rows) if keep else None
@@ -154,8 +177,18 @@ class _TokenLogProbs(torch.autograd.Function):
         return grad_rows, grad_weight, None, None, None, None
 
 
-def _logits(rows: Tensor, weight: Tensor | None, temperature: float) -> Tensor:
+def _chunk(head: Head, elements: int) -> int:
+    """Rows whose logits are at most so many elements, at least one."""
+    return max(1, elements // (head.vocabulary if callable(head) else len(head)))
+
+
+def logits_of(rows: Tensor, head: Head) -> Tensor:
+    """Logits (N, V) of hidden states (N, D), in their type."""
+    return head(rows) if callable(head) else rows @ head.T.to(rows.dtype)
+
+
+def _logits(rows: Tensor, weight: Head | None, temperature: float) -> Tensor:
     """A new fp32 tensor of logits over temperature, safe to write into."""
-    z = rows if weight is None else rows @ weight.T.to(rows.dtype)
+    z = rows if weight is None else logits_of(rows, weight)
     z = z.clone() if z is rows and z.dtype == torch.float32 else z.float()
     return z if temperature == 1 else z.div_(temperature)

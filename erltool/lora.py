@@ -12,10 +12,12 @@ layer is used in eval mode, and from then on no gradient reaches the adapter, al
 """
 
 import contextlib
+import json
 import logging
 import types
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -23,42 +25,115 @@ import torch
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict  # noqa: F401
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from erltool.errors import ErltoolError
+from erltool.sources import check_loaded
 
 ADAPTER = "default"  # the name that PEFT gives the only adapter there is
+EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
 def attach(
-    model: torch.nn.Module, source: str, rank: int, alpha: float, dropout: float = 0.0, seed: int = 0
+    model: torch.nn.Module,
+    targets: list[str],
+    place: str,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    seed: int = 0,
 ) -> PeftModel:
-    """The model, frozen, with LoRA on all its linear layers but the head. `seed` decides A; B starts at 0."""
+    """The model, frozen, with LoRA on the linear layers `targets`. `seed` decides A; B starts at 0. `place` is where
+    others find the base. Raises ErltoolError for no layers."""
+    if not targets:
+        raise ErltoolError("it has no linear layer that LoRA could stand on; use lora_rank 0")
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM",
+        fan_in_fan_out=all(isinstance(model.get_submodule(name), Conv1D) for name in targets),
+    )  # fmt: skip
     model.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         with warnings.catch_warnings():  # peft 0.21 asks transformers 5 for a name that it renamed
             warnings.simplefilter("ignore", FutureWarning)
             model = get_peft_model(model, config)
-    model.peft_config[ADAPTER].base_model_name_or_path = source
+    model.peft_config[ADAPTER].base_model_name_or_path = place
     fuse(model)
     return model
 
 
+@contextlib.contextmanager
+def noting_calls(model: torch.nn.Module) -> Iterator[set[torch.nn.Module]]:
+    """A set that fills, while inside, with the linear layers that are called and return their product."""
+    called = set()
+
+    def note(module, inputs, output):
+        if isinstance(output, Tensor):  # a router may return more
+            called.add(module)
+
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def targets(model: torch.nn.Module, called: set[torch.nn.Module]) -> list[str]:
+    """Names of the linear layers that LoRA can stand on: those that a forward pass of text has called, but the head.
+
+    A layer whose weight a model uses without calling it would never move. Left out too: the output of a state-space
+    layer, whose fused kernels take the weight; and, where experts are stacked in one parameter, what PEFT takes for
+    the names of those.
+    """
+    head = model.get_output_embeddings()
+    stacked = any("experts" in name and p.ndim > 2 for name, p in model.named_parameters())
+    names = []
+    for name, module in model.named_modules():
+        parent, _, leaf = name.rpartition(".")
+        fused = leaf == "out_proj" and hasattr(model.get_submodule(parent), "A_log")
+        if module in called and module is not head and not fused and not (stacked and leaf in EXPERTS):
+            names.append(name)
+    return names
+
+
+def load_adapter(model: PeftModel, folder: Path) -> None:
+    """Takes the weights of an adapter that was saved in a folder. Raises ErltoolError where they are not this one's."""
+    weights = load_file(folder / "adapter_model.safetensors", str(next(model.parameters()).device))
+    mine, own = get_peft_model_state_dict(model, save_embedding_layers=False), model.peft_config[ADAPTER]
+    saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        if saved.get(name, getattr(own, name)) != getattr(own, name):
+            raise ErltoolError(f"adapter {folder}: has {name}={saved[name]}, and the policy {getattr(own, name)}")
+    found = {
+        "missing_keys": mine.keys() - weights.keys(),
+        "unexpected_keys": weights.keys() - mine.keys(),
+        "mismatched_keys": [n for n in weights.keys() & mine.keys() if weights[n].shape != mine[n].shape],
+    }
+    check_loaded(found, str(folder))
+    set_peft_model_state_dict(model, weights)
+
+
 def fuse(model: torch.nn.Module) -> None:
     """Makes every LoRA layer of a PEFT model compute as above, where its base allows it (dense or 4-bit, no
-    dropout); others stay PEFT's. Keeps bitsandbytes from repacking 4-bit weights, whoever calls them."""
+    dropout); others stay PEFT's."""
+    keep_4_bit_weights(model)
     for layer in lora_layers(model):
-        base = layer.get_base_layer()
-        if isinstance(base, Linear4bit):
-            base.support_avx512bf16_for_cpu = False
-        fusable = type(base) in (torch.nn.Linear, Linear4bit)
+        fusable = type(layer.get_base_layer()) in (torch.nn.Linear, Linear4bit)
         if fusable and isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity):
             layer.dense_weight = None
             layer.forward = types.MethodType(_forward, layer)
+
+
+def keep_4_bit_weights(model: torch.nn.Module) -> None:
+    """Keeps bitsandbytes from repacking 4-bit weights, whoever calls them."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def lora_layers(model: torch.nn.Module) -> list[LoraLayer]:
@@ -110,11 +185,12 @@ class _LoraLinear(torch.autograd.Function):
         low_a, low_b = a.to(x.dtype), (b * layer.scaling[ADAPTER]).to(x.dtype)
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ low_a.T
-        y = rows @ _base_weight(layer).T.to(x.dtype)
-        y.addmm_(low, low_b.T)
+        weight = _base_weight(layer).to(x.dtype)
+        y = x.new_empty(*x.shape[:-1], len(weight))  # no view: models write into what a layer returns
+        torch.mm(rows, weight.T, out=y.view(-1, len(weight))).addmm_(low, low_b.T)
         ctx.save_for_backward(rows, low, low_a, low_b)
         ctx.layer, ctx.kind = layer, a.dtype
-        return y.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     def backward(ctx, grad):

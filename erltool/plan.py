@@ -7,17 +7,21 @@ what stays is sharded over them (FSDP's full shard, ZeRO-3) and the responses ar
 """
 
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import transformers
 
+from erltool.attention import PLAIN_ROW
 from erltool.config import TrainConfig
 from erltool.errors import ErltoolError
+from erltool.loading import resolve_device, resolve_dtype
 from erltool.logprobs import CHUNK_ELEMENTS
-from erltool.policy import PLAIN_ROW, find_model, hub_advice, is_offline, resolve_device, resolve_dtype
+from erltool.probe import not_plain
 from erltool.rollouts import share_rows
+from erltool.sources import find_model, hub_advice, is_offline
 
 GIB = 2**30
 CARDS = (16, 24, 48, 80)  # GB of common GPUs
@@ -40,6 +44,10 @@ KNOWN = {
     "Qwen/Qwen2.5-14B": (48, 5120, 13824, 5120, 1024, 152064, False),
     "Qwen/Qwen2.5-32B": (64, 5120, 27648, 5120, 1024, 152064, False),
 }
+
+
+class UnknownShape(ErltoolError):
+    """Raised for a model of which the plan does not know what its layers hold."""
 
 
 @dataclass(frozen=True)
@@ -95,30 +103,38 @@ class MemoryPlan:
 
 def model_shape(source: str, trust_remote_code: bool = False) -> Shape:
     """Shape of a model, from its configuration; SmolLM2's and Qwen2.5's are known without the hub, Math and Instruct
-    too. Raises ErltoolError."""
+    too. Raises ErltoolError, UnknownShape for a model whose layers are not Llama's."""
     place = find_model(source)
     plain = place.removesuffix("-Instruct").replace("Qwen2.5-Math-", "Qwen2.5-")
     if not Path(place).exists() and plain in KNOWN:
         return Shape(*KNOWN[plain], torch.bfloat16)
     try:
-        c = transformers.AutoConfig.from_pretrained(
+        config = transformers.AutoConfig.from_pretrained(
             place, trust_remote_code=trust_remote_code, local_files_only=is_offline(place)
-        )
-        head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        return Shape(
-            c.num_hidden_layers,
-            c.hidden_size,
-            c.intermediate_size,
-            c.num_attention_heads * head,
-            c.num_key_value_heads * head,
-            c.vocab_size,
-            bool(c.tie_word_embeddings),
-            c.dtype or torch.float32,
         )
     except (OSError, ValueError) as e:
         raise ErltoolError(f"plan of {source!r}: its configuration is out of reach{hub_advice(place)}") from e
+    experts = next((f"it has {name}" for name in vars(config) if re.match("[a-z].*experts", name)), "")
+    if why := not_plain(config) or experts:
+        raise UnknownShape(f"plan of {source!r}: its layers are not like Llama's, so its memory is not known: {why}")
+    try:
+        return _shape(config)
     except AttributeError as e:
-        raise ErltoolError(f"plan of {source!r}: not a Llama-like model ({e}); its memory is not known") from e
+        raise UnknownShape(f"plan of {source!r}: not a Llama-like model ({e}); its memory is not known") from e
+
+
+def _shape(c: transformers.PretrainedConfig) -> Shape:
+    head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    return Shape(
+        c.num_hidden_layers,
+        c.hidden_size,
+        c.intermediate_size,
+        c.num_attention_heads * head,
+        c.num_key_value_heads * head,
+        c.vocab_size,
+        bool(c.tie_word_embeddings),
+        c.dtype or torch.float32,
+    )
 
 
 def plan_memory(
@@ -223,9 +239,13 @@ def _is_plain(size: int, device: str, width: int) -> bool:
 
 
 def check_fits(config: TrainConfig, prompt_tokens: int) -> None:
-    """Raises ErltoolError, before anything is loaded, where the plan is above the memory that is free."""
+    """Raises ErltoolError, before anything is loaded, where the plan is above the memory that is free. Of a model
+    without a plan nothing is known, and nothing refused."""
     device = resolve_device(config.device)
-    plan, free = plan_memory(config, prompt_tokens, device.type), free_memory(device)
+    try:
+        plan, free = plan_memory(config, prompt_tokens, device.type), free_memory(device)
+    except UnknownShape:
+        return
     if plan.peak > free:
         largest = sorted({**plan.stays, **plan.sampling, **plan.update}.items(), key=lambda item: -item[1])[:3]
         parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in largest)

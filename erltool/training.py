@@ -29,12 +29,14 @@ from erltool.config import TrainConfig
 from erltool.covariance import token_covariance
 from erltool.errors import Diverged, ErltoolError
 from erltool.evaluate import accuracy
+from erltool.loading import load_policy
 from erltool.logprobs import entropy_changes
 from erltool.losses import by_any_part, loss_normalizer, policy_loss, reshape_advantages, select_tokens
 from erltool.plan import check_fits
-from erltool.policy import Policy, load_policy
-from erltool.rollouts import Rollouts, concatenate, contexts, response_log_probs, sample_groups
+from erltool.policy import Policy
+from erltool.rollouts import Rollouts, concatenate, contexts, response_log_probs
 from erltool.runs import RunWriter, read_run
+from erltool.sampling import sample_groups
 from erltool.step import Step, entropy_change_summary, measure, part_texts
 from erltool.tasks import Problem, Task, load_task
 from erltool.threads import Courtesy
@@ -397,7 +399,7 @@ class _Trainer:
         if not self.config.lora_dropout:
             yield
             return
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), self.policy.dropping():
             torch.manual_seed(self.generator(DROPOUT, self.step).initial_seed())
             yield
 
@@ -502,4 +504,5 @@ def made_by(policy: Policy) -> dict:
         "device": torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "policy_fingerprint": policy.fingerprint(),
+        "log_probs": str(policy.path),
     }

@@ -194,7 +194,7 @@ def test_eval_of_a_run_and_of_a_policy(train, tiny_policy, tmp_path, capsys):
 )
 def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("erltool.policy.hub_reachable", lambda: False)
+    monkeypatch.setattr("erltool.sources.hub_reachable", lambda: False)
     assert cli.main(words) == 2
     assert message in one_line(capsys)
     assert not list(tmp_path.iterdir())

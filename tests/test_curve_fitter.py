@@ -56,6 +56,12 @@ def test_its_result_is_the_laws_fit_of_the_chosen_points(paper):
     assert fitter.result.interval() != fit_law(*paper["32B"]).interval()
 
 
+def test_rewards_that_pass_1_are_no_fractions(run):
+    shifted = replace(run, metrics=run.metrics.assign(reward=run.metrics["reward"] + 1))
+    fitter = CurveFitter(shifted, performance="reward")
+    assert not fitter.problem and fitter.result.unit == "as given"
+
+
 def test_what_is_dragged_is_measured_against_least_squares(paper):
     fitter, fit = CurveFitter(paper, current=4), fit_law(*paper["7B"])
     fitter.a, fitter.b = 20.0, 58.0

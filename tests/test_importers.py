@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import erltool
-from erltool import ErltoolError, cli, logformats
+from erltool import ErltoolError, cli, logformats, logrows
 from erltool.importers import align_points, log_report, read_log, write_run
 
 LOGS = Path(__file__).parent / "logs"
@@ -75,19 +75,30 @@ def test_trl_state_has_training_and_evaluation_of_a_step_in_one_row():
     assert list(points["performance"]) == [r["eval_reward"] for r in state["log_history"] if "eval_reward" in r]
 
 
+def test_what_trl_prints_of_a_run_gives_the_numbers_of_its_state():
+    printed, state = read_log(LOGS / "trl_console.log"), read_log(LOGS / "trainer_state.json")
+    assert printed.kind == "TRL console" and printed.columns == state.columns | {"step": "step (counted)"}
+    assert printed.entropy_average == state.entropy_average and "TRL" in printed.entropy_average
+    points = [log.points().to_numpy() for log in (printed, state)]
+    assert points[0] == pytest.approx(points[1], rel=1e-3)
+
+
 def test_a_folder_with_a_trainer_state_is_read(tmp_path):
     shutil.copy(LOGS / "trainer_state.json", tmp_path)
     assert read_log(tmp_path).kind == "TRL trainer_state"
 
 
-def test_wandb_chart_takes_one_run_and_not_its_bounds(csv):
+def test_of_a_wandb_chart_one_run_is_asked_for_and_not_its_bounds(csv):
     header = ["train/global_step"]
     for run in ("qwen - a", "b"):
         header += [f"{run} - {m}{e}" for m in ("actor/entropy", "eval/accuracy") for e in ("", "__MIN", "__MAX")]
     rows = [[i, *[(1 - i / 10) * k for k in (1, 9, 9, 0.5, 9, 9)] * 2] for i in range(4)]
     text = "\n".join(",".join(f'"{v}"' for v in row) for row in [header, *rows])
-    log = read_log(csv(text))
+    with pytest.raises(ErltoolError, match="holds 2 runs; choose one with --run NAME or run=NAME: qwen - a, b$"):
+        read_log(csv(text))
+    log = read_log(csv(text), run="qwen - a")
     assert log.kind == "W&B CSV" and log.columns["performance"] == "qwen - a - eval/accuracy"
+    assert (log.run, log.runs) == ("qwen - a", ("qwen - a", "b"))
     assert not any("__M" in name for name in log.metrics)
     other = read_log(csv(text), columns={"entropy": "b - actor/entropy"})
     assert other.columns["performance"] == "b - eval/accuracy"
@@ -273,7 +284,7 @@ def test_a_torn_event_file_is_read_as_far_as_it_goes_and_counted(tmp_path):
     file.write_bytes(b"no events at all, by any reading")
     with pytest.raises(ErltoolError, match="read as TensorBoard, and holds no numbers"):
         read_log(file)
-    with pytest.raises(ErltoolError, match="event files of 2 runs; give the folder of one: openrlhf, tensorboard"):
+    with pytest.raises(ErltoolError, match="holds 2 runs; choose one with --run NAME or run=NAME: openrlhf, tensor"):
         read_log(shutil.copytree(LOGS, tmp_path / "logs", ignore=shutil.ignore_patterns("trainer*")))
 
 
@@ -319,7 +330,7 @@ def test_rows_and_documents_have_a_limit(csv, monkeypatch):
     monkeypatch.setattr(logformats, "MAX_ROWS", 2)
     log = read_log(csv())
     assert log.metrics["step"].tolist() == [1, 2] and log.skipped == {"the rest of the file, after 2 rows": 1}
-    monkeypatch.setattr(logformats, "JSON_LIMIT", 10)
+    monkeypatch.setattr(logrows, "JSON_LIMIT", 10)
     with pytest.raises(ErltoolError, match="write it as JSONL"):
         read_log(LOGS / "trainer_state.json")
 

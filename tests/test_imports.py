@@ -16,8 +16,10 @@ FLOORS = (
     ("errors", "resources", "text", "tables", "threads"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
     ("config", "countdown", "judge", "tasks"),
-    ("fit", "logformats", "runs", "importers", "compare", "forecasting", "rivals", "scaling", "plots", "alarms"),
-    ("lora", "policy", "rollouts", "plan", "evaluate", "step", "training", "trl", "export"),
+    ("logtext", "lognumbers", "logrows", "logfolders", "logtables", "logformats", "logmetrics", "logcolumns"),
+    ("logruns", "fit", "runs", "importers", "compare", "forecasting", "rivals", "scaling", "plots", "alarms"),
+    ("attention", "sources", "lora", "heads", "policy", "rollouts", "sampling", "probe", "loading"),
+    ("plan", "evaluate", "step", "training", "trl", "export"),
     ("experiments", "demo", "doctor", "workshop", "lessons", "terminal"),
     ("cli",),
 )
@@ -54,7 +56,7 @@ def test_the_mathematics_needs_torch_only(module):
     assert {name.split(".")[0] for name in imported(module)} <= allowed
 
 
-@pytest.mark.parametrize("module", FLOORS[3])
+@pytest.mark.parametrize("module", FLOORS[3] + FLOORS[4])
 def test_looking_at_runs_needs_neither_torch_nor_transformers(module):
     assert not {name.split(".")[0] for name in imported(module)} & {"torch", "transformers", "peft"}
     code = f"import sys, erltool.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from erltool import ErltoolError, token_log_probs
+from erltool.logprobs import entropy_changes
 
 
 def plain(logits, tokens, temperature=1.0):
@@ -83,3 +84,46 @@ def test_bad_input_names_the_remedy():
         token_log_probs(torch.zeros(2, 3, 5), torch.zeros(3, dtype=torch.long))
     with pytest.raises(ErltoolError, match="above 0"):
         token_log_probs(torch.zeros(2, 5), torch.zeros(2, dtype=torch.long), temperature=0)
+
+
+class Capped(torch.nn.Module):
+    """A head that is more than a product: a bias, a cap, a scale."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(11, 6, generator=generator))
+        self.bias = torch.nn.Parameter(torch.randn(11, generator=generator))
+        self.vocabulary = 11
+
+    def forward(self, hidden):
+        return 3 * torch.tanh((hidden @ self.weight.T + self.bias) / 2)
+
+
+@pytest.mark.parametrize("chunk_elements", [1, 40, 10**6])
+def test_a_head_that_is_a_function_gives_the_values_and_gradients_of_its_logits(generator, chunk_elements):
+    head = Capped(generator)
+    hidden = torch.randn(5, 3, 6, generator=generator, requires_grad=True)
+    tokens = torch.randint(11, (5, 3), generator=generator)
+    leaves = [hidden, *head.parameters()]
+    found = token_log_probs(hidden, tokens, head, temperature=0.7, chunk_elements=chunk_elements)
+    ours = torch.autograd.grad(found[0].sum() + 0.3 * found[1].sum(), leaves)
+    expected = token_log_probs(head(hidden), tokens, temperature=0.7)
+    theirs = torch.autograd.grad(expected[0].sum() + 0.3 * expected[1].sum(), leaves)
+    for a, b in zip((*found, *ours), (*expected, *theirs), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(token_log_probs(hidden, tokens, head, temperature=0.7)[0], found[0])
+    empty = token_log_probs(hidden[:0], tokens[:0], head)
+    assert [x.shape for x in empty] == [(0, 3), (0, 3)]
+
+
+def test_entropy_changes_of_a_head_that_is_a_function(generator):
+    before, after = Capped(generator), Capped(generator)
+    old, new = (torch.randn(7, 6, generator=generator) for _ in range(2))
+    predicted, measured = entropy_changes(old, new, before, after, chunk_elements=22)
+    p, q = (torch.softmax(head(x), -1) for head, x in ((before, old), (after, new)))
+    torch.testing.assert_close(measured, torch.special.entr(q).sum(-1) - torch.special.entr(p).sum(-1))
+    change = after(new) - before(old)
+    log_p = p.log()
+    covariance = (p * log_p * change).sum(-1) - (p * log_p).sum(-1) * (p * change).sum(-1)
+    torch.testing.assert_close(predicted, -covariance)

@@ -4,8 +4,9 @@ from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 
 from erltool import lora
-from erltool.policy import load_policy
-from erltool.rollouts import response_log_probs, sample_groups
+from erltool.loading import load_policy
+from erltool.rollouts import response_log_probs
+from erltool.sampling import sample_groups
 
 PROMPTS = ["3 5 7=22:", "1 2 3=6:", "9 9 1=80:"]
 

@@ -7,7 +7,7 @@ import erltool
 from erltool import ErltoolError, TrainConfig, load_policy
 from erltool.lora import lora_layers
 from erltool.plan import CARDS, GIB, advice, model_shape, plan_memory
-from erltool.policy import find_model
+from erltool.sources import find_model
 
 
 @pytest.mark.parametrize("source", ["embedded", "tiny"])
@@ -21,7 +21,7 @@ def test_weights_and_adapter_are_counted_exactly(source, tiny_policy):
 
 
 def test_qwen_is_known_without_the_hub(monkeypatch):
-    monkeypatch.setattr("erltool.policy.hub_reachable", lambda: False)
+    monkeypatch.setattr("erltool.sources.hub_reachable", lambda: False)
     shape = model_shape("Qwen/Qwen2.5-7B")
     assert shape.linear + shape.other == pytest.approx(7.61e9, rel=0.01)  # as its card says
     with pytest.raises(ErltoolError, match="copy the model's folder here"):

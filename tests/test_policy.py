@@ -11,9 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import erltool
 from erltool import ErltoolError, TrainConfig, load_policy
+from erltool.attention import _plain_attention
+from erltool.loading import resolve_dtype
 from erltool.plan import plan_memory
-from erltool.policy import Template, _plain_attention, find_model, resolve_dtype
+from erltool.policy import Template
 from erltool.rollouts import response_log_probs
+from erltool.sources import find_model
 from erltool.training import policy_for_evaluation
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"

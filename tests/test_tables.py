@@ -74,6 +74,12 @@ def test_tokens_and_tables_of_runs_are_such_tables(tiny_config):
         assert type(table) is Table and "mathjax_ignore" in table._repr_html_()
 
 
+def test_the_columns_of_a_log_have_any_name(tmp_path):
+    log = tmp_path / "run.csv"
+    log.write_text("step,entropy,accuracy,\x1b[2J$a$\n" + "".join(f"{i},{1 - i / 9},{i / 9},1\n" for i in range(9)))
+    assert "U+001B[2J$a$" in repr(erltool.read_log(log).metrics) and "\x1b[2J$a$" in erltool.read_log(log).metrics
+
+
 def test_the_fit_is_a_page_without_formulas():
     law = erltool.fit_law([0.5, 0.4, 0.3, 0.2], [0.1, 0.2, 0.28, 0.35])
     assert "mathjax_ignore" in law._repr_html_()

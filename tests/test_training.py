@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM
 
 import erltool
 from erltool import ClipCov, EntropyBonus, ErltoolError, KLCov, RandomClip, ReferenceKL, TrainConfig, catalog, read_run
+from erltool.loading import load_policy
 from erltool.losses import policy_loss
-from erltool.policy import load_policy
 from erltool.rollouts import response_log_probs
 from erltool.runs import METRICS, SPARSE, TIMED, RunWriter
 from erltool.step import covariance_by_accuracy

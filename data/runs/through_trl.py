@@ -53,7 +53,7 @@ def with_trl(config: erltool.TrainConfig, folder: Path, shuffled: bool) -> None:
     from trl import GRPOConfig
     from trl.trainer import grpo_trainer
 
-    from erltool.policy import find_model
+    from erltool.sources import find_model
     from erltool.training import _Trainer, configured_policy
     from erltool.trl import EntropyControlGRPOTrainer
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from erltool.errors import ErltoolError
-from erltool.fit import UNITS
+from erltool.fit import UNITS, unit_of
 from erltool.runs import Run
 from erltool.widgets.control_explorer import opened
 
@@ -88,4 +88,6 @@ def points_of(run: Run, performance: str) -> Points:
     if missing:
         raise ErltoolError(f"run {run.path}: has no {missing[0]}")
     h, r = (pd.to_numeric(rows[c], errors="coerce").to_numpy(float) for c in ("policy_entropy", performance))
-    return Points(h, r, "fraction", "token mean")
+    # A run of another trainer, or through TRL, may have rewards outside [0, 1].
+    unit = "fraction" if performance == "eval_accuracy" else unit_of(r, name=performance)
+    return Points(h, r, unit, "token mean")

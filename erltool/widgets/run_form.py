@@ -149,8 +149,8 @@ def _value(name: str, text: str):
 
 def _plan(config: TrainConfig) -> dict:
     """What the view shows of the plan for the device that the configuration asks for."""
+    from erltool.loading import resolve_device
     from erltool.plan import CARDS, advice, free_memory, plan_memory
-    from erltool.policy import resolve_device
 
     device = resolve_device(config.device)
     plan, free = plan_memory(config, PROMPT_TOKENS, device.type), free_memory(device)

@@ -47,7 +47,8 @@ import transformers
 from datasets import Dataset
 
 from erltool import TrainConfig, load_task, sample_groups
-from erltool.policy import cpu_has_bf16, find_model
+from erltool.loading import cpu_has_bf16
+from erltool.sources import find_model
 from erltool.training import SAMPLER_IS_EXACT, _Trainer, configured_policy
 
 GROUP, RANK, ALPHA, SEED, WARM_UP = 8, 16, 32.0, 0, 2

@@ -104,7 +104,7 @@ def rename_events(folder: Path):
 
 
 def trl():
-    """A GRPO run of four steps on a random policy, evaluated every second step; trainer_state.json as it stands."""
+    """A GRPO run of four steps on a random policy, evaluated every second step: what it prints, and its state."""
     import tempfile
 
     from datasets import Dataset
@@ -132,7 +132,8 @@ def trl():
             model=LlamaForCausalLM(config), reward_funcs=even, args=options, train_dataset=prompts,
             eval_dataset=prompts, processing_class=tokenizer,
         )  # fmt: skip
-        trainer.train()
+        with open(HERE / "trl_console.log", "w") as out, redirect_stdout(out):
+            trainer.train()
         state = json.loads((Path(folder) / "checkpoint-4/trainer_state.json").read_text())
     (HERE / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
 

@@ -1,0 +1,79 @@
+"""Numbers as people write them in text: percent signs, decimal commas, thousands separators, the Unicode minus.
+
+Which of comma and point is the decimal one is decided over a column, or over the whole file where a column alone does
+not tell.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+
+NUMBER_WIDTH = 40  # characters; what is longer is prose
+EXPONENT = r"(?:e[-+]?[0-9]+)?"
+DIGITS = r"(?=[-+]?[.,]?[0-9])"
+POINT = re.compile(rf"{DIGITS}[-+]?(?:[1-9][0-9]{{0,2}}(?:,[0-9]{{3}})+|[0-9]*)(?:\.[0-9]*)?{EXPONENT}", re.I)
+COMMA = re.compile(rf"{DIGITS}[-+]?(?:[1-9][0-9]{{0,2}}(?:\.[0-9]{{3}})+|[0-9]*)(?:,[0-9]*)?{EXPONENT}", re.I)
+SPACED = re.compile(r"(?<=[0-9])[ '\u2019\u00a0\u202f](?=[0-9]{3}(?![0-9]))")
+OF_TOTAL = re.compile(r"([0-9]+) ?/ ?[0-9]+")
+
+
+def decimal_signs(columns: Mapping[str, Collection[str]], fractions: bool) -> dict[str, str]:
+    """The decimal sign of each column of texts, "." or ","; "" where it cannot be told.
+
+    `fractions`: whether the file also holds numbers with decimal points that need no reading.
+    """
+    sure = {name: _sure_signs(tokens) for name, tokens in columns.items()}
+    everywhere = set().union(*sure.values(), "." if fractions else "")
+    commas = any("," in bare(token) for tokens in columns.values() for token in tokens if _is_number(bare(token)))
+    signs = {}
+    for name, tokens in columns.items():
+        if len(sure[name]) == 1:
+            signs[name] = next(iter(sure[name]))
+        elif sure[name]:
+            signs[name] = ""
+        elif len(everywhere) == 1:
+            signs[name] = next(iter(everywhere))
+        else:
+            unclear = commas and any(_is_unclear(bare(token)) for token in tokens)
+            signs[name] = "" if unclear else "."
+    return signs
+
+
+def _sure_signs(tokens: Collection[str]) -> set[str]:
+    """The decimal signs that the numbers of a column leave no doubt of."""
+    signs = set()
+    for token in map(bare, tokens):
+        point, comma = POINT.fullmatch(token), COMMA.fullmatch(token)
+        if bool(point) != bool(comma):
+            signs.add("." if point else ",")
+    return signs
+
+
+def _is_number(token: str) -> bool:
+    return bool(POINT.fullmatch(token) or COMMA.fullmatch(token))
+
+
+def _is_unclear(token: str) -> bool:
+    """Whether a number reads as another one with the other decimal sign, as 1,234."""
+    both = POINT.fullmatch(token) and COMMA.fullmatch(token)
+    return bool(both) and ("," in token or "." in token)
+
+
+def bare(token: str) -> str:
+    """A number's text without its percent sign, its spaces and the Unicode minus."""
+    token = token.strip().removesuffix("%").rstrip().replace("\u2212", "-")
+    return SPACED.sub("", token)
+
+
+def number(token: str, sign: str = ".", counts_steps: bool = False) -> float | None:
+    """The number that a text is, NaN and infinities included; None where it is none.
+
+    `sign` is its decimal sign; of a column that counts steps, "1/438" is step 1 of 438.
+    """
+    token = bare(token)
+    if counts_steps and (found := OF_TOTAL.fullmatch(token)):
+        return float(found[1])
+    if re.fullmatch(r"[-+]?(nan|inf(inity)?)", token, re.I):
+        return float(token)
+    if not (POINT if sign == "." else COMMA).fullmatch(token):
+        return None
+    return float(token.replace(",", "") if sign == "." else token.replace(".", "").replace(",", "."))
