@@ -309,7 +309,8 @@ def _experiment(parser, words) -> int:
         return {n: read_run(args.out / n) for n in grid.configs if n not in runs and is_over(args.out / n)}
 
     runs |= made_elsewhere()
-    print(f"{grid.name}: {len(grid.configs)} runs, {len(runs)} of them over. {grid.question}")
+    over = f"{grid.name}: {len(grid.configs)} runs, {len(runs)} of them over. {grid.question}"
+    print(terminal.filled(over, 0))
     print("\n".join(line_of(name, run) for name, run in runs.items()))
     if args.list:
         print("\n".join(f"{name}: to be made" for name in grid.configs if name not in runs))
@@ -502,7 +503,7 @@ def _export(parser, words) -> int:
 
     config = read_config(args.source)
     export = export_verl(config, args.gpus, args.prompt_tokens)
-    print(export.table())
+    print("\n".join(terminal.filled(row, 4) for row in export.table().splitlines()))
     if args.out:
         print("\nwritten: " + ", ".join(map(str, write_export(export, config, args.out))))
     else:
