@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from erltool.runs import Run
+from erltool.tables import Table
 
 KINDS = {
     "collapse": "entropy is a small share of its start, and at its rate is soon spent",
@@ -246,7 +247,7 @@ def alarm_report(
     `KIND_alarm`, the step of its first alarm; `collapse_at`, `explosion_at`, steps; `gain_after_stall`, by how much
     reward (mean over 10 iterations) still rose after that alarm. NaN is never, or not measured.
     """
-    return pd.DataFrame([_judge(run, watch(), collapsed, exploded, sustained) for run in runs])
+    return Table([_judge(run, watch(), collapsed, exploded, sustained) for run in runs])
 
 
 def _judge(run: Run, watch: Watch, collapsed: float, exploded: float, sustained: int) -> dict:

@@ -1,19 +1,24 @@
 """The command line: erltool demo | train | eval | plan | prompt | fit | import | export | lab | workshop | doctor.
 
 A command's flags and modules are loaded only when that command is asked for. What a user can mend is one
-line on stderr and exit status 2; a run that was interrupted exits with 130.
+line on stderr and exit status 2; a run that was interrupted exits with 130; where nobody reads what is printed,
+as after `| head`, the status is 141.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import os
 import signal
 import sys
+import textwrap
 from pathlib import Path
 
+from erltool import terminal, threads
 from erltool.arguments import above_zero, at_least, cut, not_negative, picture, place
 from erltool.errors import ErltoolError
+from erltool.text import visible
 
 COMMANDS = {
     "demo": "train with and without entropy control, fit the law, draw; 2 to 4 minutes on 2 cores",
@@ -34,14 +39,16 @@ COMMANDS = {
 def main(words: list[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     words = sys.argv[1:] if words is None else words
-    if not words or words[0] not in COMMANDS:
-        return _no_command(words)
-    command, run = words[0], globals()[f"_{words[0]}"]
-    parser = argparse.ArgumentParser(prog=f"erltool {command}", description=COMMANDS[command], allow_abbrev=False)
+    command = words[0] if words else "erltool"
     try:
-        return run(parser, words[1:])
+        with terminal.readable_output():
+            if command not in COMMANDS:
+                return _no_command(words)
+            return globals()[f"_{command}"](terminal.Parser(command, COMMANDS[command]), words[1:])
     except ErltoolError as e:
         return _fail(e)
+    except terminal.Closed:
+        return terminal.PIPE_CLOSED
     except OSError as e:
         return _fail(f"{e.filename or command}: {e.strerror or e}")
     except KeyboardInterrupt:
@@ -49,27 +56,32 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _no_command(words: list[str]) -> int:
-    lines = [f"  {name:11}{text}" for name, text in COMMANDS.items()]
-    text = (
-        "usage: erltool COMMAND [flags]\n\n" + "\n".join(lines) + "\n\nerltool COMMAND --help lists a command's flags."
-    )
     if words and words[0] == "--version":
         from erltool import __version__
 
         print(__version__)
     elif words and words[0] in ("-h", "--help"):
-        print(text)
+        print(_overview())
     elif words:
-        return _fail(f"no command {words[0]!r}; use one of {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        return _fail(f"no command {words[0]!r}; use " + (near[0] if near else f"one of {', '.join(COMMANDS)}"))
     else:
-        print(text, file=sys.stderr)
+        print(_overview(), file=sys.stderr)
         return 2
     return 0
 
 
+def _overview() -> str:
+    lines = [
+        textwrap.fill(text, terminal.WIDTH - 1, initial_indent=f"  {name:11}", subsequent_indent=" " * 13)
+        for name, text in COMMANDS.items()
+    ]
+    text = "\n".join(lines)
+    return f"usage: erltool COMMAND [flags]\n\n{text}\n\nerltool COMMAND --help lists a command's flags."
+
+
 def _fail(message, status: int = 2) -> int:
-    line = " ".join(str(message).split())
-    print(f"erltool: {line}", file=sys.stderr)
+    terminal.complain(message)
     return status
 
 
@@ -142,18 +154,21 @@ def _argument(parse):
 
 
 def _follow(config, out: Path, resume: bool, name: str) -> int:
-    """Trains with a progress bar. Ctrl-C ends after the iteration with a checkpoint; a second one at once."""
+    """Trains and shows how far it is. Ctrl-C ends after the iteration with a checkpoint; a second one at once."""
     from erltool.training import train
 
-    steps = train(config, out, resume)
+    steps, crowding, warned, accuracy = train(config, out, resume), threads.Crowding(), False, None
     with contextlib.closing(steps), _interruptible() as interrupted, _bar(config.steps, name) as bar:
         for step in steps:
-            m = step.metrics
-            accuracy = f" acc {m['eval_accuracy']:.2f}" if "eval_accuracy" in m else ""
+            m, waited = step.metrics, crowding.look()
+            accuracy = m.get("eval_accuracy", accuracy)
+            bar.set_postfix_str(_postfix(m, waited, accuracy), refresh=False)
             bar.update(m["step"] - bar.n)
             for alarm in step.alarms:
                 bar.write(str(alarm), file=sys.stderr)
-            bar.set_postfix_str(f"H {m['policy_entropy']:.3f} R {m['reward']:.2f}{accuracy}")
+            if waited and not warned:
+                warned = True
+                bar.write(f"erltool: {threads.crowded_text(waited)}", file=sys.stderr)
             if interrupted and m["step"] % config.updates_per_iteration == 0 and m["step"] < config.steps:
                 break
         else:
@@ -161,10 +176,15 @@ def _follow(config, out: Path, resume: bool, name: str) -> int:
     return _fail(f"stopped after step {m['step']}; go on with: erltool train --resume --out {out}", 130)
 
 
-def _bar(total: int, name: str, unit: str = "step"):
-    from tqdm import tqdm
+def _postfix(metrics, waited: float, accuracy: float | None = None) -> str:
+    """A step's numbers for the progress: entropy, reward, the last accuracy, the share of time without a core."""
+    parts = [f"H {metrics['policy_entropy']:.3f}", f"R {metrics['reward']:.2f}"]
+    parts += [f"acc {accuracy:.2f}"] if accuracy is not None else []
+    return " ".join(parts + ([f"waits {waited:.0%}"] if waited else []))
 
-    return tqdm(total=total, desc=name, unit=unit, ncols=79, dynamic_ncols=False, smoothing=0.1)
+
+def _bar(total: int, name: str, unit: str = "step"):
+    return terminal.progress(total, name, unit)
 
 
 @contextlib.contextmanager
@@ -175,7 +195,9 @@ def _interruptible():
     def note(number, frame):
         interrupted.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nerltool: finishing the iteration; Ctrl-C again stops at once", file=sys.stderr)
+        if sys.stderr and sys.stderr.isatty():
+            print(file=sys.stderr)  # the bar's line is not ended
+        terminal.complain("finishing the iteration; Ctrl-C again stops at once")
 
     try:
         before = signal.signal(signal.SIGINT, note)
@@ -306,7 +328,8 @@ def _experiment(parser, words) -> int:
         return {n: read_run(args.out / n) for n in grid.configs if n not in runs and is_over(args.out / n)}
 
     runs |= made_elsewhere()
-    print(f"{grid.name}: {len(grid.configs)} runs, {len(runs)} of them over. {grid.question}")
+    over = f"{grid.name}: {len(grid.configs)} runs, {len(runs)} of them over. {grid.question}"
+    print(terminal.filled(over, 0))
     print("\n".join(line_of(name, run) for name, run in runs.items()))
     if args.list:
         print("\n".join(f"{name}: to be made" for name in grid.configs if name not in runs))
@@ -331,13 +354,13 @@ def _experiment(parser, words) -> int:
 
 def _bars(progress):
     """A progress bar for each run of a grid, kept at its step: (name, bar, progress)."""
-    shown, bar = "", None
+    shown, bar, crowding = "", None, threads.Crowding()
     for name, m in progress:
         if name != shown:
             shown, bar = name, _bar(m.steps, name[-30:])
-        bar.update(m.step - bar.n)
         if m.metrics:
-            bar.set_postfix_str(f"H {m.metrics['policy_entropy']:.3f} R {m.metrics['reward']:.2f}")
+            bar.set_postfix_str(_postfix(m.metrics, crowding.look()), refresh=False)
+        bar.update(m.step - bar.n)
         yield name, bar, m
 
 
@@ -444,18 +467,17 @@ def _points(path: Path, args):
     # A run of ours was evaluated before the update of its step, whose entropy is of the same policy: no window.
     log = _log(path, args, {"performance": "eval_accuracy"} if own else {})
     for reason, count in log.skipped.items():
-        print(f"erltool: {path}: {count} {reason}", file=sys.stderr)
+        terminal.complain(f"{path}: {count} {reason}")
     points = log.points(args.window or (1 if own else None))
     if not own:
         took = ", ".join(f"{role} {shown(log.columns[role], 40)}" for role in ("step", "entropy", "performance"))
-        print("\n".join([f"erltool: {path}: {log.kind}", *_wrapped(took), *said_of(log)]), file=sys.stderr)
+        terminal.complain(f"{path}: {log.kind}")
+        print(visible("\n".join([*_wrapped(took), *said_of(log)]), keep="\n"), file=sys.stderr)
     known = {"entropy_average": log.entropy_average, "unit": log.unit}
     return points["entropy"].to_numpy(), points["performance"].to_numpy(), known, log.unit_stated
 
 
 def _wrapped(text: str) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text, 80, subsequent_indent="  ")
 
 
@@ -467,8 +489,7 @@ def _draw_fits(file: Path, fits, forecasts) -> None:
     for index, (path, f) in enumerate(fits.items()):
         draw, what = (plot_forecast, forecasts[path]) if path in forecasts else (plot_fit, f)
         draw(what, ax=ax, label=Path(path).name, index=index)
-    for text in ax.legend(fontsize=8).get_texts():
-        text.set_parse_math(False)
+    ax.legend(fontsize=8)
     with writing(file):
         ax.figure.savefig(file)
 
@@ -508,7 +529,7 @@ def _export(parser, words) -> int:
 
     config = read_config(args.source, args.trust_remote_code)
     export = export_verl(config, args.gpus, args.prompt_tokens)
-    print(export.table())
+    print("\n".join(terminal.filled(row, 4) for row in export.table().splitlines()))
     if args.out:
         print("\nwritten: " + ", ".join(map(str, write_export(export, config, args.out))))
     else:
@@ -555,7 +576,8 @@ def _doctor(parser, words) -> int:
 
     worst = 0
     for level, text in findings():
-        print(f"{('ok', 'note', 'FAIL')[level]:5}{text}")
+        line = f"{('ok', 'note', 'FAIL')[level]:5}{text}"
+        print(terminal.filled(line, 5), flush=True)
         worst = max(worst, level)
     return 1 if worst == 2 else 0
 

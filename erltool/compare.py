@@ -13,6 +13,8 @@ from scipy import stats
 
 from erltool.errors import ErltoolError
 from erltool.runs import Run
+from erltool.tables import Table
+from erltool.text import visible
 
 EDGE = 5  # iterations averaged at the start and at the end, for what a single update measures noisily
 
@@ -41,13 +43,14 @@ def end_values(runs: Mapping[str, Run]) -> pd.DataFrame:
     `length_end` (tokens), `covariance_start`, `covariance_end` (nats), `selected` (mean fraction of the tokens that
     the control acted on). NaN for what was not measured.
     """
-    return pd.DataFrame({name: _end_values(run) for name, run in runs.items()}).T.infer_objects()
+    return Table({name: _end_values(run) for name, run in runs.items()}).T.infer_objects()
 
 
 def _end_values(run: Run) -> dict:
     rows = run.metrics.groupby("iteration").mean(numeric_only=True)
     accuracy = run.evaluated().set_index("step")["eval_accuracy"]
-    values = {"setting": setting_of(run), "seed": run.config["seed"], "failed": run.evaluation.get("failed", "")}
+    values = {"setting": visible(setting_of(run)), "seed": run.config["seed"]}
+    values["failed"] = visible(run.evaluation.get("failed", ""))
     if not len(rows):
         return values
     first, last = rows.head(EDGE).mean(), rows.tail(EDGE).mean()

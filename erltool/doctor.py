@@ -6,10 +6,14 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from erltool.threads import Crowding, crowded_text
+
 OK, NOTE, FAIL = range(3)
+LOOK = 1.0  # seconds of matrix products, in which threads may have to wait for a core
 PACKAGES = (
     "torch", "transformers", "peft", "bitsandbytes", "numpy", "scipy", "pandas", "pyarrow", "matplotlib",
     "ipywidgets", "anywidget", "jupyterlab", "ipykernel",
@@ -48,12 +52,25 @@ def _device() -> Iterator[tuple[int, str]]:
         yield OK, f"device cuda: {torch.cuda.get_device_name(0)}, {total:.0f} GiB"
     else:
         yield OK, "device cpu: no CUDA; the lessons run on it, models of billions of weights do not"
-    cores, threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), None
+    yield from _threads()
+
+
+def _threads() -> Iterator[tuple[int, str]]:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = torch.get_num_threads()
     if threads > cores:
         yield NOTE, f"{threads} torch threads on {cores} cores slow each other; set OMP_NUM_THREADS={cores}"
     else:
         yield OK, f"{threads} torch threads on {cores} cores"
+    crowding, until, a = Crowding(LOOK), time.monotonic() + LOOK, torch.zeros(512, 512)
+    while time.monotonic() < until:
+        a @ a
+    if share := crowding.look():
+        yield NOTE, crowded_text(share)
+    else:
+        yield OK, f"they waited for a core {crowding.share:.0%} of {LOOK} s"
 
 
 def _memory() -> Iterator[tuple[int, str]]:

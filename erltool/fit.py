@@ -6,6 +6,7 @@ form. Points of a run are autocorrelated: intervals are the wider of two, of a m
 forecasting.py, rivals.py and scaling.py build on it.
 """
 
+import html
 import re
 import textwrap
 from dataclasses import dataclass, replace
@@ -236,9 +237,10 @@ class LawFit:
             f"<tr><th scope='row'>{name}</th><td>{getattr(self, name):.4f}</td><td>{low:.4f} to {high:.4f}</td></tr>"
             for name, (low, high) in interval.items()
         )
-        notes = "".join(f"<li>{w}</li>" for w in self.warnings)  # made of numbers and our own words
+        notes = "".join(f"<li>{html.escape(w)}</li>" for w in self.warnings)
         return (
-            f"<table><caption>R = −a·exp(H) + b, {len(self.entropy)} points, R² {self.r_squared:.3f}, RMSE "
+            "<table class='tex2jax_ignore mathjax_ignore'>"
+            f"<caption>R = −a·exp(H) + b, {len(self.entropy)} points, R² {self.r_squared:.3f}, RMSE "
             f"{self.rmse:.4f}</caption><thead><tr><th></th><th scope='col'>{self._unit_words}</th>"
             f"<th scope='col'>95 % interval</th></tr></thead><tbody>{cells}</tbody></table>"
             + (f"<ul>{notes}</ul>" if notes else "")

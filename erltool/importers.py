@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from erltool import tables
 from erltool.errors import ErltoolError
 from erltool.files import write_whole, writing
 from erltool.fit import unit_of
@@ -171,7 +172,7 @@ def _table(path: Path, kind: str, asked: Mapping[str, str], run: str | None) -> 
 def _log(path: Path, kind: str, taken: Taken, choice: Choice, unit: str | None, imported: dict) -> Log:
     table, columns, skipped = taken.table, choice.columns, taken.table.skipped
     skipped["rows that the run did again after it was resumed"] += taken.again
-    metrics = _by_step(table.numbers, columns["step"], skipped)
+    metrics = tables.Table(_by_step(table.numbers, columns["step"], skipped))  # columns of any name
     entropy, performance = columns["entropy"], columns["performance"]
     stated = unit or ("percentage points" if performance in table.percents else None)
     if kind == "erltool run" and performance == "eval_accuracy":

@@ -7,19 +7,14 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
+from erltool.text import shown
+
 LINE_LIMIT = 16 << 20  # characters; a longer line comes in pieces
 CONTROLS = [bytes([c]) for c in range(32) if c not in b"\b\t\n\v\f\r\x1b"]  # a tenth of binary data, hardly any of text
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 Counts = Counter
 """What was skipped, by reason."""
-
-
-def shown(text, width: int = 60) -> str:
-    """Text from a file, safe for a terminal: what is not printable becomes U+FFFD; cut in its middle to `width`."""
-    text = "".join(c if c.isprintable() else "\ufffd" for c in str(text))
-    half = (width - 1) // 2
-    return text if len(text) <= width else f"{text[:half]}\u2026{text[-half:]}"
 
 
 def listed(names: Collection, most: int = 12) -> str:

@@ -16,6 +16,7 @@ from erltool.errors import ErltoolError
 from erltool.fit import LawFit
 from erltool.forecasting import Forecast
 from erltool.runs import METRICS, Run
+from erltool.text import visible
 
 # Okabe and Ito's colours that have at least 3:1 contrast on white, each with a marker of its own.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
@@ -43,6 +44,13 @@ def new_axes(columns: int = 1, width: float = 4.2, height: float = 3.2) -> np.nd
     return figure.subplots(1, columns, squeeze=False)[0]
 
 
+def as_text(name: str, keep: str = "") -> str:
+    """A name as matplotlib shows it unchanged: no formula between dollars, and in a legend with a leading underscore,
+    too, before which a space stands there. Line breaks and the like are made visible, but for those in `keep`."""
+    text = visible(name, keep).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def plot_run(
     run: Run, metric: str = "policy_entropy", *, ax: Axes | None = None, label: str | None = None, index: int = 0
 ) -> Axes:
@@ -64,7 +72,7 @@ def plot_run(
         marker=MARKERS[index % len(MARKERS)] if sparse else None,
         markersize=4,
         linewidth=1.4,
-        label=run.name if label is None else label,
+        label=as_text(run.name if label is None else label),
     )
     ax.set_xlabel("optimiser step")
     ax.set_ylabel(f"{LABELS.get(metric, metric.replace('_', ' '))} ({METRICS[metric][0]})")
@@ -76,7 +84,14 @@ def plot_fit(result: LawFit, *, ax: Axes | None = None, label: str = "points", i
     """Points (H, R), the fitted law down to H = 0, and its ceiling with the 95 % interval. Returns the Axes."""
     ax = new_axes()[0] if ax is None else ax
     colour = COLOURS[index % len(COLOURS)]
-    ax.plot(result.entropy, result.performance, MARKERS[index % len(MARKERS)], color=colour, markersize=4, label=label)
+    ax.plot(
+        result.entropy,
+        result.performance,
+        MARKERS[index % len(MARKERS)],
+        color=colour,
+        markersize=4,
+        label=as_text(label),
+    )
     h = np.linspace(0, result.entropy.max(), 200)
     ax.plot(h, result.predict(h), color=colour, linewidth=1.4)
     low, high = result.interval()["ceiling"]
@@ -94,7 +109,7 @@ def plot_forecast(found: Forecast, *, ax: Axes | None = None, label: str = "run"
     measurement. Returns the Axes."""
     ax = new_axes()[0] if ax is None else ax
     law, colour, marker = found.law, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-    ax.plot(law.entropy, law.performance, marker, color=colour, markersize=4, label=f"{label}: fitted")
+    ax.plot(law.entropy, law.performance, marker, color=colour, markersize=4, label=as_text(f"{label}: fitted"))
     ax.plot(
         found.entropy, found.performance, marker, color=colour, markersize=4, fillstyle="none", label="measured later"
     )
@@ -119,7 +134,7 @@ def plot_entropy_change(predicted, measured, *, ax: Axes | None = None, title: s
     ax.plot(x, y, ".", color=COLOURS[index], markersize=3, alpha=0.4, label=f"{len(x)} contexts, r = {r:.2f}")
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     ax.plot([low, high], [low, high], color="black", linewidth=1, linestyle="--", label="as predicted")
-    ax.set(xlabel="predicted change of entropy (nats)", ylabel="measured (nats)", title=title)
+    ax.set(xlabel="predicted change of entropy (nats)", ylabel="measured (nats)", title=as_text(title, keep="\n"))
     ax.legend(fontsize=8)
     return ax
 
@@ -144,7 +159,7 @@ def plot_seeds(
     for curve in smoothed if len(smoothed) > 1 else ():
         ax.plot(curve.index, curve, **style, linewidth=0.6, alpha=0.45)
     mean = pd.concat(smoothed, axis=1).sort_index().mean(axis=1)
-    ax.plot(mean.index, mean, **style, linewidth=2, label=label or None)
+    ax.plot(mean.index, mean, **style, linewidth=2, label=as_text(label) or None)
     ax.set(xlabel="optimiser step", ylabel=f"{LABELS.get(metric, metric.replace('_', ' '))} ({METRICS[metric][0]})")
     ax.grid(alpha=0.25)
     return ax

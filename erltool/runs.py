@@ -16,6 +16,8 @@ import pandas as pd
 from erltool.errors import ErltoolError
 from erltool.files import reading, write_whole, writing
 from erltool.logtext import shown
+from erltool.tables import Table
+from erltool.text import visible
 
 METRICS = {
     "step": ("count", "optimiser updates so far, this one included"),
@@ -91,7 +93,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.path.name
+        """The folder's, with what is hidden in it made visible: tables and figures have it."""
+        return visible(self.path.name)
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
@@ -101,7 +104,7 @@ class Run:
             raise ErltoolError(
                 f"{file}: not there yet; tokens are written at the first checkpoint, if record_every > 0"
             )
-        return read_tokens(file)
+        return Table(read_tokens(file))
 
     @cached_property
     def evaluation(self) -> dict:
@@ -144,7 +147,7 @@ def read_runs(folder: str | Path) -> dict[str, Run]:
     names = sorted(p.parent.name for p in folder.glob("*/config.json"))
     if not names:
         raise ErltoolError(f"{folder}: holds no runs")
-    return {name: read_run(folder / name) for name in names}
+    return {run.name: run for run in (read_run(folder / name) for name in names)}
 
 
 def _read_record(folder: Path) -> dict[str, Run]:

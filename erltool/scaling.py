@@ -13,6 +13,7 @@ from scipy import stats
 
 from erltool.errors import ErltoolError
 from erltool.fit import LawFit
+from erltool.tables import Table
 
 
 @dataclass(frozen=True)
@@ -92,4 +93,4 @@ def law_differences(groups: Mapping[str, Sequence[LawFit]], baseline: str, level
                 "low": interval.low, "high": interval.high, "runs": len(ours),
                 "excludes_zero": bool(interval.low > 0 or interval.high < 0),
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    return Table(rows)

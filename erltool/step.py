@@ -11,6 +11,7 @@ from erltool.covariance import group_covariance, masked_mean, response_mean, top
 from erltool.policy import Policy
 from erltool.rollouts import Rollouts
 from erltool.runs import TOKEN_COLUMNS
+from erltool.tables import Table
 from erltool.tokens import Tokens, kl_estimate
 
 TOP_SHARES = {f"covariance_top_{share:g}": share for share in (0.0002, 0.002, 0.02, 0.2, 0.5)}  # as in Table 1
@@ -62,7 +63,7 @@ class Step:
             "reward": self.rewards.cpu().numpy()[response],
             "text": self.token_texts[: len(response)],
         }
-        return pd.DataFrame(columns)[list(TOKEN_COLUMNS)]
+        return Table(columns)[list(TOKEN_COLUMNS)]
 
 
 def measure(

@@ -41,6 +41,7 @@ from erltool.sampling import sample_groups
 from erltool.saved import Saved, load_saved, read_saved, save_policy
 from erltool.step import Step, entropy_change_summary, measure, part_texts
 from erltool.tasks import Problem, Task, load_task, rewards_of
+from erltool.threads import Courtesy
 from erltool.tokens import Tokens
 
 PROMPTS, SAMPLING, CONTROL, EVALUATION, DROPOUT = range(5)  # purposes of random draws
@@ -161,9 +162,10 @@ class _Trainer:
     # --- the algorithm ------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[Step]:
-        config, between_iterations = self.config, True
+        config, between_iterations, courtesy = self.config, True, Courtesy()
         try:
             while self.step < config.steps:
+                courtesy.look()
                 measured = self.evaluate_if_due()
                 between_iterations = False
                 started = time.perf_counter()
@@ -201,6 +203,7 @@ class _Trainer:
                         self.checkpoint()
                     yield step
         finally:
+            courtesy.close()
             with contextlib.closing(self.writer) if self.writer else contextlib.nullcontext():
                 # Closed between iterations (a break, Ctrl-C in the command line): nothing need be lost.
                 if between_iterations and self.writer is not None and self.step > self.saved_step:

@@ -210,7 +210,7 @@ def test_a_window_that_is_none_is_refused(window):
         ('step,entropy,accuracy\n1,2,3\n2,"3,4\n', "log.csv", "skipped: 1 the rest of the file .*EOF inside string"),
         ("step,entropy\n1,2,3\n", "log.csv", "more fields than its header"),
         ("step,entropy,accuracy\n1,1,0.3\n2,1,31\n", "log.csv", "jumps from 0.3 to 31"),
-        ("step,\x1b[2Jentropy_coef\n1,2\n", "log.csv", "\ufffd\\[2Jentropy_coef"),
+        ("step,\x1b[2Jentropy_coef\n1,2\n", "log.csv", r"U\+001B\[2Jentropy_coef"),
     ],
 )
 def test_what_is_no_log_is_one_clear_line(csv, capsys, text, name, message):

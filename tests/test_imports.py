@@ -13,7 +13,7 @@ PACKAGE = Path(erltool.__file__).parent
 
 # From the ground up. A module imports only modules of lower rows, or earlier ones of its own.
 FLOORS = (
-    ("errors", "resources", "arguments"),
+    ("errors", "resources", "arguments", "text", "tables", "threads"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
     ("config", "countdown", "answers", "equality", "gym", "jury", "judge", "tasks"),
     ("logtext", "lognumbers", "logrows", "logfolders", "logtables", "logformats", "logmetrics", "logcolumns"),
@@ -21,7 +21,7 @@ FLOORS = (
      "forecasting", "rivals", "scaling", "plots", "alarms"),
     ("attention", "sources", "lora", "heads", "policy", "rollouts", "sampling", "probe", "loading"),
     ("plan", "evaluate", "step", "saved", "training", "trl", "export"),
-    ("experiments", "demo", "doctor", "workshop", "lessons"),
+    ("experiments", "demo", "doctor", "workshop", "lessons", "terminal"),
     ("cli",),
 )  # fmt: skip
 ORDER = [name for floor in FLOORS for name in floor]

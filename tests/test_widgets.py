@@ -7,7 +7,6 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -15,6 +14,7 @@ import erltool
 import erltool.widgets
 from erltool import ErltoolError, bandit
 from erltool.resources import shipped
+from erltool.tables import Table
 from erltool.tokens import Tokens
 from erltool.widgets import EntropyLab, TokenInspector
 from erltool.widgets.token_inspector import visible
@@ -147,7 +147,7 @@ def test_it_follows_its_traits_and_has_a_static_twin(run):
     assert heights == pytest.approx(inspector.result.tokens["entropy"][begin:end].tolist(), rel=1e-5)
     data, _ = inspector._repr_mimebundle_()
     assert data["image/png"][:4] == b"\x89PNG" and data["text/plain"] == inspector.sentence
-    assert type(inspector.result.tokens) is pd.DataFrame and f"{inspector.result.covariance:+.4f}" in inspector.sentence
+    assert type(inspector.result.tokens) is Table and f"{inspector.result.covariance:+.4f}" in inspector.sentence
 
 
 def test_a_live_step_can_be_inspected(tiny_config):

@@ -16,6 +16,7 @@ from erltool.alarms import Alarm
 from erltool.compare import end_values
 from erltool.resources import shipped
 from erltool.runs import METRICS
+from erltool.tables import Table
 from erltool.widgets import ControlExplorer, RunMonitor, TokenInspector
 from erltool.widgets.control_explorer import POINTS, binned, middles
 from erltool.widgets.run_monitor import DRAWN
@@ -100,7 +101,7 @@ def test_its_result_is_the_end_values_and_the_recorded_curves(grid):
     explorer = ControlExplorer(grid).choose("kl-cov", fraction=0.2)
     result = explorer.result
     runs = {n: erltool.read_run(grid / n) for n in result.end["run"]}
-    assert type(result.end) is pd.DataFrame and len(runs) == 8
+    assert type(result.end) is Table and len(runs) == 8
     expected = end_values(runs)
     for column in ("seed", "entropy_end", "accuracy_late", "accuracy_best", "length_end"):
         assert result.end[column].tolist() == pytest.approx(expected[column].tolist())

@@ -2,7 +2,7 @@ const ALWAYS = { none: "the run without control", "random-clip": "the null contr
 const END = { entropy_end: "entropy at the end, nats/token", accuracy_late: "late held-out accuracy", accuracy_best: "its best", length_end: "length, tokens" };
 
 function render({ model, el }) {
-  const root = make("div", { class: "erltool" }), save = saver(model), d = model.get("data");
+  const root = panel(), save = saver(model), d = model.get("data");
   el.append(root);
   if (model.get("problem")) root.append(problem(model.get("problem")));
   if (!d.groups.length) return;

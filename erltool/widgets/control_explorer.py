@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from erltool.compare import end_values, paired_difference
 from erltool.config import TrainConfig
 from erltool.errors import ErltoolError
-from erltool.plots import COLOURS, LABELS, new_axes
+from erltool.plots import COLOURS, LABELS, as_text, new_axes
 from erltool.runs import METRICS, Run, read_run, read_runs
+from erltool.tables import Table
+from erltool.text import visible
 from erltool.widgets.view import View, javascript, message
 
 SHOWN = ("policy_entropy", "eval_accuracy", "response_length", "mean_covariance")
@@ -83,7 +85,7 @@ class ControlExplorer(View):
         self.groups, settings = _grouped(self._runs)
         self._end = end_values(dict(enumerate(self._runs)))
         self._binned, steps = _curves(self._runs)
-        super().__init__(problem=problem, data=self._data(settings, steps), metrics=list(metrics))
+        super().__init__(problem=visible(problem), data=self._data(settings, steps), metrics=list(metrics))
         here = {c for c in self.data["controls"]}
         self.chosen = dict.fromkeys(here & {*FIRST} or here, -1)
         self.observe(lambda change: setattr(self, "chosen", dict(self.chosen)), "setting")
@@ -174,7 +176,7 @@ class ControlExplorer(View):
                 curves.append(run.metrics.reindex(columns=["step", *SHOWN]).assign(**who))
         order = ["run", "control", "seed", "step", *SHOWN]
         return ControlExplorerResult(
-            pd.DataFrame(end), pd.concat(curves, ignore_index=True)[order] if curves else pd.DataFrame(columns=order)
+            Table(end), Table(pd.concat(curves, ignore_index=True)[order] if curves else pd.DataFrame(columns=order))
         )
 
     @property
@@ -199,14 +201,13 @@ class ControlExplorer(View):
                 colour, dash = _style(group.control, self.data["controls"])
                 rows = self._binned[metric][list(group.runs)]
                 lines = [(row, dict(linewidth=0.7, alpha=0.5)) for row in rows] if len(rows) > 1 else []
-                thick = dict(linewidth=2, linestyle=(0, dash) if dash else "-", label=group.label)
+                thick = dict(linewidth=2, linestyle=(0, dash) if dash else "-", label=as_text(group.label))
                 for row, look in [*lines, (rows.mean(0), thick)]:
                     at = np.isfinite(row)
                     ax.plot(steps[at], row[at], color=colour, **look)
             ax.set(xlabel="optimiser step", ylabel=self.data["metrics"][metric])
             ax.grid(alpha=0.25)
-        for text in axes[0].legend(fontsize=7).get_texts():
-            text.set_parse_math(False)
+        axes[0].legend(fontsize=7)
         return axes[0].figure
 
 
@@ -289,7 +290,7 @@ def _grouped(runs: list[Run]) -> tuple[list[_Group], list[str]]:
     """Runs by setting and control with its parameters, `none` and the null control first; and the settings' texts."""
     configs = [TrainConfig().to_dict() | r.config for r in runs]
     fields = [f for f in (configs[0] if configs else ()) if f not in UNDECIDED and len({c[f] for c in configs}) > 1]
-    of = [", ".join(f"{f} {c[f]}" for f in fields) for c in configs]
+    of = [visible(", ".join(f"{f} {c[f]}" for f in fields)) for c in configs]
     settings = sorted(set(of))
     members: dict[tuple, list[int]] = {}
     for i, run in enumerate(runs):
@@ -315,10 +316,10 @@ def parts_of(control: Mapping) -> tuple[str, dict[str, float | str]]:
     for key, value in control.items():
         if isinstance(value, Mapping):
             inner, fields = parts_of(value)
-            parameters |= {key: inner} | {f"{inner} {k}": v for k, v in fields.items()}
+            parameters |= {visible(key): inner} | {f"{inner} {k}": v for k, v in fields.items()}
         elif key != "name":
-            parameters[key] = _plain(value)
-    return str(control.get("name")), parameters
+            parameters[visible(key)] = _plain(value)
+    return visible(control.get("name")), parameters
 
 
 def label_of(name: str, parameters: Mapping[str, float | str]) -> str:
@@ -331,7 +332,7 @@ def _plain(value) -> float | str:
     """A parameter's value as a number or a text."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    return "none" if value is None else str(value)
+    return "none" if value is None else visible(value)
 
 
 def _name(metric: str) -> str:

@@ -5,7 +5,7 @@ const PAUSE = 600; // ms without a change after which the laws are compared, whi
 const [WIDE, HIGH, LEFT, RIGHT, TOP, BOTTOM] = [756, 334, 62, 744, 24, 292];
 
 function render({ model, el }) {
-  const root = make("div", { class: "erltool" }), wrong = make("div"), save = saver(model), sources = model.get("sources");
+  const root = panel(), wrong = make("div"), save = saver(model), sources = model.get("sources");
   const complain = () => {
     const text = model.get("problem");
     if (wrong.textContent !== text) wrong.replaceChildren(...(text ? [problem(text)] : []));

@@ -17,8 +17,8 @@ from erltool.forecasting import Forecast, forecast
 from erltool.plots import COLOURS, new_axes, plot_fit
 from erltool.rivals import RIVALS, compare_laws, verdict
 from erltool.runs import Run
+from erltool.text import visible
 from erltool.widgets.points import Points, named_points, points_of
-from erltool.widgets.token_inspector import visible
 from erltool.widgets.view import View, javascript, message
 
 LAW = "exponential"  # R = b - a exp(H), the one that is dragged and forecasts
@@ -319,8 +319,7 @@ class CurveFitter(View):
         ax.set(ylim=(low, high), ylabel=f"performance R ({fit.unit})")
         if self.log_axis:
             ax.set(xscale="log", xlim=(grid[grid > 0].min() / 1.2, grid.max() * 1.2))
-        for text in ax.legend(fontsize=8).get_texts():
-            text.set_parse_math(False)
+        ax.legend(fontsize=8)
         return ax.figure
 
     # --- files ----------------------------------------------------------------------------------------

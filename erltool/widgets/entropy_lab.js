@@ -17,7 +17,7 @@ const covariance = (p, x, y) => {
 const A = "#0072B2", B = "#D55E00", MAX_STEPS = 400;
 
 function render({ model, el }) {
-  const root = make("div", { class: "erltool" }), save = saver(model);
+  const root = panel(), save = saver(model);
   el.append(root);
   if (model.get("problem")) {
     root.append(problem(model.get("problem")));

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from erltool import bandit
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, new_axes
+from erltool.text import visible
 from erltool.widgets.view import View, javascript, message
 
 
@@ -62,7 +63,7 @@ class EntropyLab(View):
     ):
         try:
             p, a = _checked(probabilities, advantages)
-            names = [f"a{i + 1}" for i in range(len(p))] if names is None else [str(x) for x in names]
+            names = [f"a{i + 1}" for i in range(len(p))] if names is None else [visible(x) for x in names]
             if len(names) != len(p):
                 raise ErltoolError(f"EntropyLab: give {len(p)} names, one an action")
         except ErltoolError as e:

@@ -1,5 +1,5 @@
 function render({ model, el }) {
-  const root = make("div", { class: "erltool" }), wrong = make("div"), says = make("div", { role: "status" });
+  const root = panel(), wrong = make("div"), says = make("div", { role: "status" });
   const plan = make("table", { "aria-label": "memory plan" });
   const id = `form-${Math.random().toString(36).slice(2)}`;
   const send = (name, value) => {

@@ -11,7 +11,7 @@ from erltool.compare import control_text
 from erltool.config import BASES, TrainConfig
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, new_axes
-from erltool.widgets.token_inspector import visible
+from erltool.text import visible
 from erltool.widgets.view import View, javascript, message
 
 GIB = 2**30

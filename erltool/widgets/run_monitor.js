@@ -1,7 +1,7 @@
 const COLOUR = { policy_entropy: "#0072B2", reward: "#D55E00", eval_accuracy: "#009E73", mean_covariance: "#CC79A7" };
 
 function render({ model, el }) {
-  const root = make("div", { class: "erltool" }), wrong = make("div"), bar = make("progress", { "aria-label": "steps made" });
+  const root = panel(), wrong = make("div"), bar = make("progress", { "aria-label": "steps made" });
   const numbers = make("p", { class: "status" }), status = make("p", { class: "status", role: "status" });
   const charts = make("div", { class: "charts" }), alarms = make("ul", { class: "alarms", role: "log", "aria-label": "alarms" });
   let asked = "";

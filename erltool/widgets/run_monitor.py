@@ -21,8 +21,8 @@ from erltool.config import TrainConfig
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, LABELS, new_axes
 from erltool.runs import METRICS, read_run
+from erltool.text import visible
 from erltool.widgets.control_explorer import binned, label_of, middles, parts_of
-from erltool.widgets.token_inspector import visible
 from erltool.widgets.view import View, javascript, message
 
 if TYPE_CHECKING:  # they load transformers, which takes seconds: not before a run starts

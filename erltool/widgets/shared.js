@@ -11,6 +11,8 @@ const draw = (tag, attributes = {}, text) => {
   if (text !== undefined) node.textContent = text;
   return node;
 };
+// A widget's own part of the page. The other classes: MathJax, where a page has it, finds no formulas in names and tokens.
+const panel = () => make("div", { class: "erltool tex2jax_ignore mathjax_ignore" });
 const problem = (text) => make("p", { class: "problem", role: "alert" }, text);
 // JupyterLab acts on keys that bubble out of a cell: a slider must keep its arrows, a button its space.
 const keepKeys = (node) => { node.addEventListener("keydown", (e) => e.stopPropagation()); return node; };

@@ -14,7 +14,7 @@ const QUANTITIES = { covariance: "covariance", entropy: "entropy", log_prob: "lo
 const CENTRES = { covariance: 0, ratio: 1 }; // the value at which a quantity changes its meaning: white
 
 function render({ model, el }) {
-  const root = make("div", { class: "erltool" }), save = saver(model);
+  const root = panel(), save = saver(model);
   el.append(root);
   if (model.get("problem")) {
     root.append(problem(model.get("problem")));

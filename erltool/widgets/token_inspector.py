@@ -12,6 +12,7 @@ from erltool.covariance import mean_covariance
 from erltool.errors import ErltoolError
 from erltool.plots import new_axes
 from erltool.runs import TOKEN_COLUMNS, Run
+from erltool.text import shown, visible
 from erltool.tokens import token_budget
 from erltool.widgets.view import View, javascript, message
 
@@ -67,7 +68,7 @@ class TokenInspector(View):
         steps = sorted(int(s) for s in self._table["step"].unique())
         if steps and settings.setdefault("step", steps[-1]) not in steps:
             problem, settings["step"] = _unrecorded(settings["step"], steps), steps[-1]
-        super().__init__(steps=steps, problem=problem, **settings)
+        super().__init__(steps=steps, problem=visible(problem), **settings)
         self._load()
         self.observe(lambda change: self._load(), "step")
 
@@ -140,10 +141,10 @@ class TokenInspector(View):
         part = self._shown.iloc[begins[self.response] : begins[self.response + 1]].head(60)
         values = part[self.quantity].to_numpy(float)
         ax.bar(range(len(part)), values, color=np.where(values < 0, "#D55E00", "#0072B2"))
-        ax.set_xticks(range(len(part)), [visible(str(t)) for t in part["text"]], parse_math=False, fontsize=8)
+        ax.set_xticks(range(len(part)), [shown(t, 20) for t in part["text"]], parse_math=False, fontsize=8)
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set_ylabel(self.quantity)
-        ax.set_title(visible(self.data["prompts"][self.response]), parse_math=False, fontsize=9, loc="left")
+        ax.set_title(shown(self.data["prompts"][self.response], 120), parse_math=False, fontsize=9, loc="left")
         return ax.figure
 
 
@@ -151,15 +152,6 @@ def covariance_of(log_prob: np.ndarray, advantage: np.ndarray) -> float:
     """Mean token covariance of tokens in one row, nats; 0 for no tokens."""
     log_prob, advantage = (torch.from_numpy(np.array(x))[None] for x in (log_prob, advantage))  # pandas' are read-only
     return mean_covariance(advantage, log_prob, torch.ones_like(log_prob, dtype=torch.bool)).item()
-
-
-def visible(text: str) -> str:
-    """Text with what cannot be seen made visible: controls, lone surrogates and direction marks as escapes."""
-    out = []
-    for c in text:
-        hidden = not c.isprintable() or "\ud800" <= c <= "\udfff" or c == "\ufffd"
-        out.append({"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(c) or (f"U+{ord(c):04X}" if hidden else c))
-    return "".join(out)
 
 
 def _tokens_of(source) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import anywidget
 import traitlets
 from matplotlib.figure import Figure
 
-from erltool.plots import new_axes
+from erltool.plots import as_text, new_axes
 
 HERE = Path(__file__).parent
 
@@ -20,7 +20,8 @@ def javascript(name: str) -> str:
 def message(text: str) -> Figure:
     """The picture of a widget that has nothing to draw: what is wrong, as text."""
     ax = new_axes(width=8.4, height=1.2)[0]
-    ax.text(0.5, 0.5, text, ha="center", va="center", parse_math=False, wrap=True)
+    # Not parse_math=False, which matplotlib overlooks where it measures lines to wrap.
+    ax.text(0.5, 0.5, as_text(text), ha="center", va="center", wrap=True)
     ax.set_axis_off()
     return ax.figure
 

@@ -1,0 +1,72 @@
+"""Tables of text that others wrote, as tokens and runs' names: pandas' own, but safe to show."""
+
+import pandas as pd
+
+from erltool.text import visible
+
+
+class _Shown:
+    """What a notebook and a terminal are shown: text as `visible` has it, in which MathJax finds no formulas."""
+
+    def __repr__(self) -> str:
+        return repr(self._visible())
+
+    __str__ = __repr__
+
+
+class Table(_Shown, pd.DataFrame):
+    """A DataFrame that shows its text, its columns' and rows' names too, as text and nothing else.
+
+    The values are as they were; whatever pandas makes of it (a part, a mean, a join) is one again.
+    """
+
+    @property
+    def _constructor(self):
+        return Table
+
+    @property
+    def _constructor_sliced(self):
+        return Column
+
+    def _repr_html_(self) -> str | None:
+        with pd.option_context("display.html.use_mathjax", False):
+            return self._visible()._repr_html_()
+
+    def _visible(self) -> pd.DataFrame:
+        table = pd.DataFrame(self)
+        for i, dtype in enumerate(table.dtypes):
+            if _is_text(dtype):
+                table.isetitem(i, table.iloc[:, i].map(_safe))
+        return table.set_axis(_labels(table.index)).set_axis(_labels(table.columns), axis=1)
+
+
+class Column(_Shown, pd.Series):
+    """A column of a Table, or what pandas makes of one."""
+
+    @property
+    def _constructor(self):
+        return Column
+
+    @property
+    def _constructor_expanddim(self):
+        return Table
+
+    def _visible(self) -> pd.Series:
+        values = self.array.map(_safe) if _is_text(self.dtype) else self.array
+        return pd.Series(values, index=_labels(self.index), name=_safe(self.name))
+
+
+def _is_text(dtype) -> bool:
+    return pd.api.types.is_string_dtype(dtype) or isinstance(dtype, pd.CategoricalDtype)
+
+
+def _labels(index: pd.Index) -> pd.Index:
+    if not (len(index) and (_is_text(index.dtype) or isinstance(index, pd.MultiIndex))):
+        return index
+    return index.map(_safe).set_names([_safe(name) for name in index.names])
+
+
+def _safe(value):
+    if isinstance(value, tuple):  # a row of a MultiIndex
+        return tuple(map(_safe, value))
+    return visible(value) if isinstance(value, str) else value
