@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import math
 import os
 import signal
 import sys
@@ -219,7 +220,7 @@ def _eval(parser, words) -> int:
     parser.add_argument("--task", help="its held-out problems instead; a run's own task by default")
     parser.add_argument("--samples", type=at_least(1), help="responses to each problem; the protocol's by default")
     parser.add_argument("--temperature", type=not_negative, help="of sampling, 0 for greedy; the protocol's by default")
-    parser.add_argument("--max-response-tokens", type=at_least(1), help="the run's, or 3072")
+    parser.add_argument("--max-response-tokens", type=at_least(1), help="the run's, or up to 3072")
     parser.add_argument("--template", help="the run's, or boxed where the policy has a chat template")
     parser.add_argument("--limit", type=at_least(0), default=0, help="problems of each, 0 for all")
     parser.add_argument("--batch", type=at_least(0), default=256, help="responses sampled at a time, 0 for all (256)")
@@ -249,7 +250,7 @@ def _eval(parser, words) -> int:
     for name, (task, temperature, samples) in asked.items():
         problems = task.held_out[: args.limit] if args.limit else task.held_out
         samples = args.samples or samples
-        tokens = args.max_response_tokens or (config.max_response_tokens if config else 3072)
+        tokens = args.max_response_tokens or (config.max_response_tokens if config else _room(policy, problems))
         temperature = temperature if args.temperature is None else args.temperature
         with _bar(len(problems) * samples, name, "response") as bar:
             results.append(
@@ -266,6 +267,12 @@ def _eval(parser, words) -> int:
             )
     print(evaluation_report(results, as_json=args.json))
     return 0
+
+
+def _room(policy, problems, most: int = 3072) -> int:
+    """Tokens that a policy has positions for behind the longest of the problems, at most as many as the paper's."""
+    longest = max(map(len, policy.encode([p.prompt for p in problems])), default=0)
+    return max(1, min(most, (policy.longest or math.inf) - longest))
 
 
 def _plan(parser, words) -> int:

@@ -194,7 +194,9 @@ def _checked(name: str, value, kind: type):
     if kind is float and type(value) is int and abs(value) < MOST:
         return float(value)
     if isinstance(kind, types.UnionType) or isinstance(value, kind) and not (kind is int and type(value) is bool):
-        if kind is int and abs(value) >= MOST or kind is str and not (value and value.isprintable()):
-            raise ErltoolError(f"{name}: must be {'text in one line' if kind is str else f'below {MOST}'}")
+        if kind is int and abs(value) >= MOST:
+            raise ErltoolError(f"{name}: must be below {MOST}")
+        if kind is str and (not value or "\0" in value):  # a folder's name may hold any other character
+            raise ErltoolError(f"{name}: must be text, not empty and without a NUL")
         return value
     raise ErltoolError(f"{name}={shortened(value)}: must be {kind.__name__}, not {type(value).__name__}")

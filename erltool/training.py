@@ -10,6 +10,7 @@ draws come from generators seeded by (seed, purpose, iteration), so a run contin
 """
 
 import contextlib
+import logging
 import math
 import platform
 import re
@@ -43,6 +44,8 @@ from erltool.step import Step, entropy_change_summary, measure, part_texts
 from erltool.tasks import Problem, Task, load_task, rewards_of
 from erltool.threads import Courtesy
 from erltool.tokens import Tokens
+
+_log = logging.getLogger(__name__)
 
 PROMPTS, SAMPLING, CONTROL, EVALUATION, DROPOUT = range(5)  # purposes of random draws
 SAMPLER_IS_EXACT = 1e-4  # nats; above, old log-probs are computed again by training's own forward
@@ -114,16 +117,35 @@ def policy_for_evaluation(
         )
         chosen = template or ("boxed" if policy.tokenizer.chat_template else "none")
         return policy.with_template(chosen), None
-    config = replace(config_of(read_run(run), trust_remote_code), device=device)
+    read = read_run(run)
+    config = replace(config_of(read, trust_remote_code), device=device)
     if base not in ("none", config.base):
         raise ErltoolError(f"base={base}: run {what} was trained on base={config.base}; leave it out")
     if not was_ever_saved(run) and not checkpoint_steps(run):
         raise ErltoolError(f"run {what}: holds no adapter; it was cut before its first checkpoint, or recorded without")
     policy = configured_policy(config, load_task(config.task))
+    _check_base(policy, read)
     load_saved(policy, run, config.control)
     if template:
         policy = policy.with_template(template, policy.template.shots)
     return policy, config
+
+
+def _check_base(policy: Policy, run: Run) -> None:
+    """Raises ErltoolError where the run's base has other weights now, and warns where that cannot be told: in another
+    type, or quantised by another device, the same weights have other bytes."""
+    was = run.made_by
+    if not policy.has_adapter or was.get("policy_fingerprint") in (None, policy.fingerprint()):
+        return
+    if was.get("dtype") == str(policy.causal_lm.dtype) and not policy.quantised:
+        raise ErltoolError(
+            f"run {run.path}: its adapter was trained on other weights than those of {policy.source!r} now; "
+            "restore the base that it was trained on, or train again"
+        )
+    _log.warning(
+        "run %s: its base had other bytes when it was trained (%s on %s), so that its numbers may differ",
+        run.path, was.get("dtype", "type unknown"), was.get("device", "a device unknown"),
+    )  # fmt: skip
 
 
 def config_of(run: Run, trust_remote_code: bool = False) -> TrainConfig:
@@ -543,5 +565,6 @@ def made_by(policy: Policy) -> dict:
         "device": torch.cuda.get_device_name(policy.device) if policy.device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "policy_fingerprint": policy.fingerprint(),
+        "dtype": str(policy.causal_lm.dtype),
         "log_probs": str(policy.path),
     }

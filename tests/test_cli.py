@@ -181,6 +181,8 @@ def test_eval_of_a_run_and_of_a_policy(train, tiny_policy, tmp_path, capsys):
     assert cli.main(["eval", str(tiny_policy), "--task=countdown", "--temperature=0", "--json", *words]) == 0
     row = json.loads(capsys.readouterr().out)[0]
     assert row["problems"] == 4 and row["samples"] == 3 and row["temperature"] == 0
+    words = ["--limit=2", "--samples=1"]  # responses as long as the model has positions for
+    assert cli.main(["eval", str(tiny_policy), "--task=countdown", *words]) == 0
 
 
 @pytest.mark.parametrize(
@@ -291,7 +293,7 @@ def test_a_runs_own_configuration_of_other_types_is_one_line_that_names_its_file
         ('{"steps": 8, "temperature": [1]}', "temperature=[1]: must be float, not list"),
         ('{"temperature": 1e999}', "temperature=inf: must be above 0 and finite"),
         ('{"learning_rate": ' + "1" * 400 + "}", "must be float, not int"),
-        ('{"policy": "a\\u0000b"}', "policy: must be text in one line"),
+        ('{"policy": "a\\u0000b"}', "policy: must be text, not empty and without a NUL"),
         ('{"control": "kl-cov"}', "must be NoControl, not str"),
         ('{"control": {"name": ["kl-cov"]}}', "control ['kl-cov'] is not known"),
         ('{"control": {"name": "composed"}}', "members is None, it must be a list"),

@@ -1,12 +1,15 @@
 """Policies: templates, sources, and a real small LLM under 4-bit (slow)."""
 
+import json
 import os
 import platform
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import erltool
@@ -121,6 +124,26 @@ def test_a_run_is_evaluated_with_what_it_trained(monkeypatch, tiny_config, tmp_p
         (tmp_path / "run" / "adapter").rename(tmp_path / "elsewhere")
         (tmp_path / "run" / "checkpoints").rename(tmp_path / "from which it would be made again")
         policy_for_evaluation(str(tmp_path / "run"))
+
+
+def test_an_adapter_is_not_put_on_a_base_with_other_weights(tiny_config, tiny_policy, tmp_path, caplog):
+    """Of the same shape: nothing but the weights themselves tells."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_policy, base)
+    run = tmp_path / "run"
+    list(erltool.train(tiny_config(policy=str(base), lora_rank=4, eval_every=0), run))
+    policy_for_evaluation(str(run))
+    assert not caplog.records
+    weights = load_file(base / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1.5
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ErltoolError, match="its adapter was trained on other weights than those of .* now; restore"):
+        policy_for_evaluation(str(run))
+    document = json.loads((run / "config.json").read_text())
+    del document["made_by"]["dtype"]  # as runs of before say nothing of it
+    (run / "config.json").write_text(json.dumps(document))
+    policy_for_evaluation(str(run))
+    assert ["its base had other bytes" in r.getMessage() for r in caplog.records] == [True]
 
 
 @pytest.mark.slow
