@@ -45,6 +45,7 @@ _HOMES = {
         "GSPO",
         "NegativeReinforcement",
         "QuantileAdvantage",
+        "Annealed",
         "TargetEntropy",
     ),
 }

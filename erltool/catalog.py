@@ -19,6 +19,7 @@ from erltool.zoo import (
     CISPO,
     GSPO,
     AdaptiveEntropyBonus,
+    Annealed,
     EntropyShapedAdvantage,
     HighEntropyMask,
     NegativeReinforcement,
@@ -31,6 +32,7 @@ CONTROLS = {
     for c in (
         NoControl, ClipHigher, EntropyBonus, ReferenceKL, ClipCov, KLCov, RandomClip, RandomKL, AdaptiveEntropyBonus,
         HighEntropyMask, EntropyShapedAdvantage, CISPO, GSPO, NegativeReinforcement, QuantileAdvantage, TargetEntropy,
+        Annealed,
     )
 }  # fmt: skip
 COMPOSED = "composed"

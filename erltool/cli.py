@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import textwrap
+import typing
 from pathlib import Path
 
 from erltool import terminal, threads
@@ -133,12 +134,10 @@ def _add_config_flags(parser) -> None:
         elif field.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=about)
         else:
+            kind, *_ = typing.get_args(field.type) or (field.type,)
+            known = "" if field.default is None else f" ({field.default})"
             parser.add_argument(
-                flag,
-                type=field.type,
-                default=argparse.SUPPRESS,
-                metavar=field.type.__name__.upper(),
-                help=f"{about} ({field.default})",
+                flag, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=about + known
             )
 
 

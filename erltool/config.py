@@ -12,7 +12,7 @@ from erltool.advantages import ESTIMATORS
 from erltool.catalog import control_from_dict, control_to_dict, shortened
 from erltool.controls import ADVANTAGES, ClipCov, KLCov, NoControl
 from erltool.errors import ErltoolError
-from erltool.zoo import GSPO, NegativeReinforcement, TargetEntropy
+from erltool.zoo import GSPO, NegativeReinforcement, Steering
 
 BASES = ("none", "nf4", "int8")
 TEMPLATES = ("none", "chat", "boxed", "question")
@@ -69,6 +69,9 @@ class TrainConfig:
     eval_every: int = _about(5, "iterations between held-out evaluations, 0 for none")
     eval_prompts: int = _about(256, "held-out prompts in an evaluation")
     eval_samples: int = _about(2, "responses to each of them")
+    eval_temperature: float | None = _about(
+        None, "temperature of a second held-out accuracy, 0 for greedy; none is measured by default"
+    )
     checkpoint_every: int = _about(10, "iterations between checkpoints")
     record_every: int = _about(10, "iterations between recordings of tokens, 0 for none")
     record_prompts: int = _about(4, "prompts of a step whose tokens are recorded")
@@ -90,6 +93,9 @@ class TrainConfig:
             self._require(getattr(self, name) >= 0, name, "at least 0")
         for name in ("learning_rate", "lora_alpha", "max_grad_norm", "temperature", "clip_eps_high"):
             self._require(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
+        cool = self.eval_temperature
+        self._require(cool is None or type(cool) in (int, float) and 0 <= cool < math.inf, "eval_temperature",
+                      "at least 0 and finite")  # fmt: skip
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(0 <= self.lora_dropout < 1, "lora_dropout", "in [0, 1)")
         self._require(self.base in BASES, "base", f"one of {', '.join(BASES)}")
@@ -125,7 +131,7 @@ class TrainConfig:
                 f"lora_dropout={self.lora_dropout:g}: what is dropped would depend on micro_batch; use micro_batch=0"
             )
         for part in self.control.parts:
-            self._check_control(part.control if isinstance(part, TargetEntropy) else part)
+            self._check_control(part.control if isinstance(part, Steering) else part)
 
     def _check_control(self, part: NoControl):
         """What one part of the control asks of the rest."""

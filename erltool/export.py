@@ -17,6 +17,7 @@ from erltool.controls import ClipCov, ClipHigher, EntropyBonus, KLCov, NoControl
 from erltool.errors import ErltoolError
 from erltool.files import write_whole, writing
 from erltool.logtext import shown
+from erltool.resources import POLICIES
 from erltool.runs import read_run
 from erltool.tasks import load_task
 from erltool.training import config_of
@@ -214,7 +215,7 @@ def _differences(c: TrainConfig, overrides: dict[str, object]):
     yield (f"template {c.template}, {c.shots} worked examples",
            "the tokenizer's chat template around the prompt; without one set model.custom_chat_template")  # fmt: skip
     yield "old log-probs: the sampler's where they agree", "made again by the actor, in its own micro-batches"
-    if c.policy in ("embedded", "smollm2-135m"):
+    if c.policy in (*POLICIES, "smollm2-135m"):
         yield f"policy {c.policy}", "a folder in Hugging Face's format: give its path as actor_rollout_ref.model.path"
     lost = {"base": "none", "dtype": "auto", "lora_dropout": 0.0, "mask_truncated": False, "dynamic_sampling": False,
             "compile": False}  # fmt: skip

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from erltool.errors import ErltoolError
 
+POLICIES = ("embedded", "sharpening", "discovery", "trap")  # shipped, each a folder of data/policies
+
 
 def shipped(part: str) -> Path:
     """Path of `data` or `notebooks`, or of something in them: "data/policies/embedded". Raises ErltoolError where it

@@ -51,7 +51,16 @@ METRICS = {
     "entropy_change": ("nats/token", "entropy of the update's contexts after it minus before, where measured"),
     "entropy_change_predicted": ("nats/token", "the same by Lemma 1, from the change of each context's logits"),
     "entropy_change_correlation": ("1", "of the two over contexts"),
+    "all_wrong_fraction": ("in [0, 1]", "share of the update's groups whose responses are all wrong"),
+    "all_right_fraction": ("in [0, 1]", "all right"),
+    "distinct_fraction": ("in [0, 1]", "number of different responses in a group over its size, mean over groups"),
+    "thinking_fraction": ("in [0, 1]", "share of responses that work step by step, where the task can tell"),
+    "right_step_fraction": ("in [0, 1]", "share of their steps that follow from the value before"),
+    "right_product_fraction": ("in [0, 1]", "the same of the steps that multiply"),
+    "fork_entropy": ("nats/token", "mean entropy at the tokens where a response has a choice, where the task can tell"),
+    "fork_covariance": ("nats", "mean token covariance there"),
     "eval_accuracy": ("in [0, 1]", "held-out accuracy before the update; on the run's last step, after it"),
+    "eval_accuracy_tempered": ("in [0, 1]", "the same at eval_temperature, 0 for greedy, where that is set"),
     "tokens_per_second": ("tokens/s", "response tokens sampled and trained on per second, without evaluation"),
 }  # fmt: skip
 TIMED = ("tokens_per_second",)
@@ -65,12 +74,22 @@ SPARSE = (
     "entropy_change",
     "entropy_change_predicted",
     "entropy_change_correlation",
+    "all_wrong_fraction",
+    "all_right_fraction",
+    "distinct_fraction",
+    "thinking_fraction",
+    "right_step_fraction",
+    "right_product_fraction",
+    "fork_entropy",
+    "fork_covariance",
+    "eval_accuracy_tempered",
 )  # fmt: skip; absent on the steps where they were not measured
 
 TOKEN_COLUMNS = (
     "step", "prompt_index", "response_index", "position", "prompt", "reward", "token_id", "text", "log_prob",
     "old_log_prob", "entropy", "advantage", "covariance", "selected",
 )  # fmt: skip
+DESCRIBED_COLUMNS = ("strategy", "first_wrong", "fork")  # beside these, where the task can tell
 EVALUATION = "evaluation.json"  # of a run's last policy, where an experiment made one
 
 
@@ -98,7 +117,8 @@ class Run:
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
-        """One row a recorded token; the columns are TOKEN_COLUMNS. Raises ErltoolError if none were recorded."""
+        """One row a recorded token; the columns are TOKEN_COLUMNS, and DESCRIBED_COLUMNS where the task can
+        tell. Raises ErltoolError if none were recorded."""
         file = self.path / "tokens.parquet"
         if not file.is_file():
             raise ErltoolError(

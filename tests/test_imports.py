@@ -15,7 +15,7 @@ PACKAGE = Path(erltool.__file__).parent
 FLOORS = (
     ("errors", "resources", "arguments", "text", "tables", "threads"),
     ("logprobs", "advantages", "covariance", "tokens", "controls", "zoo", "catalog", "losses", "bandit"),
-    ("config", "countdown", "answers", "equality", "gym", "jury", "judge", "tasks"),
+    ("config", "countdown", "chain", "answers", "equality", "gym", "jury", "judge", "tasks"),
     ("logtext", "lognumbers", "logrows", "logfolders", "logtables", "logformats", "logmetrics", "logcolumns"),
     ("logruns", "residuals", "doubts", "fit", "files", "checkpoints", "runs", "runwriter", "importers", "compare",
      "forecasting", "rivals", "scaling", "plots", "alarms"),

@@ -1,6 +1,7 @@
 """The controls of zoo.py against cases worked by hand, and what composes."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from erltool import (
     CISPO,
     GSPO,
     AdaptiveEntropyBonus,
+    Annealed,
     ClipCov,
     ClipHigher,
     EntropyBonus,
@@ -30,7 +32,7 @@ from erltool import (
     read_run,
 )
 from erltool.catalog import control_from_dict, control_to_dict
-from erltool.controls import Composed
+from erltool.controls import Composed, RandomKL
 
 TWO_AND_ONE = torch.tensor([[True, True], [True, False]])
 
@@ -178,6 +180,21 @@ def test_target_entropy_by_hand():
     assert inside.clip_range(0.2, 0.2) is None and inside.min_updates == 2 and inside.reaches_zero_advantage(False)
 
 
+def test_an_annealed_control_explores_and_then_commits():
+    control = Annealed(ClipCov(0.02, 0.5, 50.0), start=3, length=4)
+    shares = []
+    for _ in range(9):
+        shares.append(control.steered)
+        control = control_from_dict(json.loads(json.dumps(control_to_dict(control))))  # as a checkpoint keeps it
+        control = control.after(0.3)
+    assert shares == pytest.approx([0.02, 0.02, 0.02, 0.02, 0.015, 0.01, 0.005, 0, 0])
+    assert control.control == ClipCov(0.0, 0.5, 50.0) and control.done == 9
+    assert Annealed(KLCov(0.1)).min_updates == 2 and Annealed(RandomKL(0.1)).control.name == "random-kl"
+    out, gradient = on_policy([1.0, -1.0], control)
+    plain, of_plain = on_policy([1.0, -1.0], NoControl())
+    assert out.loss == plain.loss and torch.equal(gradient, of_plain) and not out.selected.any()
+
+
 @pytest.mark.parametrize("start", [1e-4, 0.02, 0.5])
 @pytest.mark.parametrize("inner", [KLCov(coef=2.0), ClipCov(), RandomClip()], ids=lambda c: c.name)
 def test_a_simulated_plant_is_brought_to_the_target_from_any_share(start, inner):
@@ -294,8 +311,8 @@ def test_text_and_json_name_the_same_composition():
     ("text", "words"),
     [
         ("target-entropy:control=(kl-cov", "parentheses do not match"),
-        ("target-entropy:control=(none)", "kl-cov, clip-cov or random-clip"),
-        ("target-entropy:control=2", "kl-cov, clip-cov or random-clip"),
+        ("target-entropy:control=(none)", "kl-cov, clip-cov, random-kl or random-clip"),
+        ("target-entropy:control=2", "kl-cov, clip-cov, random-kl or random-clip"),
         ("target-entropy:max_fraction=0.001", "fraction must be in"),
         ("high-entropy-mask:fraction=0", r"in \(0, 1\]"),
         ("adaptive-entropy-bonus:coef=1", "max_coef=0.005"),

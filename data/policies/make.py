@@ -22,12 +22,13 @@ from erltool.countdown import countdown_problems, integer_expressions
 RIGHT_SHARE = 0.3  # attempts that are drawn among the right ones; the others are any expression
 GO_ON = 0.6  # chance of another attempt after a miss
 MAX_ATTEMPTS = 4
-SYMBOLS = ["<pad>", "<eos>", *"0123456789+-*/()=,: "]
+SYMBOLS = "0123456789+-*/()=,: "
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(symbols: str) -> PreTrainedTokenizerFast:
     """One token a character; an unknown character becomes padding, which no prompt contains."""
-    tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(SYMBOLS)}, unk_token="<pad>"))
+    vocabulary = {s: i for i, s in enumerate(["<pad>", "<eos>", *symbols])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -37,7 +38,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 def make_model(hidden: int, layers: int) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=len(SYMBOLS),
+        vocab_size=len(SYMBOLS) + 2,
         hidden_size=hidden,
         intermediate_size=hidden * 11 // 4,
         num_hidden_layers=layers,
@@ -94,7 +95,7 @@ class Demonstrations:
 
 def train(steps: int, batch: int, lr: float, seed: int, hidden: int, layers: int):
     torch.manual_seed(seed)
-    tokenizer, model, data = make_tokenizer(), make_model(hidden, layers), Demonstrations(seed)
+    tokenizer, model, data = make_tokenizer(SYMBOLS), make_model(hidden, layers), Demonstrations(seed)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = steps // 20

@@ -7,10 +7,12 @@ import traitlets
 from matplotlib.figure import Figure
 
 from erltool.catalog import CONTROLS, PRESETS, control_to_dict, parse_control
+from erltool.chain import REGIMES
 from erltool.compare import control_text
 from erltool.config import BASES, TrainConfig
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, new_axes
+from erltool.resources import POLICIES
 from erltool.text import visible
 from erltool.widgets.view import View, javascript, message
 
@@ -23,8 +25,8 @@ ASKED = (
 ONLY = {"base": BASES, "gradient_checkpointing": ("no", "yes")}
 """Choices of a field that takes no other value."""
 OFFERED = {
-    "policy": ("embedded", "smollm2-135m", *(f"Qwen/Qwen2.5-{size}" for size in ("0.5B", "1.5B", "3B", "7B"))),
-    "task": ("countdown", "countdown:5,20", "addition:20", "gsm8k", "math", "dapo-math"),
+    "policy": (*POLICIES, "smollm2-135m", *(f"Qwen/Qwen2.5-{size}" for size in ("0.5B", "1.5B", "3B", "7B"))),
+    "task": ("countdown", *(f"chain:{name}" for name in REGIMES), "addition:20", "gsm8k", "math", "dapo-math"),
     "control": (*CONTROLS, *(f"{name}:{preset}" for name in ("clip-cov", "kl-cov") for preset in PRESETS)),
     "device": ("auto", "cpu", "cuda"),
 }
