@@ -11,6 +11,7 @@ A grid is a TOML file (data/experiments/ holds the shipped ones):
     [evaluate]                             # of each run's last policy, on held-out problems
     problems = 496
     samples = 8
+    temperatures = [0.0, 0.6]              # beside that of sampling; 0 is greedy
 
 A run that is done is skipped, one that was cut is resumed from its last checkpoint. Several processes may work on
 one grid, in a terminal each: a run is claimed while it is worked on, and the claim ends with its process.
@@ -20,6 +21,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import re
 import time
 import tomllib
@@ -54,6 +56,8 @@ class Grid:
     """Held-out problems of the last evaluation, spread evenly over the task's own order."""
     samples: int = 8
     """Responses to each of them."""
+    temperatures: tuple[float, ...] = ()
+    """Temperatures of further evaluations, beside that of sampling; 0 is greedy, with one response to each problem."""
 
 
 def load_grid(source: str | Path, trust_remote_code: bool = False) -> Grid:
@@ -96,13 +100,20 @@ def _grid(file: Path, document: dict, trust_remote_code: bool) -> Grid:
             configs[name] = _config(train | dict(values), trust_remote_code)
         except ErltoolError as e:
             raise ErltoolError(f"run {name}: {e}") from e
+    evaluate = evaluate | {"temperatures": tuple(evaluate.get("temperatures", ()))}
     return Grid(file.stem, question, configs, **evaluate)
 
 
 def _check_evaluate(table: dict) -> None:
     for name, value in table.items():
+        if name == "temperatures":
+            if not (isinstance(value, list) and all(type(t) in (int, float) and 0 <= t < math.inf for t in value)):
+                raise ErltoolError(
+                    f"[evaluate] temperatures={shortened(value)}: must be a list of numbers of at least 0"
+                )
+            continue
         if name not in ("problems", "samples"):
-            raise ErltoolError(f"[evaluate] has problems and samples, not {shortened(name)}")
+            raise ErltoolError(f"[evaluate] has problems, samples and temperatures, not {shortened(name)}")
         if type(value) is not int or not 1 <= value < MOST:
             raise ErltoolError(f"[evaluate] {name}={shortened(value)}: must be a whole number of at least 1")
 
@@ -164,7 +175,7 @@ def run_grid(grid: Grid, out: Path, done: Collection[str] = ()) -> Iterator[tupl
                         if step.metrics["step"] % config.updates_per_iteration == 0:
                             yield name, Progress(step.metrics["step"], config.steps, step.metrics)
                 found = evaluate_run(folder, grid)
-                _write(folder, {"seconds": round(time.monotonic() - started, 1)} | _document(found))
+                _write(folder, {"seconds": round(time.monotonic() - started, 1)} | found)
             except InUse as e:  # somebody goes on with it by hand
                 _log.warning("%s; this run is left out", e)
                 continue
@@ -193,19 +204,20 @@ class Progress:
     """The run, once it is done or has failed."""
 
 
-def evaluate_run(folder: Path, grid: Grid) -> Evaluation:
-    """The last policy of a run on the grid's held-out problems: the same problems and random numbers for all."""
+def evaluate_run(folder: Path, grid: Grid) -> dict:
+    """What is measured of a run's last policy on the grid's held-out problems, for evaluation.json: the same problems
+    and random numbers for all; under "tempered" the same by temperature."""
     trusted = grid.configs[folder.name].trust_remote_code
     policy, config = policy_for_evaluation(str(folder), trust_remote_code=trusted)
     task = load_task(config.task)
-    return evaluate(
-        policy,
-        task,
-        eval_problems(task, grid.problems),
-        grid.samples,
-        max_response_tokens=config.max_response_tokens,
-        temperature=config.temperature,
-    )
+    problems = eval_problems(task, grid.problems)
+
+    def at(temperature: float) -> dict:
+        samples, length = grid.samples if temperature else 1, config.max_response_tokens
+        return _document(evaluate(policy, task, problems, samples, max_response_tokens=length, temperature=temperature))
+
+    tempered = {f"{t:g}": at(t) for t in grid.temperatures}
+    return at(config.temperature) | ({"tempered": tempered} if tempered else {})
 
 
 def _document(found: Evaluation) -> dict:

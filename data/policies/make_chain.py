@@ -42,9 +42,9 @@ class Style:
 # Clean: no product is shown in `discovery`, so that its table must be found.
 CLEAN = Style(think=0.7)
 STYLES = {
-    "sharpening": Style(think=0.1, step=0.2),
+    "sharpening": Style(think=0.1, step=0.35),
     "discovery": Style(think=0.3, step=0.6, mul=0.1),
-    "trap": Style(think=0.03, step=0.2),
+    "trap": Style(think=0.03, step=0.35),
 }
 
 
