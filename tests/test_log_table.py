@@ -335,6 +335,10 @@ FILES = {
         table("step,entropy,val/acc", lambda t: (t, H[t], 10 * R[t])),
         Wanted("step", "entropy", "val/acc", "percentage points", first=(H[1], 10 * R[1]), last=(H[N], 10 * R[N])),
     ),
+    "named-reward.csv": (
+        table('"Step","reward-v2 - entropy","reward-v2 - val/acc"', lambda t: (t, H[t], 100 * R[t])),
+        Wanted("Step", "reward-v2 - entropy", "reward-v2 - val/acc", **PERCENT, kind="W&B CSV"),
+    ),
     "score.csv": (
         table("step,entropy,eval/score", lambda t: (t, H[t], 100 * R[t])),
         Wanted("step", "entropy", "eval/score", "as given", first=(H[1], 100 * R[1]), last=(H[N], 100 * R[N])),
@@ -435,6 +439,10 @@ REFUSED = {
     "cross.jsonl": (
         lines(lambda t: {"step": t, "crossEntropy": H[t], "categorical_crossentropy": 1.0, "accuracy": R[t]}),
         "no column found for entropy",
+    ),
+    "sum-over-tokens.csv": (
+        table("step,entropy,accuracy", lambda t: (t, 300 * H[t], R[t])),
+        "'entropy' is about .*, more nats a token than any vocabulary allows",
     ),
     "relative.jsonl": (
         lines(lambda t: {"step": t, "relative_entropy": H[t], "entropy_drop": 0.1, "accuracy": R[t]}),
