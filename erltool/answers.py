@@ -144,11 +144,21 @@ _NUMBER = re.compile(
 _JOINS = re.compile(
     r"\\?%?\s*(?:,|;|/|\\?&|\bor\b|\band\b|\bto\b|[-–~])?\s*(?:\b(?:or|and)\b\s*)?"  # a list, a range
     r"|\\?%?,?[A-Za-z ]{0,25}\b(?:or|maybe|perhaps|possibly)\b[A-Za-z =]{0,20}"  # 41 apples or perhaps 42
-    r"|[ \t]*[-+*/^][ \t]*"  # an expression
+    r"|[ \t]*(?:[-+*/^]|\\(?:cdot|times|div|pm)\b)[ \t]*|:"  # an expression, a ratio
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?=\S)([^$\n]+?)(?<=\S)\$(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _DENIES = re.compile(r"(?:\bnot|n't|\bnever|\bcannot|\bneither)\s(?:(?!but\b)[A-Za-z]+\s){0,3}$")
-_TAKEN_BACK = re.compile(r"[A-Za-z ,]{0,20}\b(?:or|wrong|incorrect|impossible|false|too)\b")
+_ANOTHER = re.compile(  # before a number: a bound, a sign in words, or an expression that it is the end of
+    r"(?:(?<![-=])[<>]=?|\\(?:leq?|geq?|neq?|lt|gt|pm|sqrt|cdot|times|div|log|ln)\b"
+    r"|\b(?:minus|negative|plus|times|divided by|mod|choose|log|ln|sqrt|twice|over|under|above|below|at (?:most|least)"
+    r"|(?:less|more|fewer|greater|larger|smaller) than)"
+    r"|(?:(?<![A-Za-z])[A-Za-z]|\bpi|[)}\]])(?:\s?[+*/^]|-|\s-(?=\s)))\s{0,2}$"
+)
+_TAG_BEFORE = re.compile(r"<[^<>]{1,30}>\s?$")
+_TAKEN_BACK = re.compile(
+    r"[A-Za-z ,]{0,20}\b(?:or|wrong|incorrect|impossible|false|too|not (?:it|right|correct|possible|the answer))\b"
+    r"|\s?[-+*/^]\s?(?:\\[a-z]|[b-zB-HJ-Z]\b)"  # 1 + x
+)
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 CHANGES = {"half", "halves", "quarter", "quarters", "squared", "cubed", "factorial"} | {
     part + plural
@@ -176,7 +186,11 @@ def _last_number(text: str) -> str | None:
         if not (alone and _JOINS.fullmatch(text, before.end(), after.start())):
             break
         start = before.start()
-    if _DENIES.search(text[max(0, start - 60) : start]) or _TAKEN_BACK.match(text, end):
+    lead = text[max(0, start - 60) : start]
+    if _DENIES.search(lead) or _TAKEN_BACK.match(text, end):
+        return None
+    sign = text[start] if text[start] in "+-" and lead[-1:].strip() else ""
+    if _ANOTHER.search(_TAG_BEFORE.sub("", lead) + sign):
         return None
     opened, closed = text[start - 1 : start] or " ", text[end : end + 1] or " "
     if opened in "^_{([|" or closed in "^_}":  # part of a formula that no dollar sign surrounds
@@ -190,9 +204,9 @@ def _last_number(text: str) -> str | None:
 # --- what stands around an answer -----------------------------------------------------------------
 
 _SIGNS = str.maketrans(
-    {"−": "-", "‐": "-", "‑": "-", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "π": r"\pi ", "√": r"\sqrt ",
-     "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∅": r"\emptyset ",
-     "°": r"^\circ ", "±": r"\pm ", "∈": r"\in ", "≈": r"\approx ", "⁄": "/", "’": "'", "′": "'"}
+    {"−": "-", "‐": "-", "‑": "-", "‒": "-", "×": r"\times ", "÷": r"\div ", "·": r"\cdot ", "π": r"\pi ",
+     "√": r"\sqrt ", "∞": r"\infty ", "∪": r"\cup ", "∩": r"\cap ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+     "∅": r"\emptyset ", "°": r"^\circ ", "±": r"\pm ", "∈": r"\in ", "≈": r"\approx ", "⁄": "/", "’": "'", "′": "'"}
 )  # fmt: skip
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _EN_DASH = re.compile(r"(?<![\w)}\]])–(?=[\d.\\])|(?<=\s)–(?=\s[\d(\\])")

@@ -15,6 +15,7 @@ import signal
 import sys
 import textwrap
 import typing
+import warnings
 from pathlib import Path
 
 from erltool import terminal, threads
@@ -352,7 +353,7 @@ def _experiment(parser, words) -> int:
     if args.record and runs:
         runs = {name: runs[name] for name in grid.configs if name in runs}  # in the grid's order
         record_runs(runs | {n: r for n, r in recorded.items() if n not in runs}, args.record)
-        print(f"written: {args.record}, {len(recorded | runs)} runs")
+        print(visible(f"written: {args.record}, {len(recorded | runs)} runs"))
     if interrupted:
         return _fail(f"stopped; go on with: erltool experiment {args.grid} --out {args.out}", 130)
     return 0
@@ -435,7 +436,8 @@ def _fit(parser, words) -> int:
         print(json.dumps(rows, indent=1))
     else:
         parts = [
-            f"{p}\n{f.summary()}" + (f"\n{forecasts[p].summary()}" if p in forecasts else "") for p, f in fits.items()
+            f"{visible(p)}\n{f.summary()}" + (f"\n{forecasts[p].summary()}" if p in forecasts else "")
+            for p, f in fits.items()
         ]
         print("\n\n".join(parts))
     if args.png:
@@ -496,7 +498,8 @@ def _draw_fits(file: Path, fits, forecasts) -> None:
         draw, what = (plot_forecast, forecasts[path]) if path in forecasts else (plot_fit, f)
         draw(what, ax=ax, label=Path(path).name, index=index)
     ax.legend(fontsize=8)
-    with writing(file):
+    with writing(file), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font has not: boxes
         ax.figure.savefig(file)
 
 
@@ -514,7 +517,7 @@ def _import(parser, words) -> int:
     print(log_report(log, args.window))
     if args.out:
         write_run(log, args.out, args.window)
-        print(f"written: {args.out}; fit the law to it with: erltool fit {args.out}")
+        print(visible(f"written: {args.out}; fit the law to it with: erltool fit {args.out}"))
     return 0
 
 

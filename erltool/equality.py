@@ -260,7 +260,7 @@ _NOISE = re.compile(
 _UNSOLVED = re.compile(r"(?:-?[0-9.]+\s?[a-z]|[a-z]\s?\^\s?\{?[0-9]\}?)\s?=\s?[^=]*\Z")  # 2x=10, of which x is not 10
 _REASON = re.compile(r",? (?:because|since|as|where|which|so|for|when|after|out of)\b|\(|[,;] (?=[a-z])")
 _HEDGE = re.compile(
-    r"\b(?:not|never|cannot|neither|nor|or|either|between|than|most|least|except|unless|maybe|perhaps|possibly|over|under"
+    r"\b(?:no|not|never|cannot|neither|nor|or|either|between|than|most|least|except|unless|maybe|perhaps|possibly|over|under"
     r"|above|below|up to|minus|negative|half|twice|double|too|wrong|incorrect|false|impossible)\b|n't\b",
     re.IGNORECASE,
 )

@@ -147,8 +147,9 @@ def recorded_runs(grid: Grid, folder: Path | None) -> dict[str, Run]:
     """All runs of a record (`record_runs`), none without one. Raises ErltoolError where a run of the grid is recorded
     with another configuration than the grid's."""
     runs = read_runs(folder) if folder is not None and (folder / "runs.json").is_file() else {}
+    defaults = TrainConfig().to_dict()  # of a field that is younger than the record
     for name, config in grid.configs.items():
-        if name in runs and runs[name].config != config.to_dict():
+        if name in runs and defaults | runs[name].config != config.to_dict():
             raise ErltoolError(f"{folder}: {name} was made with another configuration; record to another folder")
     return runs
 

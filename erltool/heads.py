@@ -44,7 +44,7 @@ class OwnHead:
 def find_head(model: torch.nn.Module, ids: Tensor) -> OwnHead:
     """The head with which some decoder inside the model gives the model's own logits of `ids` (1, L).
 
-    Raises ErltoolError where there is none, and a policy cannot be made of the model.
+    Raises ErltoolError where there is none, and a policy cannot be made of the model, and where logits are not finite.
     """
     outputs: dict[str, object] = {}
     hooks = [
@@ -56,6 +56,8 @@ def find_head(model: torch.nn.Module, ids: Tensor) -> OwnHead:
     finally:
         for hook in hooks:
             hook.remove()
+    if not torch.isfinite(logits).all():
+        raise ErltoolError("its logits are not finite; its weights or its config.json are damaged, restore them")
     for name, output in outputs.items():
         with contextlib.suppress(Exception):  # the model's own code on a part of it: this is then not the decoder
             head = OwnHead(model, name)

@@ -178,7 +178,7 @@ def _log(path: Path, kind: str, taken: Taken, choice: Choice, unit: str | None, 
     if kind == "erltool run" and performance == "eval_accuracy":
         stated = stated or "fraction"
     try:
-        unit = unit_of(metrics[performance], stated, name=f"column {performance!r}")
+        unit = unit_of(metrics[performance], stated, name=f"column {split_run(performance, kind)[1]!r}")
     except ErltoolError as e:
         raise ErltoolError(f"{shown(path)}: {shown(e, 300)} (--unit, unit=)") from e
     tool = tool_of(kind, [split_run(name, kind)[1] for name in table.numbers])

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Sequence
 
 from erltool import gym
-from erltool.answers import extract_answer
+from erltool.answers import MAX_ANSWER, extract_answer, tidy
 from erltool.equality import for_library, plainly_same
 from erltool.errors import ErltoolError
 from erltool.jury import PATIENCE
@@ -53,7 +53,7 @@ class Judge:
         """`math` of many at once."""
         rewards, questions = [], []
         for truth, response in zip(truths, responses, strict=True):
-            answer = extract_answer(response)
+            answer = extract_answer(response) or _all_of(response, truth)
             same, wanted = plainly_same(truth, answer) if answer else False, ""
             if same is None and not (wanted := for_library(truth)):
                 self._say_unread(truth)
@@ -179,6 +179,12 @@ class Judge:
         if self._process is not None:
             self._ending()
             self._process = None
+
+
+def _all_of(response: str, truth: str) -> str | None:
+    """A response without a mark or a number that is the true answer and nothing else."""
+    is_short = len(response) <= MAX_ANSWER and not any(c.isdigit() for c in response)
+    return response if is_short and tidy(response).casefold() == tidy(truth).casefold() else None
 
 
 def _end(process: subprocess.Popen, owner: int) -> None:

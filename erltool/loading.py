@@ -56,6 +56,8 @@ def load_policy(
     with loading(source, place):
         if (Path(place) / "adapter_config.json").is_file():
             raise ErltoolError(f"policy {source!r}: holds an adapter beside a model; merge it, or take it away")
+        if (Path(place) / "generation_config.json").is_file():
+            transformers.GenerationConfig.from_pretrained(place)  # a damaged one would be left out without a word
         config = without_dropout(transformers.AutoConfig.from_pretrained(place, **common))
         wanted = resolve_dtype(dtype, config.dtype or torch.float32, where, whole=not lora_rank)
         settings = {"config": config, "dtype": wanted, "use_safetensors": True}
@@ -67,11 +69,11 @@ def load_policy(
         if base == "none":
             model.to(where)
         lora.keep_4_bit_weights(model.eval())
-        with lora.noting_calls(model) as called:
-            head = find_head(model, probe_ids(tokenizer, model, 3))
+        ids = probe_ids(tokenizer, model, 3)
+        head = find_head(model, ids)
         ends = ends_of_response(tokenizer, model, source)
         if lora_rank:
-            targets = lora.targets(model, called)
+            targets = lora.targets(model, ids)
             model = lora.attach(model, targets, place, lora_rank, lora_alpha, lora_dropout, seed).to(where).eval()
     policy = Policy(model, tokenizer, source, head, ends, compile)
     policy.path = choose_path(policy)
@@ -205,6 +207,8 @@ def resolve_dtype(dtype: str, stored: torch.dtype, device: torch.device, whole: 
     "stored", but fp32 where the whole model trains (`whole`)."""
     if dtype in DTYPES:
         return DTYPES[dtype]
+    if dtype not in ("auto", "stored"):
+        raise ErltoolError(f"dtype {dtype!r}: use auto, stored, {' or '.join(DTYPES)}")
     emulated = device.type == "cpu" and stored == torch.bfloat16 and not cpu_has_bf16()
     return torch.float32 if emulated or (whole and dtype == "auto") else stored
 

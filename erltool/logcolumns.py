@@ -19,6 +19,7 @@ from erltool.logrows import COUNTED
 from erltool.logtext import listed, shown
 
 ROUNDING = 1e-3  # nats below 0 that an entropy of nearly 0 may come out as
+MOST = 14.0  # nats a token; the uniform distribution over a million tokens has 13.8
 LITTLE = 0.05  # nats; what is called a loss and never exceeds it may be a small multiple of the entropy
 BESIDE = 0.9  # share of the entropies, and of the performances, that a column of steps has to stand beside
 
@@ -132,6 +133,11 @@ def _check(role: str, name: str, table: Table, path: Path) -> None:
     if name in table.unclear:
         raise ErltoolError(
             f"{where} does not tell whether 1,234 is 1.234 or 1234; write decimal points and no thousands separators"
+        )
+    if role == "entropy" and (most := table.numbers[name].median()) > MOST:
+        raise ErltoolError(
+            f"{where} is about {most:.3g}, more nats a token than any vocabulary allows; if it is a sum or in percent, "
+            "bring it to nats a token, else name another with --entropy COL"
         )
     if lacking := table.percents.get(name):
         raise ErltoolError(f"{where} has a percent sign in some rows and none in {lacking} others; mend it")

@@ -116,7 +116,8 @@ OTHER_ENTROPIES = frozenset(
     "penalty cost term reg regularizer regularization tau eps temperature multiplier clip mask initial init std stddev "
     "var variance min max median change delta diff difference grad gradient norm frac fraction ratio percent pct top "
     "high low quantile count num corr correlation covariance cov predicted time rate "
-    "floor ceiling limit cap goal desired".split()
+    "floor ceiling limit cap goal desired relative ce gap drop slope speed percentile error collapse log exp "
+    "normalized normalised sum total".split()
 )
 NOT_ABOVE_PATH = OTHER_ENTROPIES - {"data", "group", "value"}  # these may name the folder of a chart
 
@@ -173,11 +174,13 @@ ACCURACY = re.compile(
 TOTAL = r"(?:mean|avg|average|total|sum|raw|all|overall|task|train|episode|verifiable)"
 REWARD = re.compile(rf"(?:.*/)?(?:{TOTAL}_)*(?:rewards?|scores?|reward_score)(?:[/_-]{TOTAL})*")
 PART = re.compile(
-    rf"(?:^|/)rewards?/(?!{TOTAL}$)(?!rewards?(/|$))[^/]+(/{TOTAL})?$"
+    rf"(?:^|/)rewards?/(?!{TOTAL}$)(?!(?:{TOTAL}_)*(?:rewards?|scores?)(?:/|$))[^/]+(/{TOTAL})?$"
     rf"|(?:^|[/_])(?!{TOTAL}_)[a-z0-9]+_rewards?(_func)?(/mean|_mean)?$"
     rf"|^rewards?_(?!{TOTAL}$)[a-z0-9_]+$"
 )
 FORM = re.compile(r"format|length|tag|repetition|language|xml|style|penalty|overlong|strict|soft")
+# Of an answer's form, of a reward model, of several responses, so far.
+OTHER_ACCURACIES = {"format", "formatting", "xml", "tag", "rm", "best", "maj", "majority", "oracle", "topk"}
 BENCHMARK = re.compile(
     r"(aime|amc|math|gsm|minerva|olympiad|gpqa|mmlu|livecode|lcb|humaneval|mbpp|countdown|arc|bbh|hmmt)[^/]*"
 )
@@ -198,6 +201,8 @@ def _performance_rank(name: str) -> int | None:
         return 9
     if not found and PART.search(inner):
         return 12 if FORM.search(inner) else 10 if ACCURACY.search(inner) else 11
+    if not found and OTHER_ACCURACIES & set(words(inner)):
+        return 12
     if core == "core":
         return 1 if re.match(r"acc/", inner) else 2
     if held_out and (ACCURACY.search(inner) or (mean and not re.match(r"(reward|score)", inner))):

@@ -13,7 +13,7 @@ DIGITS = r"(?=[-+]?[.,]?[0-9])"
 POINT = re.compile(rf"{DIGITS}[-+]?(?:[1-9][0-9]{{0,2}}(?:,[0-9]{{3}})+|[0-9]*)(?:\.[0-9]*)?{EXPONENT}", re.I)
 COMMA = re.compile(rf"{DIGITS}[-+]?(?:[1-9][0-9]{{0,2}}(?:\.[0-9]{{3}})+|[0-9]*)(?:,[0-9]*)?{EXPONENT}", re.I)
 SPACED = re.compile(r"(?<=[0-9])[ '\u2019\u00a0\u202f](?=[0-9]{3}(?![0-9]))")
-OF_TOTAL = re.compile(r"([0-9]+) ?/ ?[0-9]+")
+OF_TOTAL = re.compile(r"([0-9]+)(?: ?/ ?| of )[0-9]+")
 
 
 def decimal_signs(columns: Mapping[str, Collection[str]], fractions: bool) -> dict[str, str]:

@@ -72,7 +72,8 @@ def csv_kind(header: str) -> str:
     if " - " in header:
         return "W&B CSV"
     names = {name.strip('" \n') for name in header.split(separator_of([header])[0])}
-    timed = any(n.endswith("_step") and n.removesuffix("_step") + "_timestamp" in names for n in names)
+    values = {n.removesuffix("_step") for n in names if n.endswith("_step")} - {""}  # W&B has _step and _timestamp
+    timed = any(f"{value}_timestamp" in names for value in values)
     return "SwanLab CSV" if timed else "CSV"
 
 

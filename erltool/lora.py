@@ -66,31 +66,43 @@ def attach(
     return model
 
 
-@contextlib.contextmanager
-def noting_calls(model: torch.nn.Module) -> Iterator[set[torch.nn.Module]]:
-    """A set that fills, while inside, with the linear layers that are called and return their product."""
-    called = set()
+def layers_behind(model: torch.nn.Module, ids: Tensor) -> set[torch.nn.Module]:
+    """The linear layers on whose products the logits of `ids` (1, L) depend, as their graph says.
+
+    Not a pooler, whose output goes nowhere, nor an indexer, whose scores only choose what attention sees: no gradient
+    would reach an adapter there.
+    """
+    products = []
 
     def note(module, inputs, output):
         if isinstance(output, Tensor):  # a router may return more
-            called.add(module)
+            products.append((module, output.grad_fn))
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
     try:
-        yield called
+        with torch.enable_grad():
+            ahead = [model(ids, use_cache=False).logits.grad_fn]
     finally:
         for hook in hooks:
             hook.remove()
+    behind = set()
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in behind:
+            behind.add(node)
+            ahead += [earlier for earlier, _ in node.next_functions]
+    return {module for module, node in products if node in behind}
 
 
-def targets(model: torch.nn.Module, called: set[torch.nn.Module]) -> list[str]:
-    """Names of the linear layers that LoRA can stand on: those that a forward pass of text has called, but the head.
+def targets(model: torch.nn.Module, ids: Tensor) -> list[str]:
+    """Names of the linear layers that LoRA can stand on: those that a forward pass of the text `ids` (1, L) calls and
+    that its logits depend on, but the head.
 
     A layer whose weight a model uses without calling it would never move. Left out too: the output of a state-space
     layer, whose fused kernels take the weight; and, where experts are stacked in one parameter, what PEFT takes for
     the names of those.
     """
-    head = model.get_output_embeddings()
+    called, head = layers_behind(model, ids), model.get_output_embeddings()
     stacked = any("experts" in name and p.ndim > 2 for name, p in model.named_parameters())
     names = []
     for name, module in model.named_modules():

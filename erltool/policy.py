@@ -240,6 +240,10 @@ class Policy:
         """Takes the weights that `save` wrote. Raises ErltoolError where they are not this policy's."""
         if not any(folder.glob("*.safetensors")):
             raise ErltoolError(f"{folder}: holds no safetensors weights")
+        if not self.has_adapter and (folder / "adapter_config.json").is_file():
+            raise ErltoolError(
+                f"{folder}: holds a LoRA adapter, and lora_rank=0 trains all weights; restore the config"
+            )
         with loading(str(folder), str(folder)):
             if self.has_adapter:
                 lora.load_adapter(self.model, folder)

@@ -109,8 +109,10 @@ def loading(source: str, place: str):
     try:
         with quiet_transformers():
             yield
-    except ErltoolError:
-        raise
+    except ErltoolError as e:
+        if source in str(e):
+            raise
+        raise ErltoolError(f"policy {source!r}: {e}") from e
     except Exception as e:  # a damaged file ends in errors of every library on the way, without a common base
         raise ErltoolError(f"policy {source!r} cannot be loaded from {place}: {reason_of(e)}{hub_advice(place)}") from e
 

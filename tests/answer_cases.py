@@ -231,6 +231,18 @@ CASES = [
           "answers: 41, 42"),
     *text(0, "42", "42 is wrong", "I first had 42, which is wrong.", "42 is too small", "Answer: 42 is too small",
           "42 fifths", "42 squared"),
+    # --- the last number of a text is not always its answer ------------------------------------------------------
+    *text(0, "42", "> 42", "x < 42", "≥ 42", "≠ 42", "at most 42", "more than 42", "less than 42",
+          "I know 42 is not it"),
+    *text(0, "42", "2 times 42", r"2\cdot 42", r"\pm 42", "±42", "log 42", "84 mod 42", "x - 42", "y = 3x + 42",
+          "(x-42)"),
+    *text(0, "42", "a/42", "pi/42", "42 + x", "x=41:42", "12:42", "minus 42", "negative 42", "\u201242", "n+42"),
+    *text(1, "42", "<final_answer>42</final_answer>", "so -> 42", "=> 42", "It is 42 - a round number", "x = 42"),
+    *text(1, "-42", "\u201242", "so x is -42", "we get -42"),
+    *boxed(0, "5", "no answer 5", "5 (no, 6)"),
+    # --- a response that is the true answer and nothing else ------------------------------------------------------
+    *text(1, "Paris", "Paris", "paris.", "**Paris**"), *text(1, "C", "C", " C\n", "c"), *text(1, "x+y", "x+y", "$x+y$"),
+    *text(0, "Paris", "Paris or London", "Rome", ""), *text(0, "C", "A", "C or D", "CD"),
     # --- hostile: none of it is right, none raises ---------------------------------------------------------------
     *text(0, "42", "x" * 5000, "\x00", "\ud800", "{" * 400 + "}" * 400, r"\boxed{" * 300, "(" * 900, "%s%n",
           "[" * 999 + "42"),

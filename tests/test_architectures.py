@@ -26,10 +26,10 @@ EXPECTED = {
         starcoder2-no-window""",
     "own packed": "codegen cohere gptj granite granitemoe granitemoeshared nanochat phi",
     "linear padded": """
-        afmoe bamba bloom cwm doge exaone4 exaone_moe falcon-alibi falcon_mamba gemma3 gemma3_text
-        gemma4_text glm4_moe_lite gpt_neo gpt_oss hyperclovax internlm3 jais2 jamba lfm2 lfm2_moe llama4
-        llama4_text mamba mamba2 minimax_m2 ministral mistral mpt olmo3 olmo_hybrid openai-gpt phi3 phimoe
-        qwen2-window qwen3_5_text qwen3_next starcoder2 xglm""",
+        afmoe bamba bloom cwm deepseek_v32 doge exaone4 exaone_moe falcon-alibi falcon_mamba gemma3 gemma3_text
+        gemma4_text glm4_moe_lite glm_moe_dsa gpt_neo gpt_oss hyperclovax internlm3 jais2 jamba lfm2 lfm2_moe
+        llama4 llama4_text mamba mamba2 minimax_m2 ministral mistral mpt olmo3 olmo_hybrid openai-gpt phi3
+        phimoe qwen2-window qwen3_5_moe_text qwen3_5_text qwen3_next starcoder2 xglm""",
     "own padded": """
         cohere2 falcon_h1 gemma2 gemma3n_text granitemoehybrid minicpm3 modernbert-decoder vaultgemma""",
     "own single": "recurrent_gemma xlstm",

@@ -3,6 +3,7 @@ import html
 import json
 import math
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 import erltool
 from erltool import TrainConfig, cli
+from erltool.resources import shipped
 
 TINY = [
     "--steps=8", "--prompts-per-iteration=4", "--group-size=4", "--updates-per-iteration=2", "--max-response-tokens=8",
@@ -323,3 +325,12 @@ def test_prompt_shows_what_the_policy_is_given(capsys):
     assert cli.main(["prompt", "--task=addition:12", "--template=question", "--shots=1", "--count=2"]) == 0
     out = capsys.readouterr().out
     assert out.count("Question: What is 1+1?") == 3 and "1+1=2" in out and "held out" in out
+
+
+def test_a_runs_name_is_one_line_of_what_fit_prints_and_any_script_is_drawn_without_a_word(tmp_path, capsys, recwarn):
+    run = tmp_path / "new\nline \u6f22"
+    shutil.copytree(shipped("data/runs/demo-none"), run)
+    assert cli.main(["fit", str(run), "--png", str(tmp_path / "fit.png")]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0].endswith("new\\nline \u6f22") and not printed.err
+    assert (tmp_path / "fit.png").is_file() and not recwarn.list

@@ -11,9 +11,12 @@ import pytest
 
 from erltool import ErltoolError, TrainConfig, read_run, read_runs, train
 from erltool.cli import main
+from erltool.evaluate import evaluate
 from erltool.experiments import is_over, load_grid, locked, recorded_runs, run_grid
 from erltool.resources import shipped
 from erltool.runs import METRICS, SPARSE, TIMED, record_runs
+from erltool.tasks import load_task
+from erltool.training import eval_problems, policy_for_evaluation
 
 GRID = """
 question = "does it run?"
@@ -173,7 +176,9 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(grid_file, tmp_path):
         (("seed = [0, 1]", "seed = 0"), "vary.seed must be a list or a table"),
         (("kl =", "kl0.1 ="), "put it in quotes"),
         (("kl =", '"k/l" ='), "cannot name a folder"),
-        (("samples = 4", "samples = 4\nrounds = 2"), "problems and samples"),
+        (("samples = 4", "samples = 4\nrounds = 2"), "problems, samples and temperatures"),
+        (("samples = 4", "samples = 4\ntemperatures = [-1]"), "temperatures=[-1]: must be a list of numbers"),
+        (("samples = 4", "samples = 4\ntemperatures = 0.6"), "temperatures=0.6: must be a list of numbers"),
         (("samples = 4", "samples = 0"), "[evaluate] samples=0: must be a whole number of at least 1"),
         (("samples = 4", 'samples = "4"'), "[evaluate] samples='4': must be"),
         (("problems = 6", "problems = true"), "[evaluate] problems=True: must be"),
@@ -250,6 +255,22 @@ def test_what_is_recorded_is_what_the_shipped_grid_declares(name):
     assert list(runs) == list(grid.configs)
     assert all(r.metrics["step"].max() == c.steps for r, c in zip(runs.values(), grid.configs.values(), strict=True))
     assert all(len(r.evaluation["right"]) == grid.problems for r in runs.values())
+
+
+def test_a_grid_may_evaluate_at_further_temperatures(grid_file, tmp_path):
+    text = grid_file.read_text().replace("samples = 4", "samples = 4\ntemperatures = [0.0, 0.6]")
+    grid_file.write_text(text.replace("seed = [0, 1]", "seed = [0]"))
+    grid = load_grid(grid_file)
+    *_, (name, progress) = run_grid(grid, tmp_path / "out")
+    found = progress.over.evaluation
+    assert set(found["tempered"]) == {"0", "0.6"} and found["samples"] == 4
+    greedy, cool = found["tempered"]["0"], found["tempered"]["0.6"]
+    assert greedy["samples"] == 1 and cool["samples"] == 4 and len(greedy["right"]) == len(cool["right"]) == 6
+    policy, config = policy_for_evaluation(str(tmp_path / "out" / name))
+    task = load_task(config.task)
+    again = evaluate(policy, task, eval_problems(task, 6), 1, max_response_tokens=config.max_response_tokens,
+                     temperature=0.0)  # fmt: skip
+    assert greedy["average"] == again.average
 
 
 def test_damaged_recordings_are_one_line(finished, tmp_path):

@@ -240,3 +240,16 @@ def test_a_damaged_adapter_is_made_again(config, tmp_path, caplog, damage):
         file.write_bytes(file.read_bytes()[: 500 if damage == "truncated" else 0])
     check_what_is_read(run)
     assert len(caplog.messages) == 1 and "adapter/ was damaged" in caplog.messages[0]
+
+
+def test_an_adapter_beside_a_config_that_trains_all_weights_is_one_line(config, tmp_path):
+    run = tmp_path / "run"
+    list(erltool.train(erltool.TrainConfig.from_dict(config.to_dict() | {"steps": 2, "lora_rank": 2}), run))
+    document = json.loads((run / "config.json").read_text())
+    document["config"]["lora_rank"] = 0
+    (run / "config.json").write_text(json.dumps(document))
+    with pytest.raises(ErltoolError, match="state.pt: not a state of this run's policy"):
+        policy_for_evaluation(str(run))
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(ErltoolError, match="holds a LoRA adapter, and lora_rank=0 trains all weights"):
+        policy_for_evaluation(str(run))

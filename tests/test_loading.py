@@ -229,6 +229,16 @@ def damage_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{}")
 
 
+def damage_numbers(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def damage_ends(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, ')
+
+
 def damage_adapter_beside(folder):
     (folder / "adapter_config.json").write_text("{}")
 
@@ -243,6 +253,8 @@ DAMAGES = {
     damage_config: "cannot be loaded",
     damage_layers: r"knows nothing of: model\.layers\.1\.input_layernorm\.weight.* and 6 more",
     damage_tokenizer: "cannot be loaded",
+    damage_numbers: "policy .*: its logits are not finite; its weights or its config.json are damaged",
+    damage_ends: "cannot be loaded .*generation_config.json' is not a valid JSON file",
     damage_adapter_beside: "holds an adapter beside a model",
 }
 
@@ -254,6 +266,11 @@ def test_a_damaged_model_is_one_line(tiny_policy, tmp_path, damage):
     with pytest.raises(ErltoolError, match=DAMAGES[damage]) as refusal:
         load_policy(str(folder), lora_rank=0)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_type_that_is_not_known_is_refused(tiny_policy):
+    with pytest.raises(ErltoolError, match="dtype 'fp16': use auto, stored, fp32 or bf16"):
+        load_policy(str(tiny_policy), dtype="fp16")
 
 
 @pytest.mark.parametrize("blob", [b"", b"GGUF", b"GGUF" + b"\xff" * 200, b"no such thing at all"])

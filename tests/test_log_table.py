@@ -264,11 +264,28 @@ FILES = {
               lambda t: (t, H[t], 1700000000000 + t, R[t], 1700000000000 + t)),
         Wanted("step", "grpo-1-actor/entropy_step", "grpo-1-val/acc_step", kind="SwanLab CSV"),
     ),
+    "skyrl.jsonl": (
+        lines(lambda t: {"trainer/global_step": t, "policy/policy_entropy": H[t], "reward/avg_pass_at_8": 0.9,
+                         "reward/avg_raw_reward": R[t]}),
+        Wanted("trainer/global_step", "policy/policy_entropy", "reward/avg_raw_reward"),
+    ),
+    "wandb-history.csv": (
+        table(",_step,_runtime,_timestamp,train/global_step,actor/entropy,critic/rewards/mean",
+              lambda t: (t - 1, t - 1, 10 * t, 1.7e9 + t, t, H[t], R[t])),
+        Wanted("train/global_step", "actor/entropy", "critic/rewards/mean", kind="CSV"),
+    ),
+    **{
+        f"other-accuracy-{i}.csv": (table(f"step,{name},entropy,reward", lambda t: (t, 0.9, H[t], R[t])),
+                                    Wanted("step", "entropy", "reward"))
+        for i, name in enumerate(["format_accuracy", "format_acc", "rm/acc", "xml_correct", "best_accuracy",
+                                  "success_rate_format", "eval/majority_accuracy"])
+    },
     # --- entropies that are none
     "not-entropy.jsonl": (
         lines(lambda t: {"step": t, "high_entropy_token_frac": 0.2, "entropy_threshold": 1.5, "reward_entropy": 0.6,
                          "cross_entropy": 2.0, "target_entropy": 0.5, "entropyCoef": 0.01, "entropy_std": 0.3,
-                         "router/entropy": 2.0, "policy/token_entropy": H[t], "accuracy": R[t]}),
+                         "router/entropy": 2.0, "relative_entropy": 0.1,
+                         "entropy_normalized": 0.1, "policy/token_entropy": H[t], "accuracy": R[t]}),
         Wanted("step", "policy/token_entropy", "accuracy"),
     ),
     "negative-first.jsonl": (
@@ -287,6 +304,8 @@ FILES = {
                                   "trainer/global_step", "Global Step", "optimizer_step", "train_steps",
                                   "iteration", "Update", "n_updates", "step", "global_steps", "training/step"])
     },
+    "of-words.csv": (table("step,entropy,accuracy", lambda t: (f"{t} of 438", H[t], R[t])),
+                     Wanted("step", "entropy", "accuracy")),
     "of-total.csv": (table("global_step/max_steps,entropy,accuracy", lambda t: (f"{t}/438", H[t], R[t])),
                      Wanted("global_step/max_steps", "entropy", "accuracy")),
     "log-calls.jsonl": (
@@ -315,6 +334,10 @@ FILES = {
     "weak-percent.csv": (
         table("step,entropy,val/acc", lambda t: (t, H[t], 10 * R[t])),
         Wanted("step", "entropy", "val/acc", "percentage points", first=(H[1], 10 * R[1]), last=(H[N], 10 * R[N])),
+    ),
+    "named-reward.csv": (
+        table('"Step","reward-v2 - entropy","reward-v2 - val/acc"', lambda t: (t, H[t], 100 * R[t])),
+        Wanted("Step", "reward-v2 - entropy", "reward-v2 - val/acc", **PERCENT, kind="W&B CSV"),
     ),
     "score.csv": (
         table("step,entropy,eval/score", lambda t: (t, H[t], 100 * R[t])),
@@ -415,6 +438,14 @@ REFUSED = {
     ),
     "cross.jsonl": (
         lines(lambda t: {"step": t, "crossEntropy": H[t], "categorical_crossentropy": 1.0, "accuracy": R[t]}),
+        "no column found for entropy",
+    ),
+    "sum-over-tokens.csv": (
+        table("step,entropy,accuracy", lambda t: (t, 300 * H[t], R[t])),
+        "'entropy' is about .*, more nats a token than any vocabulary allows",
+    ),
+    "relative.jsonl": (
+        lines(lambda t: {"step": t, "relative_entropy": H[t], "entropy_drop": 0.1, "accuracy": R[t]}),
         "no column found for entropy",
     ),
     "tokens.jsonl": (
