@@ -38,8 +38,9 @@ def find_model(source: str) -> str:
     if source in HUB_ALIASES:
         return HUB_ALIASES[source]
     if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        named = ", ".join(map(repr, (*POLICIES, SMOLLM2)))
         raise ErltoolError(
-            f"policy {source!r}: no config.json there; give {', '.join((*POLICIES, SMOLLM2))}, a model's folder, a "
+            f"policy {source!r}: no config.json there; give {named}, a model's folder, a "
             "GGUF file or a hub id such as Qwen/Qwen2.5-0.5B"
         )
     return source

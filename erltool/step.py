@@ -130,6 +130,7 @@ def measure(
 ) -> dict[str, float]:
     """What is measured of an update before it is made, keys as in runs.METRICS; the device is waited for once."""
     mask, responses = tokens.response_mask, part.response_mask
+    groups = rewards.view(-1, group_size)
     of_groups = group_covariance(tokens.advantages, tokens.log_probs, mask, group_size)
     kl = tokens.old_log_probs - tokens.log_probs
     count = mask.sum().clamp(min=1)
@@ -149,25 +150,24 @@ def measure(
         "kl_k1": masked_mean(kl_estimate(kl, "k1"), mask),
         "kl_k3": masked_mean(kl_estimate(kl, "k3"), mask),
         "grad_norm": grad_norm,
+        "all_wrong_fraction": (groups == 0).all(-1).double().mean(),
+        "all_right_fraction": (groups == 1).all(-1).double().mean(),
     }
     values |= dict(zip(TOP_SHARES, top_means(covariance, mask, list(TOP_SHARES.values())), strict=True))
-    of_rewards = rewards.view(-1, group_size).mean(-1)
+    of_rewards = groups.mean(-1)
     one_by_one = torch.stack([v.double() for v in values.values()])
     numbers = torch.cat([one_by_one, of_groups.double(), of_rewards.double()]).tolist()
-    groups = numbers[len(values) :]
-    by_accuracy = covariance_by_accuracy(groups[: len(of_groups)], groups[len(of_groups) :])
-    values = dict(zip(values, numbers[: len(values)], strict=True)) | of_groups_alone(part, rewards, group_size)
+    rest = numbers[len(values) :]
+    by_accuracy = covariance_by_accuracy(rest[: len(of_groups)], rest[len(of_groups) :])
+    values = dict(zip(values, numbers[: len(values)], strict=True))
     whole = ("response_tokens", "selected_tokens")
     return {"step": 0, "iteration": 0} | {k: int(v) if k in whole else v for k, v in values.items()} | by_accuracy
 
 
-def of_groups_alone(part: Rollouts, rewards: Tensor, group_size: int) -> dict[str, float]:
-    """Shares of groups that are all wrong (reward 0) and all right (1), and how different a group's responses are."""
-    groups = rewards.view(-1, group_size)
-    all_wrong, all_right = torch.stack([(groups == value).all(-1).double().mean() for value in (0, 1)]).tolist()
-    texts = [part.responses[at : at + group_size] for at in range(0, len(part), group_size)]
-    distinct = sum(len(set(group)) for group in texts) / len(part)
-    return {"all_wrong_fraction": all_wrong, "all_right_fraction": all_right, "distinct_fraction": distinct}
+def distinct_fraction(responses: list[str], group_size: int) -> float:
+    """Number of different responses in a group over its size, mean over groups."""
+    groups = [responses[at : at + group_size] for at in range(0, len(responses), group_size)]
+    return sum(len(set(group)) for group in groups) / len(responses)
 
 
 def covariance_by_accuracy(covariances: list[float], accuracies: list[float]) -> dict[str, float]:

@@ -40,7 +40,7 @@ from erltool.runs import Run, holds_run, read_run
 from erltool.runwriter import RunWriter, check_place
 from erltool.sampling import sample_groups
 from erltool.saved import Saved, load_saved, read_saved, save_policy
-from erltool.step import Described, Step, entropy_change_summary, measure, part_texts
+from erltool.step import Described, Step, distinct_fraction, entropy_change_summary, measure, part_texts
 from erltool.tasks import Problem, Task, load_task, rewards_of
 from erltool.threads import Courtesy
 from erltool.tokens import Tokens
@@ -386,6 +386,7 @@ class _Trainer:
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
         metrics = measure(part, rewards, tokens, covariance, selected, clipped, grad_norm, config.group_size)
         texts = part_texts(self.policy, part)
+        metrics["distinct_fraction"] = distinct_fraction(part.responses, config.group_size)
         described = None
         if (describe := getattr(self.task, "describe", None)) is not None:
             described = Described.of(part, describe, texts)

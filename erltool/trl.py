@@ -245,8 +245,8 @@ class EntropyControlMixin:
         covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
         grad_norm = torch.zeros(())  # known after the backward pass: `log` has it
         row = measure(part, rewards, tokens, covariance, selected, clipped, grad_norm, group if whole else 1)
-        if not whole:  # responses are shuffled into updates: of parts of groups there is no group covariance
-            row = {name: value for name, value in row.items() if not name.startswith("group_covariance")}
+        if not whole:  # responses are shuffled into updates: of parts of groups nothing can be said
+            row = {name: value for name, value in row.items() if not name.startswith(("group_covariance", "all_"))}
         step = self.state.global_step + 1
         iteration, nth = divmod(self.state.global_step * self.args.gradient_accumulation_steps, self._generate_every)
         seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()

@@ -58,6 +58,7 @@ CONTROLS = [
 CONTROLS += [c() for name, c in catalog.CONTROLS.items() if name not in {c.name for c in CONTROLS}]
 SELECTING = (
     "kl-cov", "clip-cov", "random-clip", "random-kl", "adaptive-entropy-bonus", "high-entropy-mask", "target-entropy",
+    "annealed",
 )  # fmt: skip
 
 
@@ -380,7 +381,9 @@ def test_a_run_can_be_made_longer(tiny_config, tmp_path):
 
 def start(config: TrainConfig, out: Path, *words: str) -> subprocess.Popen:
     flags = [
-        f"--{k.replace('_', '-')}={v}" for k, v in config.to_dict().items() if k != "control" and type(v) is not bool
+        f"--{k.replace('_', '-')}={v}"
+        for k, v in config.to_dict().items()
+        if k != "control" and type(v) is not bool and v is not None
     ]
     command = [sys.executable, "-m", "erltool.cli", "train", f"--out={out}", "--control=kl-cov:fraction=0.2", *flags]
     return subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
