@@ -217,7 +217,7 @@ def test_results_stay_within_the_modulus():
     [
         ("sharpening", (0.05, 0.15), (0.25, 0.55)),
         ("discovery", (0.2, 0.4), (0.3, 0.6)),
-        ("trap", (0.01, 0.06), (0.2, 0.6)),
+        ("trap", (0.01, 0.06), (0.05, 0.4)),
     ],
 )
 def test_shipped_policies_begin_as_their_style_says(name, thinking, right_steps):

@@ -44,7 +44,7 @@ CLEAN = Style(think=0.7)
 STYLES = {
     "sharpening": Style(think=0.1, step=0.35),
     "discovery": Style(think=0.3, step=0.6, mul=0.1),
-    "trap": Style(think=0.03, step=0.35),
+    "trap": Style(think=0.03, step=0.2),
 }
 
 
