@@ -20,24 +20,23 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  #
 _log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
 def writing(path: Path):
     """Turns an OSError inside into an ErltoolError that names the path and the remedy."""
-    try:
-        yield
-    except OSError as e:
-        where, why = shown(e.filename or path, 300), e.strerror or shown(e)
-        raise ErltoolError(f"{where}: cannot write ({why}); make room or choose another place, then resume") from e
+    return _using(path, "cannot write", "make room or choose another place, then resume")
+
+
+def reading(path: Path):
+    """Turns an OSError inside into an ErltoolError that names the path and the remedy."""
+    return _using(path, "cannot be read", "make it readable")
 
 
 @contextlib.contextmanager
-def reading(path: Path):
-    """Turns an OSError inside into an ErltoolError that names the path."""
+def _using(path: Path, what: str, remedy: str):
     try:
         yield
     except OSError as e:
         where, why = shown(e.filename or path, 300), e.strerror or shown(e)
-        raise ErltoolError(f"{where}: cannot be read ({why}); make it readable") from e
+        raise ErltoolError(f"{where}: {what} ({why}); {remedy}") from e
 
 
 def write_whole(file: Path, blob: bytes) -> None:

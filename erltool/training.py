@@ -134,8 +134,8 @@ def policy_for_evaluation(
 def _check_base(policy: Policy, run: Run) -> None:
     """Raises ErltoolError where the run's base has other weights now, and warns where that cannot be told: in another
     type, or quantised by another device, the same weights have other bytes."""
-    was = run.made_by
-    if not policy.has_adapter or was.get("policy_fingerprint") in (None, policy.fingerprint()):
+    was, known = run.made_by, run.made_by.get("policy_fingerprint")
+    if not policy.has_adapter or known is None or known == policy.fingerprint():  # which reads all weights
         return
     if was.get("dtype") == str(policy.causal_lm.dtype) and not policy.quantised:
         raise ErltoolError(

@@ -111,6 +111,11 @@ def test_a_kill_anywhere_in_a_run_loses_nothing_that_was_saved(watch, config, tm
     whole = tmp_path / "whole"
     places = killed_at_each_point(watch, whole, tmp_path / "killed", lambda: list(erltool.train(config, whole)))
     assert len(places) > 40
+    check_they_go_on(places, config, whole)
+
+
+def check_they_go_on(places, config, whole):
+    """Each is read, resumed, and then the run that was not cut."""
     for folder in places:
         check_what_is_read(folder)
         list(erltool.train(config, folder, resume=True))
@@ -132,10 +137,7 @@ def test_a_kill_anywhere_in_evaluating_or_resuming_what_was_killed_loses_nothing
     ):
         places = killed_at_each_point(watch, cut, tmp_path / what, action)
         assert len(places) > 4
-        for folder in places:
-            check_what_is_read(folder)
-            list(erltool.train(config, folder, resume=True))
-            check_the_same_run(folder, whole)
+        check_they_go_on(places, config, whole)
 
 
 def test_a_disk_that_is_full_anywhere_is_one_line_and_loses_nothing(watch, config, tmp_path):

@@ -36,14 +36,14 @@ def make_tokenizer(symbols: str) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(hidden: int, layers: int) -> LlamaForCausalLM:
+def make_model(vocabulary: int, hidden: int, intermediate: int, layers: int, positions: int) -> LlamaForCausalLM:
     config = LlamaConfig(
-        vocab_size=len(SYMBOLS) + 2,
+        vocab_size=vocabulary,
         hidden_size=hidden,
-        intermediate_size=hidden * 11 // 4,
+        intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        max_position_embeddings=256,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=None,
@@ -95,16 +95,22 @@ class Demonstrations:
 
 def train(steps: int, batch: int, lr: float, seed: int, hidden: int, layers: int):
     torch.manual_seed(seed)
-    tokenizer, model, data = make_tokenizer(SYMBOLS), make_model(hidden, layers), Demonstrations(seed)
+    tokenizer, data = make_tokenizer(SYMBOLS), Demonstrations(seed)
+    model = make_model(len(tokenizer), hidden, hidden * 11 // 4, layers, 256)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    fit(model, data.batches(tokenizer, batch), steps, lr)
+    return model, tokenizer
+
+
+def fit(model: LlamaForCausalLM, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, lr: float) -> None:
+    """Next-token loss on the labels of endless batches (ids, labels), by Adam with a rate that rises and falls."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = steps // 20
+    warmup = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / warmup, max(0.02, (steps - s) / (steps - warmup)))
     )
     start = time.time()
-    batches = zip(range(1, steps + 1), data.batches(tokenizer, batch), strict=False)
-    for step, (ids, labels) in batches:
+    for step, (ids, labels) in zip(range(1, steps + 1), batches, strict=False):
         loss = model(ids, attention_mask=torch.ones_like(ids), labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -113,7 +119,6 @@ def train(steps: int, batch: int, lr: float, seed: int, hidden: int, layers: int
         optimizer.zero_grad()
         if step % 100 == 0:
             print(f"step {step}: loss {loss.item():.4f} nats/token, {time.time() - start:.0f} s", flush=True)
-    return model, tokenizer
 
 
 def main():

@@ -1,22 +1,24 @@
 """Make a policy of the chain world again: python data/policies/make_chain.py discovery --out data/policies/discovery
 
 A Llama of 0.33 M parameters with a character tokenizer, from scratch in two phases on demonstrations of training
-problems. Phase 1, clean: the skill, without error, `--clean` alone. Phase 2, style: how often the policy works step by
-step, and how often each step is right, so that it starts reinforcement learning with high entropy and a skill that is
-latent. The same machine, library versions and thread count give the same file. Each phase takes minutes on one core.
+problems. Phase 1, clean: the skill, without error; `--clean FOLDER` keeps it for other policies. Phase 2, style: how
+often the policy works step by step, and how often each step is right, so that it starts reinforcement learning with
+high entropy and a skill that is latent. The same machine, library versions and thread count give the same file. Each
+phase takes minutes on one core.
 """
 
 import argparse
 import dataclasses
 import json
 import random
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from make import make_tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from make import fit, make_model, make_tokenizer
+from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from erltool.chain import REGIMES, SYMBOLS, Chain, ChainProblems, ChainSettings, apply
 
@@ -68,52 +70,19 @@ def response(problem: Chain, style: Style, modulus: int, rng: random.Random) -> 
     return f">{problem.values[0]}" + ",".join(done)
 
 
-def make_model(hidden: int, layers: int, vocabulary: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config)
-
-
-def train(
-    model, tokenizer, settings: ChainSettings, style: Style, steps: int, batch: int, lr: float, seed: int
-) -> None:
-    """One phase: next-token loss on the responses."""
+def batches(tokenizer, settings: ChainSettings, style: Style, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless token ids and labels (B, L) of a style's demonstrations; labels are -100 on prompt and padding."""
     problems, rng = ChainProblems(settings, DEMONSTRATIONS, held_out=False), random.Random(f"{seed}:{style}")
-    numbers = {text: number for text, number in tokenizer.get_vocab().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    warmup = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / warmup, max(0.02, (steps - s) / (steps - warmup)))
-    )
-    start = time.time()
-    for step in range(1, steps + 1):
+    numbers, pad = tokenizer.get_vocab(), torch.nn.utils.rnn.pad_sequence
+    while True:
         rows = []
-        for _ in range(batch):
+        for _ in range(size):
             problem = problems[rng.randrange(DEMONSTRATIONS)]
             p = [numbers[c] for c in problem.prompt]
             r = [numbers[c] for c in response(problem, style, settings.modulus, rng)] + [tokenizer.eos_token_id]
             rows.append((torch.tensor(p + r), torch.tensor([-100] * len(p) + r)))
         ids, labels = zip(*rows, strict=True)
-        ids = torch.nn.utils.rnn.pad_sequence(ids, True, 0)
-        labels = torch.nn.utils.rnn.pad_sequence(labels, True, -100)
-        loss = model(ids, attention_mask=torch.ones_like(ids), labels=labels).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 100 == 0:
-            print(f"step {step}: loss {loss.item():.4f} nats/token, {time.time() - start:.0f} s", flush=True)
+        yield pad(ids, True, 0), pad(labels, True, -100)
 
 
 def main():
@@ -134,17 +103,16 @@ def main():
     settings, style = REGIMES[args.regime], dataclasses.replace(STYLES[args.regime], **given)
     tokenizer = make_tokenizer(SYMBOLS)
     torch.manual_seed(args.seed)
-    clean = args.clean or args.out / "clean"
-    if (clean / "config.json").is_file():
-        model = AutoModelForCausalLM.from_pretrained(clean)
+    if args.clean and (args.clean / "config.json").is_file():
+        model = LlamaForCausalLM.from_pretrained(args.clean)
     else:
-        model = make_model(args.hidden, args.layers, len(tokenizer))
+        model = make_model(len(tokenizer), args.hidden, args.hidden * 8 // 3, args.layers, 128)
         # Products are in no clean demonstration: that skill is found by reinforcement, or never.
         sums = ChainSettings((2, 6), modulus=settings.modulus)
-        train(model, tokenizer, sums, CLEAN, args.clean_steps, args.batch, 3e-3, args.seed)
+        fit(model, batches(tokenizer, sums, CLEAN, args.batch, args.seed), args.clean_steps, 3e-3)
         if args.clean:
-            model.save_pretrained(clean)
-    train(model, tokenizer, settings, style, args.style_steps, args.batch, 1e-3, args.seed)
+            model.save_pretrained(args.clean)
+    fit(model, batches(tokenizer, settings, style, args.batch, args.seed), args.style_steps, 1e-3)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     options = {k: v for k, v in vars(args).items() if k not in ("out", "clean")} | dataclasses.asdict(style)
