@@ -15,7 +15,7 @@ from torch import Tensor
 from erltool.logprobs import token_log_probs
 from erltool.policy import Policy
 
-PACKED_ROW = 512  # tokens in a row of several responses: beyond, attention to masked tokens costs more than it saves
+PACKED_ROW = 512  # most tokens in a row of several responses
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def response_log_probs(policy: Policy, rollouts: Rollouts, temperature: float = 
 
 def contexts(policy: Policy, rollouts: Rollouts) -> Tensor:
     """Hidden states (N, D) that predict the N response tokens, in row-major order of the mask."""
-    packed = pack(rollouts, shared=policy.path.rows == "packed")
+    packed = pack(rollouts, policy.path.rows == "packed", policy.head.shape[-1])
     hidden = policy.hidden(
         packed.input_ids, attention_mask=packed.attention_mask, position_ids=packed.position_ids, use_cache=False
     ).last_hidden_state
@@ -130,13 +130,14 @@ class Packed:
     """(N,) index into R * L of the position that predicts each response token, in row-major order of (B, T)"""
 
 
-def pack(rollouts: Rollouts, shared: bool = True) -> Packed:
+def pack(rollouts: Rollouts, shared: bool = True, hidden: int = PACKED_ROW) -> Packed:
     """Each prompt once, followed by its responses, which see the prompt and themselves but not each other; or, not
     `shared`, a row for each response.
 
-    Responses share a row while they share a prompt and the row would hold at most PACKED_ROW tokens with the longest
-    of the prompts; where one row is too small they are shared out evenly, since the longest row sets the width of
-    all. The last token of a response predicts nothing and is left out.
+    Responses share a row while they share a prompt and the row would hold at most min(PACKED_ROW, `hidden`) tokens with
+    the longest of the prompts: beyond, attention to masked tokens costs more than a prompt read once saves, and sooner
+    the narrower the model is. Where one row is too small they are shared out evenly, since the longest row sets the
+    width of all. The last token of a response predicts nothing and is left out.
     """
     lengths = rollouts.response_mask.sum(-1).tolist()
     ids = rollouts.token_ids.tolist()
@@ -145,7 +146,7 @@ def pack(rollouts: Rollouts, shared: bool = True) -> Packed:
     for _, group in itertools.groupby(rollouts.prompt_ids):
         first = sum(map(len, rows))
         of_group = lengths[first : first + len(list(group))]
-        parts = share_rows(longest, of_group) if shared else np.arange(len(of_group))[:, None]
+        parts = share_rows(longest, of_group, min(PACKED_ROW, hidden)) if shared else np.arange(len(of_group))[:, None]
         rows += [(first + part).tolist() for part in parts]
     tokens, positions, owners, predicting = [], [], [], []
     for members in rows:
@@ -174,12 +175,12 @@ def pack(rollouts: Rollouts, shared: bool = True) -> Packed:
     return Packed(input_ids, _padded(positions, width, 0).to(device), (causal & seen)[:, None], predicting)
 
 
-def share_rows(prompt: int, lengths: Sequence[int]) -> list[np.ndarray]:
+def share_rows(prompt: int, lengths: Sequence[int], most: int) -> list[np.ndarray]:
     """Which responses of a prompt, of those lengths in tokens, share a row: in as few rows of even number as
-    PACKED_ROW allows, or one a row."""
+    `most` tokens a row allow, or one a row."""
     for count in range(1, len(lengths) + 1):
         rows = np.array_split(np.arange(len(lengths)), count)
-        if all(prompt + sum(lengths[b] - 1 for b in row) <= PACKED_ROW for row in rows):
+        if all(prompt + sum(lengths[b] - 1 for b in row) <= most for row in rows):
             break
     return rows
 

@@ -60,6 +60,13 @@ def test_rows_share_a_prompt_up_to_their_length(policy):
     assert many.input_ids.shape[1] <= PACKED_ROW and many.input_ids.shape[0] > len(PROMPTS)
 
 
+def test_a_narrow_model_has_shorter_rows(policy):
+    rollouts = sample(policy, 8, max_response_tokens=12)
+    wide, narrow = pack(rollouts), pack(rollouts, hidden=40)
+    assert narrow.input_ids.shape[1] <= 40 < wide.input_ids.shape[1]
+    assert len(narrow.predicting) == len(wide.predicting)
+
+
 def test_responses_too_long_for_one_row_are_shared_out_evenly():
     """A row of seven and one of a single response would be as wide as two of seven: 1012 tokens instead of 586."""
     long = (PACKED_ROW - 9) // 7
