@@ -157,6 +157,22 @@ def test_a_live_step_can_be_inspected(tiny_config):
     assert inspector.result.covariance == pytest.approx(step.metrics["mean_covariance"], abs=1e-5)
 
 
+def test_forks_are_marked_where_the_task_knows_them(run):
+    config = erltool.TrainConfig(
+        task="chain:sharpening", policy="sharpening", lora_rank=0, steps=1, updates_per_iteration=1,
+        prompts_per_iteration=4, group_size=4, max_response_tokens=28, eval_every=0, record_every=0, device="cpu",
+    )  # fmt: skip
+    step = next(erltool.train(config))
+    inspector = TokenInspector(step)
+    forks = np.frombuffer(inspector.data["forks"], np.float32)
+    assert forks.sum() == step.described.forks.sum() > 0
+    first = step.described.responses[0]
+    assert inspector.data["told"][0].startswith(first.strategy)
+    boxed = [bool(label.get_bbox_patch()) for label in inspector.picture().axes[0].get_xticklabels()]
+    assert boxed == forks[: len(boxed)].astype(bool).tolist()
+    assert not np.frombuffer(TokenInspector(run).data["forks"], np.float32).any()  # countdown has none
+
+
 def test_bad_input_is_said_in_the_widget(run):
     table = run.tokens
     cases = {

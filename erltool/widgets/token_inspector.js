@@ -23,8 +23,8 @@ function render({ model, el }) {
   let d, page = 0, focused = 0, spans = [];
   const read = () => {
     const raw = model.get("data");
-    d = { texts: raw.texts, prompts: raw.prompts, rewards: raw.rewards, begins: [...raw.begins, raw.texts.length] };
-    for (const name of ["covariance", "entropy", "log_prob", "ratio", "selected", "advantage", "keys"]) d[name] = floats(raw[name]);
+    d = { texts: raw.texts, prompts: raw.prompts, rewards: raw.rewards, told: raw.told, begins: [...raw.begins, raw.texts.length] };
+    for (const name of ["covariance", "entropy", "log_prob", "ratio", "selected", "advantage", "keys", "forks"]) d[name] = floats(raw[name]);
     d.n = raw.texts.length;
     d.ranges = {};
     d.order = [...d.covariance.keys()].sort((i, j) => d.covariance[j] - d.covariance[i]);
@@ -83,10 +83,10 @@ function render({ model, el }) {
   };
   const lay = () => {
     const r = model.get("response"), first = begin(), end = Math.min(d.begins[r + 1], first + PAGE);
-    prompt.textContent = `prompt \u201c${d.prompts[r]}\u201d, reward ${d.rewards[r]}`;
+    prompt.textContent = `prompt \u201c${d.prompts[r]}\u201d, reward ${d.rewards[r]}${d.told[r] && `, ${d.told[r]}`}`;
     spans = [];
     for (let i = first; i < end; i++) {
-      const span = make("span", { class: "token", role: "option", "aria-selected": "false", tabindex: i - first === focused ? 0 : -1 }, d.texts[i]);
+      const span = make("span", { class: d.forks[i] ? "token fork" : "token", role: "option", "aria-selected": "false", tabindex: i - first === focused ? 0 : -1 }, d.texts[i]);
       span.addEventListener("mouseenter", () => tell(i));
       span.addEventListener("focus", () => { focused = i - first; tell(i); });
       spans.push(span);
@@ -109,7 +109,8 @@ function render({ model, el }) {
   });
   const tell = (i) => {
     detail.textContent = `token ${i - d.begins[model.get("response")] + 1} \u201c${d.texts[i]}\u201d: covariance ${fixed(d.covariance[i])}, ` +
-      `log-prob ${fixed(d.log_prob[i])}, entropy ${fixed(d.entropy[i])}, advantage ${fixed(d.advantage[i], 2)}, ratio ${fixed(d.ratio[i])}`;
+      `log-prob ${fixed(d.log_prob[i])}, entropy ${fixed(d.entropy[i])}, advantage ${fixed(d.advantage[i], 2)}, ratio ${fixed(d.ratio[i])}` +
+      (d.forks[i] ? "; a fork: the response had a choice here" : "");
   };
   const rangeOf = (q) => { // 2 % and 98 % of the step's tokens: a few extremes must not leave the rest in one colour
     if (q === "selected") return [0, 1];
@@ -131,7 +132,8 @@ function render({ model, el }) {
     });
     colour.value = q;
     legend.replaceChildren(...(around === undefined ? bar(CIVIDIS, fixed(low), fixed(high)) : bar(PUOR, fixed(around - reach), fixed(around + reach))),
-      make("span", {}, q === "selected" ? "1: taken by the run's control" : "2 % to 98 % of the step's tokens"));
+      make("span", {}, q === "selected" ? "1: taken by the run's control" : "2 % to 98 % of the step's tokens"),
+      ...(d.forks.some((x) => x) ? [make("span", { class: "mark fork" }, "boxed"), make("span", {}, "a fork")] : []));
   };
   const bar = (map, low, high) => [make("span", {}, low), make("span", { class: "map", "aria-hidden": "true", style: `background: linear-gradient(to right, ${map.map((c) => `rgb(${c})`)})` }), make("span", {}, high)];
   const paint = () => {

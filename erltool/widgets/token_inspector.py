@@ -39,7 +39,9 @@ class TokenInspector(View):
     Shows a response's text, each token coloured by covariance, entropy, log-prob, ratio to the sampling policy or
     what the run's own control took. Sliders for Clip-Cov (band, share) and KL-Cov (share, coef) show at once which
     tokens they would take among the step's shown prompts, and how that changes the mean covariance, which is to
-    first order what the entropy falls by. A run has the tokens it recorded; a live step all of its own. Bad input
+    first order what the entropy falls by. Where the task knows at which tokens a response had a choice, these forks
+    are boxed, and the response's strategy and first wrong step are said. A run has the tokens it recorded; a live
+    step all of its own. Bad input
     is said in the widget: `problem`; a step or response that is not there raises ErltoolError where it is set later.
     """
 
@@ -103,6 +105,8 @@ class TokenInspector(View):
             "prompts": [visible(str(table["prompt"][b])) for b in begins],
             "rewards": [float(table["reward"][b]) for b in begins],
             "begins": begins.tolist(),
+            "told": _told(table, begins),
+            "forks": np.ascontiguousarray(_forks(table), np.float32).tobytes(),
             "keys": self._keys.tobytes(),
             **{n: np.ascontiguousarray(v).tobytes() for n, v in columns.items()},
         }
@@ -143,6 +147,9 @@ class TokenInspector(View):
         ax.bar(range(len(part)), values, color=np.where(values < 0, "#D55E00", "#0072B2"))
         ax.set_xticks(range(len(part)), [shown(t, 20) for t in part["text"]], parse_math=False, fontsize=8)
         ax.axhline(0, color="black", linewidth=0.8)
+        for label, fork in zip(ax.get_xticklabels(), _forks(part), strict=True):
+            if fork:
+                label.set_bbox({"boxstyle": "square,pad=0.15", "facecolor": "none", "edgecolor": "black"})
         ax.set_ylabel(self.quantity)
         ax.set_title(shown(self.data["prompts"][self.response], 120), parse_math=False, fontsize=9, loc="left")
         return ax.figure
@@ -176,6 +183,21 @@ def _tokens_of(source) -> pd.DataFrame:
                 f"TokenInspector: {name} is not finite on {broken} of {len(table)} tokens; look for what diverged"
             )
     return table
+
+
+def _forks(table: pd.DataFrame) -> np.ndarray:
+    """(N,) bool: tokens at which a response had a choice; all False where the task does not know."""
+    return table["fork"].to_numpy(bool) if "fork" in table else np.zeros(len(table), bool)
+
+
+def _told(table: pd.DataFrame, begins: np.ndarray) -> list[str]:
+    """What the task says of each response, "" where it says nothing."""
+    if "strategy" not in table:
+        return [""] * len(begins)
+    wrong = table["first_wrong"].fillna(0).astype(int)
+    return [
+        f"{visible(str(table['strategy'][b]))}{f', step {wrong[b]} is wrong' if wrong[b] else ''}" for b in begins
+    ]
 
 
 def _unrecorded(step, steps: list[int]) -> str:
