@@ -39,8 +39,9 @@ def end_values(runs: Mapping[str, Run]) -> pd.DataFrame:
     Columns: `setting`, `seed`, `failed` (why, or ""), `entropy_start`, `entropy_end` (nats/token, means of EDGE
     iterations), `entropy_spent` (fraction of the start that is gone), `accuracy_start`, `accuracy_best` and
     `accuracy_late` (held-out, while training; `accuracy_late` is the mean over the second half of the steps, because
-    a single policy's may swing by more than controls differ), `average` and `pass@k` of the last policy's evaluation,
-    `length_end` (tokens), `covariance_start`, `covariance_end` (nats), `selected` (mean fraction of the tokens that
+    a single policy's may swing by more than controls differ), `tempered_late` (the same at `eval_temperature`),
+    `average` and `pass@k` of the last policy's evaluation, `average@0` and the like of those at other temperatures (0:
+    greedy), `length_end` (tokens), `covariance_start`, `covariance_end` (nats), `selected` (mean fraction of the tokens that
     the control acted on). NaN for what was not measured.
     """
     return Table({name: _end_values(run) for name, run in runs.items()}).T.infer_objects()
@@ -48,7 +49,9 @@ def end_values(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def _end_values(run: Run) -> dict:
     rows = run.metrics.groupby("iteration").mean(numeric_only=True)
-    accuracy = run.evaluated().set_index("step")["eval_accuracy"]
+    evaluated = run.evaluated().set_index("step")
+    accuracy = evaluated["eval_accuracy"]
+    late = evaluated.index > run.metrics["step"].max() / 2
     values = {"setting": visible(setting_of(run)), "seed": run.config["seed"]}
     values["failed"] = visible(run.evaluation.get("failed", ""))
     if not len(rows):
@@ -59,7 +62,8 @@ def _end_values(run: Run) -> dict:
         "entropy_end": last["policy_entropy"],
         "entropy_spent": 1 - last["policy_entropy"] / first["policy_entropy"],
         "accuracy_start": accuracy.iloc[0] if len(accuracy) else np.nan,
-        "accuracy_late": accuracy[accuracy.index > run.metrics["step"].max() / 2].mean(),
+        "accuracy_late": accuracy[late].mean(),
+        "tempered_late": evaluated.get("eval_accuracy_tempered", accuracy * np.nan)[late].mean(),
         "accuracy_best": accuracy.max() if len(accuracy) else np.nan,
         "length_end": last["response_length"],
         "covariance_start": first["mean_covariance"],
@@ -67,7 +71,8 @@ def _end_values(run: Run) -> dict:
         "selected": rows["selected_fraction"].mean(),
     }
     measured = {k: v for k, v in run.evaluation.items() if k == "average" or k.startswith("pass@")}
-    return values | measured
+    tempered = {f"average@{t}": found["average"] for t, found in run.evaluation.get("tempered", {}).items()}
+    return values | measured | tempered
 
 
 @dataclass(frozen=True)

@@ -232,8 +232,8 @@ def test_shipped_policies_begin_as_their_style_says(name, thinking, right_steps)
     right = sum(d.right_steps for d in said) / sum(d.steps for d in said)
     assert thinking[0] < share < thinking[1] and right_steps[0] < right < right_steps[1]
     assert np.mean([d.strategy == "neither" for d in said]) < 0.02
-    if name == "discovery":  # its products are guesses
-        assert sum(d.right_products for d in said) / sum(d.products for d in said) < 0.25
+    if name == "discovery":  # its products are a wrong habit
+        assert sum(d.right_products for d in said) / sum(d.products for d in said) < 0.1
     made = json.loads((shipped(f"data/policies/{name}") / "made_by.json").read_text())
     assert made["task"] == str(REGIMES[name])
     assert (shipped(f"data/policies/{name}") / "model.safetensors").stat().st_size < 1.5e6

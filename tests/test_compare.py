@@ -67,6 +67,14 @@ def test_end_values_of_a_made_run():
     assert row["entropy_start"] == pytest.approx(0.5) and row["entropy_spent"] == pytest.approx(0.8)
     assert row["accuracy_late"] == pytest.approx(0.245) and row["accuracy_best"] == pytest.approx(0.29)
     assert row["average"] == 0.3 and row["pass@8"] == 0.6 and "right" not in row
+    assert np.isnan(row["tempered_late"]) and "average@0" not in row  # neither was measured
+
+
+def test_end_values_of_other_temperatures():
+    run = made_run(np.full(20, 0.5), np.linspace(0.1, 0.29, 20), evaluation={"tempered": {"0": {"average": 0.4}}})
+    run.metrics["eval_accuracy_tempered"] = run.metrics["eval_accuracy"] + 0.1
+    row = end_values({"a": run}).loc["a"]
+    assert row["tempered_late"] == pytest.approx(row["accuracy_late"] + 0.1) and row["average@0"] == 0.4
 
 
 def test_differences_are_against_the_baseline_of_the_same_seed():
