@@ -400,7 +400,7 @@ def _demo(parser, words) -> int:
     return 0
 
 
-DEMO_ITERATIONS = 150
+DEMO_ITERATIONS = 60
 
 
 def _fit(parser, words) -> int:

@@ -8,26 +8,29 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from erltool.catalog import preset
 from erltool.compare import EDGE
 from erltool.config import TrainConfig
-from erltool.controls import NoControl
+from erltool.controls import ClipCov, NoControl
 from erltool.errors import ErltoolError
 from erltool.files import write_whole, writing
 from erltool.fit import LawFit, fit_law
 from erltool.logmetrics import OWN
-from erltool.plots import new_axes, plot_fit, plot_run
+from erltool.plots import COLOURS, as_text, new_axes, plot_fit, plot_run
 from erltool.runs import Run
 
-LABELS = {"none": "no control", "kl-cov": "KL-Cov"}
+LABELS = {"none": "no control", "clip-cov": "Clip-Cov"}
 
 
 def demo_configs(iterations: int, seed: int) -> dict[str, TrainConfig]:
-    """The demo's two runs by name: GRPO without control, and with KL-Cov as tuned for the embedded policy."""
-    common = {"steps": 4 * iterations, "seed": seed, "updates_per_iteration": 4}
+    """The demo's two runs by name, of the shipped policy `sharpening`: GRPO without control, and with Clip-Cov."""
+    common = {
+        "task": "chain:sharpening", "policy": "sharpening", "lora_rank": 0, "learning_rate": 3e-4,
+        "steps": 4 * iterations, "updates_per_iteration": 4, "max_response_tokens": 28, "eval_every": 2,
+        "eval_prompts": 500, "eval_samples": 1, "eval_temperature": 0.0, "seed": seed,
+    }  # fmt: skip
     return {
         "none": TrainConfig(control=NoControl(), **common),
-        "kl-cov": TrainConfig(control=preset("kl-cov", "embedded"), **common),
+        "clip-cov": TrainConfig(control=ClipCov(fraction=0.02, low=0.5, high=50.0), **common),
     }
 
 
@@ -50,39 +53,62 @@ def summary_table(runs: dict[str, Run]) -> pd.DataFrame:
 def _column(run: Run) -> dict[str, str]:
     edge = EDGE * run.config["updates_per_iteration"]
     first, last = run.metrics.head(edge), run.metrics.tail(edge)
-    evaluated = run.evaluated()["eval_accuracy"]
+    evaluated = run.evaluated()
     law = law_of(run)
     ceiling = "not fitted"
     if isinstance(law, LawFit):
         low, high = law.interval()["ceiling"]
         ceiling = f"{law.ceiling:.2f} [{low:.2f}, {high:.2f}]"
-    return {
+    found = {
         "entropy at start (nats/token)": f"{first['policy_entropy'].mean():.3f}",
         "entropy at end": f"{last['policy_entropy'].mean():.3f}",
-        "held-out accuracy at start": f"{evaluated.iloc[0]:.3f}",
-        "held-out accuracy at end": f"{evaluated.iloc[-1]:.3f}",
-        "mean covariance at start": f"{first['mean_covariance'].mean():.4f}",
-        "mean covariance at end": f"{last['mean_covariance'].mean():.4f}",
-        "response length at start (tokens)": f"{first['response_length'].mean():.1f}",
-        "response length at end": f"{last['response_length'].mean():.1f}",
+    }
+    for metric, label in ACCURACIES.items():
+        if metric in evaluated:
+            found[f"{label} at start"] = f"{evaluated[metric].iloc[0]:.3f}"
+            found[f"{label} at end"] = f"{evaluated[metric].iloc[-1]:.3f}"
+    for metric, label, unit in SHOWN:
+        if metric in run.metrics:
+            found[f"{label} at start{unit}"] = f"{first[metric].mean():.3g}"
+            found[f"{label} at end"] = f"{last[metric].mean():.3g}"
+    return found | {
         "ceiling b - a [95 %]": ceiling,
-        "R² of the law": f"{law.r_squared:.2f}" if isinstance(law, LawFit) else "-",
+        "R² of the law": f"{law.r_squared:.3f}" if isinstance(law, LawFit) else "-",
     }
 
 
+ACCURACIES = {"eval_accuracy": "held-out accuracy, sampled", "eval_accuracy_tempered": "held-out accuracy, greedy"}
+SHOWN = (
+    ("thinking_fraction", "worked step by step", " (share)"),
+    ("response_length", "response length", " (tokens)"),
+    ("mean_covariance", "mean covariance", " (nats)"),
+)
+
+
 def demo_figure(runs: dict[str, Run]) -> Figure:
-    """Entropy and held-out accuracy by step, and accuracy against entropy with the fitted law."""
-    axes = new_axes(3)
+    """Entropy, held-out accuracy and the share of responses that work step by step, by step; and accuracy against
+    entropy with the fitted law."""
+    axes = new_axes(4, width=3.6)
     for index, (name, run) in enumerate(runs.items()):
         label = LABELS.get(name, name)
         plot_run(run, "policy_entropy", ax=axes[0], label=label, index=index)
-        plot_run(run, "eval_accuracy", ax=axes[1], label=label, index=index)
+        plot_run(run, "eval_accuracy", ax=axes[1], label=f"{label}, sampled", index=index)
+        if "eval_accuracy_tempered" in run.metrics:
+            rows = run.metrics.dropna(subset="eval_accuracy_tempered")
+            colour = COLOURS[index % len(COLOURS)]
+            axes[1].plot(
+                rows["step"], rows["eval_accuracy_tempered"], "--", color=colour, label=as_text(f"{label}, greedy")
+            )
+        if "thinking_fraction" in run.metrics:
+            plot_run(run, "thinking_fraction", ax=axes[2], label=label, index=index)
         law = law_of(run)
         if isinstance(law, LawFit):
-            plot_fit(law, ax=axes[2], label=f"{label}, R² {law.r_squared:.2f}", index=index)
-    axes[2].set_ylabel("held-out accuracy R")
+            plot_fit(law, ax=axes[3], label=f"{label}, R² {law.r_squared:.2f}", index=index)
+    axes[2].set_ylabel("share that works step by step")
+    axes[3].set_ylabel("held-out accuracy R, sampled")
     for ax in axes:
-        ax.legend(fontsize=8)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=8)
     return axes[0].figure
 
 
@@ -90,13 +116,15 @@ def caption(runs: dict[str, Run]) -> str:
     """One sentence that says what the figure shows, of what, with its numbers."""
     run = next(iter(runs.values()))
     table = summary_table(runs)
-    parts = [
-        f"{name}: entropy {c['entropy at start (nats/token)']} to {c['entropy at end']} nats/token, held-out accuracy "
-        f"{c['held-out accuracy at start']} to {c['held-out accuracy at end']}"
-        for name, c in table.items()
-    ]
+    parts = []
+    for name, c in table.items():
+        said = f"{name}: entropy {c['entropy at start (nats/token)']} to {c['entropy at end']} nats/token"
+        for label in ACCURACIES.values():
+            if f"{label} at start" in c:
+                said += f", {label} {c[f'{label} at start']} to {c[f'{label} at end']}"
+        parts.append(said)
     return (
-        f"{run.config['policy'].capitalize()} policy on {run.config['task']}, {len(run.metrics)} optimiser steps, "
+        f"Policy {run.config['policy']} on {run.config['task']}, {len(run.metrics)} optimiser steps, "
         f"seed {run.config['seed']}. " + "; ".join(parts) + "."
     )
 
@@ -132,7 +160,7 @@ img {{ max-width: 100%; background: #fff }} pre {{ overflow-x: auto }}
 td, th {{ padding: .15rem 1rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums }}
 </style></head><body>
 <h1>Entropy with and without control</h1>
-<p>Group-relative policy optimisation (GRPO) on one small policy, once as it is and once with KL-Cov
+<p>Group-relative policy optimisation (GRPO) on one small policy, once as it is and once with Clip-Cov
 (Cui et al. 2025, arXiv 2505.22617). The law is R = -a exp(H) + b; its ceiling b - a is the accuracy at entropy 0.</p>
 <img alt="{html.escape(text, quote=True)}" src="data:image/png;base64,{picture}">
 <p>{html.escape(text)}</p>
