@@ -1,10 +1,12 @@
-"""When does a control of entropy pay? Many short runs over a map of worlds: python data/experiments/map.py takeover --policies FOLDER
+"""When does a control of entropy pay? Many short runs over a map of worlds.
 
-Three families. `takeover`: the rarity of the better strategy, and how often its steps are right at first. `discovery`: the
-first chance of a product, and a wrong habit. `rate`: learning rate and updates per iteration. A point of a family is a
-policy of make_chain.py, made where FOLDER lacks it (FOLDER/clean is phase 1's model). Every arm runs at every point on the
-same seeds. A run is a line of data/runs/map/FAMILY.jsonl; those that are there are not made again, so the script can be
-stopped at any time. `--part 0/2` and `--part 1/2` share the work between two processes.
+    python data/experiments/map.py takeover --policies FOLDER
+
+Three families. `takeover`: the rarity of the better strategy, and how often its steps are right at first. `discovery`:
+the first chance of a product, and a wrong habit. `rate`: learning rate and updates per iteration. A point of a family
+is a policy of make_chain.py, made where FOLDER lacks it (FOLDER/clean is phase 1's model). Every arm runs at every
+point on the same seeds. A run is a line of data/runs/map/FAMILY.jsonl; those that are there are not made again, so the
+script can be stopped at any time. `--part 0/2` and `--part 1/2` share the work between two processes.
 """
 
 import argparse

@@ -195,9 +195,7 @@ def _told(table: pd.DataFrame, begins: np.ndarray) -> list[str]:
     if "strategy" not in table:
         return [""] * len(begins)
     wrong = table["first_wrong"].fillna(0).astype(int)
-    return [
-        f"{visible(str(table['strategy'][b]))}{f', step {wrong[b]} is wrong' if wrong[b] else ''}" for b in begins
-    ]
+    return [f"{visible(str(table['strategy'][b]))}{f', step {wrong[b]} is wrong' if wrong[b] else ''}" for b in begins]
 
 
 def _unrecorded(step, steps: list[int]) -> str:
