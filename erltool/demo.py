@@ -14,6 +14,7 @@ from erltool.controls import ClipCov, NoControl
 from erltool.errors import ErltoolError
 from erltool.files import write_whole, writing
 from erltool.fit import LawFit, fit_law
+from erltool.importers import align_points
 from erltool.logmetrics import OWN
 from erltool.plots import COLOURS, as_text, new_axes, plot_fit, plot_run
 from erltool.runs import Run
@@ -35,12 +36,14 @@ def demo_configs(iterations: int, seed: int) -> dict[str, TrainConfig]:
 
 
 def law_of(run: Run) -> LawFit | str:
-    """The law fitted to a run's evaluated steps, or the reason why it could not be."""
-    points = run.evaluated()
+    """The law fitted to a run's held-out accuracies and the mean entropies before each, or the reason why it could
+    not be."""
+    metrics = run.metrics
     try:
-        return fit_law(
-            points["policy_entropy"], points["eval_accuracy"], unit="fraction", entropy_average=OWN["policy_entropy"]
+        points = align_points(
+            metrics["step"], metrics["policy_entropy"], run.evaluated()["eval_accuracy"].reindex(metrics.index)
         )
+        return fit_law(points["entropy"], points["performance"], unit="fraction", entropy_average=OWN["policy_entropy"])
     except ErltoolError as e:
         return str(e)
 

@@ -45,7 +45,7 @@ class Style:
 CLEAN = Style(think=0.7)
 STYLES = {
     "sharpening": Style(think=0.1, step=0.35),
-    "discovery": Style(think=0.3, step=0.6, mul=0.0, habit=0.9),
+    "discovery": Style(think=0.3, step=0.6, mul=0.0, habit=0.97),
     "trap": Style(think=0.03, step=0.2),
 }
 
