@@ -107,6 +107,7 @@ def demo_figure(runs: dict[str, Run]) -> Figure:
         law = law_of(run)
         if isinstance(law, LawFit):
             plot_fit(law, ax=axes[3], label=f"{label}, R² {law.r_squared:.2f}", index=index)
+    axes[0].set_yscale("log")  # what a control keeps is a multiple
     axes[2].set_ylabel("share that works step by step")
     axes[3].set_ylabel("held-out accuracy R, sampled")
     for ax in axes:

@@ -21,7 +21,7 @@ from erltool import lora
 from erltool.errors import ErltoolError
 from erltool.heads import OwnHead
 from erltool.logprobs import Head
-from erltool.sources import check_loaded, loading, reason_of
+from erltool.sources import check_loaded, loading, quiet_transformers, reason_of
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 PLAIN_FORMS = {"none": "{}", "question": f"Question: {{}}\n\n{BOXED.replace('{', '{{').replace('}', '}}')}\n\nAnswer: "}
@@ -234,7 +234,8 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Writes what trained: an adapter that `PeftModel.from_pretrained` loads, or the whole model."""
-        self.model.save_pretrained(folder, **({"save_embedding_layers": False} if self.has_adapter else {}))
+        with quiet_transformers():  # its progress bar would stand in the middle of ours, at every checkpoint
+            self.model.save_pretrained(folder, **({"save_embedding_layers": False} if self.has_adapter else {}))
 
     def load(self, folder: Path) -> None:
         """Takes the weights that `save` wrote. Raises ErltoolError where they are not this policy's."""

@@ -126,7 +126,7 @@ def reason_of(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet_transformers():
-    """No progress bars and no advice while weights are read."""
+    """No progress bars and no advice while weights are read or written."""
     log = transformers.utils.logging
     bar, level = log.is_progress_bar_enabled(), log.get_verbosity()
     log.disable_progress_bar()

@@ -90,8 +90,8 @@ def test_differences_are_against_the_baseline_of_the_same_seed():
 
 
 def test_a_setting_is_text_that_parses_back():
-    run = read_run(shipped("data/runs/demo-kl-cov"))
-    assert parse_control(setting_of(run)).coef == run.config["control"]["coef"] == 2.0
+    run = read_run(shipped("data/runs/demo-clip-cov"))
+    assert parse_control(setting_of(run)).fraction == run.config["control"]["fraction"] == 0.02
     assert setting_of(read_run(shipped("data/runs/demo-none"))) == "none"
     both = parse_control("kl-cov:fraction=0.1,coef=2+entropy-bonus:coef=0.01")
     assert parse_control(setting_of(made_run([0.5], [0.3], control_to_dict(both)))) == both

@@ -88,8 +88,7 @@ def test_the_command_line_draws_logs_of_any_name(tmp_path, capsys):
 def test_the_figure_of_the_demo_has_names_of_any_kind(run, monkeypatch):
     monkeypatch.setitem(LABELS, "none", r"_a$\frac{$b")
     figure = demo_figure({"none": run})
-    assert len(shown := [ax for ax in figure.axes if ax.get_legend()]) == 3  # a run of countdown has no strategies
-    for ax in shown:
+    for ax in figure.axes:
         assert drawn(ax.get_legend().get_texts()[0]).startswith(r"_a$\frac{$b")
     figure.savefig(io.BytesIO())
 

@@ -109,7 +109,7 @@ def as_batch(table):
 
 
 def test_what_the_sliders_take_is_what_the_controls_take(run):
-    inspector = TokenInspector(run, kl_fraction=0.1, clip_fraction=0.05, low=0.1, high=5.0)
+    inspector = TokenInspector(run, step=4, kl_fraction=0.1, clip_fraction=0.05, low=0.1, high=5.0)
     (log_probs, old, advantages), mask = as_batch(inspector.result.tokens)
     # The recorded covariance is centred over the whole update; select by it needs the same tokens: centre here too.
     table = inspector.result.tokens.assign(
@@ -137,7 +137,7 @@ def test_kl_cov_shows_no_effect_on_the_first_update_after_sampling(run):
 
 def test_it_follows_its_traits_and_has_a_static_twin(run):
     inspector = TokenInspector(run)
-    assert inspector.step == max(inspector.steps) and len(inspector.steps) > 5
+    assert inspector.step in inspector.steps and len(inspector.steps) > 5
     before = inspector.data["texts"]
     inspector.step = inspector.steps[0]
     assert inspector.data["texts"] != before and set(inspector.result.tokens["step"]) == {inspector.steps[0]}
@@ -170,7 +170,14 @@ def test_forks_are_marked_where_the_task_knows_them(run):
     assert inspector.data["told"][0].startswith(first.strategy)
     boxed = [bool(label.get_bbox_patch()) for label in inspector.picture().axes[0].get_xticklabels()]
     assert boxed == forks[: len(boxed)].astype(bool).tolist()
-    assert not np.frombuffer(TokenInspector(run).data["forks"], np.float32).any()  # countdown has none
+    without = TokenInspector(run.tokens.drop(columns=["strategy", "first_wrong", "fork"])).data  # a task that cannot tell
+    assert not np.frombuffer(without["forks"], np.float32).any() and set(without["told"]) == {""}
+
+
+def test_it_opens_at_the_last_step_that_has_a_covariance(run):
+    table = run.tokens
+    step = int(table["step"].unique()[1])
+    assert TokenInspector(table.assign(covariance=table["covariance"].where(table["step"] <= step, 0.0))).step == step
 
 
 def test_bad_input_is_said_in_the_widget(run):

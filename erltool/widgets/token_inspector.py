@@ -37,7 +37,7 @@ class TokenInspector(View):
     """`TokenInspector(run)` or `TokenInspector(step)`; `.result` is what the sliders choose, for the next cell.
 
     Shows a response's text, each token coloured by covariance, entropy, log-prob, ratio to the sampling policy or
-    what the run's own control took. Sliders for Clip-Cov (band, share) and KL-Cov (share, coef) show at once which
+    what the run's own control took, at first of the last step with a covariance. Sliders for Clip-Cov (band, share) and KL-Cov (share, coef) show at once which
     tokens they would take among the step's shown prompts, and how that changes the mean covariance, which is to
     first order what the entropy falls by. Where the task knows at which tokens a response had a choice, these forks
     are boxed, and the response's strategy and first wrong step are said. A run has the tokens it recorded; a live
@@ -68,7 +68,9 @@ class TokenInspector(View):
         except ErltoolError as e:
             self._table, problem = pd.DataFrame({c: [] for c in TOKEN_COLUMNS}), str(e)
         steps = sorted(int(s) for s in self._table["step"].unique())
-        if steps and settings.setdefault("step", steps[-1]) not in steps:
+        alive = self._table.loc[self._table["covariance"] != 0, "step"]  # late, groups may have no spread left
+        last = int(alive.max()) if len(alive) else steps[-1] if steps else 0
+        if steps and settings.setdefault("step", last) not in steps:
             problem, settings["step"] = _unrecorded(settings["step"], steps), steps[-1]
         super().__init__(steps=steps, problem=visible(problem), **settings)
         self._load()
