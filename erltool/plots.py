@@ -141,25 +141,29 @@ def plot_entropy_change(predicted, measured, *, ax: Axes | None = None, title: s
 
 def plot_seeds(
     runs: Sequence[Run], metric: str = "policy_entropy", *, ax: Axes | None = None, label: str = "", index: int = 0,
-    smooth: int = 1,
+    smooth: int = 1, by: str = "step",
 ) -> Axes:  # fmt: skip
     """A metric by optimiser step for runs of one setting: each seed thin, their mean thick. Returns the Axes.
 
     One seed is drawn thick alone. Curves are means of `smooth` iterations, or of as many evaluations for a metric that
-    is measured on some steps only. The mean is over the seeds that reached a step. Raises ErltoolError for no runs, or
-    a metric that none has.
+    is measured on some steps only. The mean is over the seeds that reached a step. `by` "iteration" counts rounds of
+    sampling, so that runs with other numbers of updates stand beside each other. Raises ErltoolError for no runs, a
+    metric that none has, or another `by`.
     """
     curves = [r.metrics.dropna(subset=[metric]).groupby("iteration").mean(numeric_only=True) for r in runs
               if metric in r.metrics]  # fmt: skip
+    if by not in ("step", "iteration"):
+        raise ErltoolError(f"plot_seeds: by={by!r}: must be step or iteration")
     if not curves or metric not in METRICS:
         raise ErltoolError(f"plot_seeds: none of {len(runs)} runs has the metric {metric!r}")
     ax = new_axes()[0] if ax is None else ax
     style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
-    smoothed = [c.set_index("step")[metric].rolling(smooth, min_periods=1).mean() for c in curves]
+    smoothed = [c.reset_index().set_index(by)[metric].rolling(smooth, min_periods=1).mean() for c in curves]
     for curve in smoothed if len(smoothed) > 1 else ():
         ax.plot(curve.index, curve, **style, linewidth=0.6, alpha=0.45)
     mean = pd.concat(smoothed, axis=1).sort_index().mean(axis=1)
     ax.plot(mean.index, mean, **style, linewidth=2, label=as_text(label) or None)
-    ax.set(xlabel="optimiser step", ylabel=f"{LABELS.get(metric, metric.replace('_', ' '))} ({METRICS[metric][0]})")
+    ax.set(xlabel={"step": "optimiser step"}.get(by, by))
+    ax.set(ylabel=f"{LABELS.get(metric, metric.replace('_', ' '))} ({METRICS[metric][0]})")
     ax.grid(alpha=0.25)
     return ax

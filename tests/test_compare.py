@@ -136,3 +136,7 @@ def test_seeds_are_drawn_thin_and_their_mean_thick():
     assert len(plot_seeds(runs[:1], "eval_accuracy").get_lines()) == 1
     with pytest.raises(ErltoolError, match="none of 2 runs has"):
         plot_seeds(runs, "grad_norm")
+    with pytest.raises(ErltoolError, match="must be step or iteration"):
+        plot_seeds(runs, by="epoch")
+    by_iteration = plot_seeds(runs, by="iteration")
+    assert by_iteration.get_xlabel() == "iteration" and by_iteration.get_lines()[-1].get_xdata()[0] == 0

@@ -170,7 +170,9 @@ def test_forks_are_marked_where_the_task_knows_them(run):
     assert inspector.data["told"][0].startswith(first.strategy)
     boxed = [bool(label.get_bbox_patch()) for label in inspector.picture().axes[0].get_xticklabels()]
     assert boxed == forks[: len(boxed)].astype(bool).tolist()
-    without = TokenInspector(run.tokens.drop(columns=["strategy", "first_wrong", "fork"])).data  # a task that cannot tell
+    without = TokenInspector(
+        run.tokens.drop(columns=["strategy", "first_wrong", "fork"])
+    ).data  # a task that cannot tell
     assert not np.frombuffer(without["forks"], np.float32).any() and set(without["told"]) == {""}
 
 
