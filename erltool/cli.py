@@ -24,7 +24,7 @@ from erltool.errors import ErltoolError
 from erltool.text import visible
 
 COMMANDS = {
-    "demo": "train with and without entropy control, fit the law, draw; 2 to 4 minutes on 2 cores",
+    "demo": "train with and without entropy control, fit the law, draw; a minute and a half on 2 cores",
     "train": "train a policy; the flags are the fields of TrainConfig",
     "eval": "accuracy of a run or a policy on benchmarks or a task",
     "plan": "memory that training needs, and what to lower",
