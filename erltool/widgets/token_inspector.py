@@ -37,12 +37,12 @@ class TokenInspector(View):
     """`TokenInspector(run)` or `TokenInspector(step)`; `.result` is what the sliders choose, for the next cell.
 
     Shows a response's text, each token coloured by covariance, entropy, log-prob, ratio to the sampling policy or
-    what the run's own control took, at first of the last step with a covariance. Sliders for Clip-Cov (band, share) and KL-Cov (share, coef) show at once which
-    tokens they would take among the step's shown prompts, and how that changes the mean covariance, which is to
-    first order what the entropy falls by. Where the task knows at which tokens a response had a choice, these forks
-    are boxed, and the response's strategy and first wrong step are said. A run has the tokens it recorded; a live
-    step all of its own. Bad input
-    is said in the widget: `problem`; a step or response that is not there raises ErltoolError where it is set later.
+    what the run's own control took, at first of the last step with a covariance. Sliders for Clip-Cov (band, share) and
+    KL-Cov (share, coef) show at once which tokens they would take among the step's shown prompts, and how that changes
+    the mean covariance, which is to first order what the entropy falls by. Where the task knows at which tokens a
+    response had a choice, these forks are boxed, and the response's strategy and first wrong step are said. A run has
+    the tokens it recorded; a live step all of its own. Bad input is said in the widget: `problem`; a step or response
+    that is not there raises ErltoolError where it is set later.
     """
 
     _esm = javascript("token_inspector.js")
