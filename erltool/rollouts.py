@@ -107,7 +107,8 @@ def response_log_probs(policy: Policy, rollouts: Rollouts, temperature: float = 
 
 def contexts(policy: Policy, rollouts: Rollouts) -> Tensor:
     """Hidden states (N, D) that predict the N response tokens, in row-major order of the mask."""
-    packed = pack(rollouts, policy.path.rows == "packed", policy.head.shape[-1])
+    width = policy.causal_lm.get_input_embeddings().weight.shape[-1]  # a model's own head has no shape
+    packed = pack(rollouts, policy.path.rows == "packed", width)
     hidden = policy.hidden(
         packed.input_ids, attention_mask=packed.attention_mask, position_ids=packed.position_ids, use_cache=False
     ).last_hidden_state
