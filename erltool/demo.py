@@ -16,7 +16,7 @@ from erltool.files import write_whole, writing
 from erltool.fit import LawFit, fit_law
 from erltool.importers import align_points
 from erltool.logmetrics import OWN
-from erltool.plots import COLOURS, as_text, new_axes, plot_fit, plot_run
+from erltool.plots import new_axes, plot_fit, plot_run
 from erltool.runs import Run
 
 LABELS = {"none": "no control", "clip-cov": "Clip-Cov"}
@@ -97,17 +97,15 @@ def demo_figure(runs: dict[str, Run]) -> Figure:
         plot_run(run, "policy_entropy", ax=axes[0], label=label, index=index)
         plot_run(run, "eval_accuracy", ax=axes[1], label=f"{label}, sampled", index=index)
         if "eval_accuracy_tempered" in run.metrics:
-            rows = run.metrics.dropna(subset="eval_accuracy_tempered")
-            colour = COLOURS[index % len(COLOURS)]
-            axes[1].plot(
-                rows["step"], rows["eval_accuracy_tempered"], "--", color=colour, label=as_text(f"{label}, greedy")
-            )
+            plot_run(run, "eval_accuracy_tempered", ax=axes[1], label=f"{label}, greedy", index=index)
+            axes[1].get_lines()[-1].set(linestyle="--", marker="")
         if "thinking_fraction" in run.metrics:
             plot_run(run, "thinking_fraction", ax=axes[2], label=label, index=index)
         law = law_of(run)
         if isinstance(law, LawFit):
             plot_fit(law, ax=axes[3], label=f"{label}, R² {law.r_squared:.2f}", index=index)
     axes[0].set_yscale("log")  # what a control keeps is a multiple
+    axes[1].set_ylabel("held-out accuracy")
     axes[2].set_ylabel("share that works step by step")
     axes[3].set_ylabel("held-out accuracy R, sampled")
     for ax in axes:

@@ -20,7 +20,7 @@ from erltool.errors import ErltoolError
 from erltool.loading import resolve_device, resolve_dtype
 from erltool.logprobs import CHUNK_ELEMENTS
 from erltool.probe import not_plain
-from erltool.rollouts import PACKED_ROW, share_rows
+from erltool.rollouts import share_rows
 from erltool.sources import find_model, hub_advice, is_offline
 
 GIB = 2**30
@@ -194,7 +194,7 @@ def _update(
     responses = math.ceil(config.prompts_per_update * config.group_size / gpus)
     responses = min(responses, config.micro_batch or responses)
     group = min(responses, config.group_size)
-    shared = share_rows(prompt, [config.max_response_tokens] * group, min(PACKED_ROW, s.width))
+    shared = share_rows(prompt, [config.max_response_tokens] * group, s.width)
     rows = math.ceil(responses / group) * len(shared)
     width = prompt + max(map(len, shared)) * (config.max_response_tokens - 1)
     tokens = rows * width

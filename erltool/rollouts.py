@@ -147,7 +147,7 @@ def pack(rollouts: Rollouts, shared: bool = True, hidden: int = PACKED_ROW) -> P
     for _, group in itertools.groupby(rollouts.prompt_ids):
         first = sum(map(len, rows))
         of_group = lengths[first : first + len(list(group))]
-        parts = share_rows(longest, of_group, min(PACKED_ROW, hidden)) if shared else np.arange(len(of_group))[:, None]
+        parts = share_rows(longest, of_group, hidden) if shared else np.arange(len(of_group))[:, None]
         rows += [(first + part).tolist() for part in parts]
     tokens, positions, owners, predicting = [], [], [], []
     for members in rows:
@@ -176,9 +176,10 @@ def pack(rollouts: Rollouts, shared: bool = True, hidden: int = PACKED_ROW) -> P
     return Packed(input_ids, _padded(positions, width, 0).to(device), (causal & seen)[:, None], predicting)
 
 
-def share_rows(prompt: int, lengths: Sequence[int], most: int) -> list[np.ndarray]:
-    """Which responses of a prompt, of those lengths in tokens, share a row: in as few rows of even number as
-    `most` tokens a row allow, or one a row."""
+def share_rows(prompt: int, lengths: Sequence[int], hidden: int) -> list[np.ndarray]:
+    """Which responses of a prompt, of those lengths in tokens, share a row of a model `hidden` wide: in as few rows of
+    even number as min(PACKED_ROW, hidden) tokens a row allow, or one a row."""
+    most = min(PACKED_ROW, hidden)
     for count in range(1, len(lengths) + 1):
         rows = np.array_split(np.arange(len(lengths)), count)
         if all(prompt + sum(lengths[b] - 1 for b in row) <= most for row in rows):

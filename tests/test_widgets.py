@@ -137,7 +137,7 @@ def test_kl_cov_shows_no_effect_on_the_first_update_after_sampling(run):
 
 def test_it_follows_its_traits_and_has_a_static_twin(run):
     inspector = TokenInspector(run)
-    assert inspector.step in inspector.steps and len(inspector.steps) > 5
+    assert inspector.step == run.tokens.loc[run.tokens["covariance"] != 0, "step"].max() and len(inspector.steps) > 5
     before = inspector.data["texts"]
     inspector.step = inspector.steps[0]
     assert inspector.data["texts"] != before and set(inspector.result.tokens["step"]) == {inspector.steps[0]}
@@ -170,10 +170,16 @@ def test_forks_are_marked_where_the_task_knows_them(run):
     assert inspector.data["told"][0].startswith(first.strategy)
     boxed = [bool(label.get_bbox_patch()) for label in inspector.picture().axes[0].get_xticklabels()]
     assert boxed == forks[: len(boxed)].astype(bool).tolist()
-    without = TokenInspector(
-        run.tokens.drop(columns=["strategy", "first_wrong", "fork"])
-    ).data  # a task that cannot tell
-    assert not np.frombuffer(without["forks"], np.float32).any() and set(without["told"]) == {""}
+    # Tasks that cannot tell, alone or in one table with others, and columns that are no task's.
+    table = run.tokens
+    for told in (
+        table.drop(columns=["strategy", "first_wrong", "fork"]),
+        table.assign(strategy=np.nan, first_wrong=np.nan, fork=np.nan),
+        table.assign(strategy="", first_wrong="none", fork="yes"),
+        table.drop(columns="first_wrong").assign(fork=False),
+    ):
+        data = TokenInspector(told).data
+        assert not np.frombuffer(data["forks"], np.float32).any() and set(data["told"]) == {""}
 
 
 def test_it_opens_at_the_last_step_that_has_a_covariance(run):

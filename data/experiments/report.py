@@ -54,45 +54,6 @@ def comparison(*grids: str) -> list[str]:
     return lines
 
 
-REGIME = {
-    "entropy_end": "entropy, end",
-    "zero_spread_end": "without spread",
-    "thinking_end": "step by step",
-    "average": "sampled",
-    "average@0.6": "at 0.6",
-    "average@0": "greedy",
-    "pass@8": "pass@8",
-    "pass@32": "pass@32",
-}
-
-
-def regime(name: str) -> list[str]:
-    """A regime of the chain world: end values of every arm over seeds, and differences in greedy accuracy by seed."""
-    table = regime_table(name)
-    against = {"none": "none", "one update": "one-update", "random": None}
-    lines = ["| control | seeds | " + " | ".join([*REGIME.values(), *(f"greedy − {a}" for a in against)]) + " |"]
-    lines.append("|" + "---|" * (2 + len(REGIME) + len(against)))
-    for arm, part in table.groupby("arm", sort=False):
-        mean = part[list(REGIME)].mean()
-        digits = {"entropy_end": ".4f", "zero_spread_end": ".0%", "thinking_end": ".0%"}
-        cells = [f"`{arm}`", str(len(part)), *(f"{mean[k]:{digits.get(k, '.3f')}}" for k in REGIME)]
-        for base in (
-            b or arm.replace("clip-cov", "random-clip").replace("kl-cov", "random-kl") for b in against.values()
-        ):
-            known = base != arm and base in set(table["arm"])
-            cells.append(_difference(compare.differences(table, "average@0", base, by="arm")[arm] if known else None))
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def regime_table(name: str) -> pd.DataFrame:
-    """End values of a regime's runs, with the name of their arm."""
-    runs = record(name)[0] | record(f"{name}-one")[0]
-    table = compare.end_values(runs)
-    table["arm"] = [n.split("-seed")[1].partition("-")[2] for n in runs]
-    return table
-
-
 def _label(control: dict) -> str:
     numbers = [f"{control[key]:g}" for key in ("fraction", "coef") if key in control]
     return f"{control['name']} ({', '.join(numbers)})" if numbers else control["name"]

@@ -68,9 +68,9 @@ class TokenInspector(View):
         except ErltoolError as e:
             self._table, problem = pd.DataFrame({c: [] for c in TOKEN_COLUMNS}), str(e)
         steps = sorted(int(s) for s in self._table["step"].unique())
-        alive = self._table.loc[self._table["covariance"] != 0, "step"]  # late, groups may have no spread left
-        last = int(alive.max()) if len(alive) else steps[-1] if steps else 0
-        if steps and settings.setdefault("step", last) not in steps:
+        # Late, groups may have no spread left, and a step without a covariance shows nothing.
+        alive = sorted(int(s) for s in self._table.loc[self._table["covariance"] != 0, "step"].unique())
+        if steps and settings.setdefault("step", (alive or steps)[-1]) not in steps:
             problem, settings["step"] = _unrecorded(settings["step"], steps), steps[-1]
         super().__init__(steps=steps, problem=visible(problem), **settings)
         self._load()
@@ -188,16 +188,17 @@ def _tokens_of(source) -> pd.DataFrame:
 
 
 def _forks(table: pd.DataFrame) -> np.ndarray:
-    """(N,) bool: tokens at which a response had a choice; all False where the task does not know."""
-    return table["fork"].to_numpy(bool) if "fork" in table else np.zeros(len(table), bool)
+    """(N,) bool: tokens at which a response had a choice; False where the task does not know."""
+    return (table["fork"] == True).to_numpy() if "fork" in table else np.zeros(len(table), bool)  # noqa: E712
 
 
 def _told(table: pd.DataFrame, begins: np.ndarray) -> list[str]:
     """What the task says of each response, "" where it says nothing."""
-    if "strategy" not in table:
+    if not {"strategy", "first_wrong"} <= set(table):
         return [""] * len(begins)
-    wrong = table["first_wrong"].fillna(0).astype(int)
-    return [f"{visible(str(table['strategy'][b]))}{f', step {wrong[b]} is wrong' if wrong[b] else ''}" for b in begins]
+    strategy = table["strategy"].astype(object).where(table["strategy"].notna(), "").astype(str)
+    wrong = pd.to_numeric(table["first_wrong"], errors="coerce")
+    return [visible(strategy[b] + (f", step {wrong[b]:.0f} is wrong" if wrong[b] > 0 else "")) for b in begins]
 
 
 def _unrecorded(step, steps: list[int]) -> str:
