@@ -12,12 +12,12 @@ import torch
 import erltool
 from erltool import rollouts
 
-WARM, TIMED = 10, 15  # iterations
+WARM, TIMED = 45, 12  # iterations; before, responses are so short that both ways pack the same rows
 RATES = {"sharpening": 3e-4, "discovery": 1e-4, "trap": 3e-4}
 
 
 def seconds(regime: str) -> float:
-    """Seconds of an iteration without evaluation, while responses grow."""
+    """Seconds of an iteration without evaluation, once responses have grown."""
     config = erltool.TrainConfig(
         task=f"chain:{regime}", policy=regime, lora_rank=0, learning_rate=RATES[regime], steps=4 * (WARM + TIMED),
         max_response_tokens=28, eval_every=0, record_every=0, device="cpu",
