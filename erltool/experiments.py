@@ -5,9 +5,12 @@ A grid is a TOML file (data/experiments/ holds the shipped ones):
     question = "does Clip-Cov hold more entropy than chance?"
     [train]                                # fields of TrainConfig that all runs share
     steps = 800
-    [vary]                                 # every combination of these; a table gives its values names
-    control = { none = "none", kl-cov = "kl-cov:fraction=0.1,coef=2" }
+    [vary]                                 # every combination of these
     seed = [0, 1, 2]
+    [vary.control]                         # a table gives its values names; a value that is a table sets its fields
+    none = "none"
+    kl-cov = "kl-cov:fraction=0.1,coef=2"
+    one-update = { updates_per_iteration = 1, steps = 200 }
     [evaluate]                             # of each run's last policy, on held-out problems
     problems = 496
     samples = 8
@@ -26,7 +29,7 @@ import re
 import time
 import tomllib
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from erltool.catalog import parse_control, shortened
@@ -95,9 +98,11 @@ def _grid(file: Path, document: dict, trust_remote_code: bool) -> Grid:
         name = "-".join([file.stem, *(label for label, _ in combination)])
         if name in configs:
             raise ErltoolError(f"two runs are named {name}; give the values of [vary] other names")
-        values = zip(named, (value for _, value in combination), strict=True)
+        setting = dict(train)
+        for field_name, (_, value) in zip(named, combination, strict=True):
+            setting |= value if isinstance(value, dict) else {field_name: value}
         try:
-            configs[name] = _config(train | dict(values), trust_remote_code)
+            configs[name] = _config(setting, trust_remote_code)
         except ErltoolError as e:
             raise ErltoolError(f"run {name}: {e}") from e
     evaluate = evaluate | {"temperatures": tuple(evaluate.get("temperatures", ()))}
@@ -118,11 +123,11 @@ def _check_evaluate(table: dict) -> None:
             raise ErltoolError(f"[evaluate] {name}={shortened(value)}: must be a whole number of at least 1")
 
 
-def _config(fields: dict, trust_remote_code: bool) -> TrainConfig:
-    control = fields.get("control", "none")
+def _config(setting: dict, trust_remote_code: bool) -> TrainConfig:
+    control = setting.get("control", "none")
     if not isinstance(control, str):
         raise ErltoolError(f'control={shortened(control)}: must be text, as in "kl-cov:fraction=0.1,coef=2"')
-    return TrainConfig.from_dict(fields | {"control": parse_control(control)}, trust_remote_code=trust_remote_code)
+    return TrainConfig.from_dict(setting | {"control": parse_control(control)}, trust_remote_code=trust_remote_code)
 
 
 def _named(field_name: str, values) -> list[tuple[str, object]]:
@@ -135,11 +140,15 @@ def _named(field_name: str, values) -> list[tuple[str, object]]:
         raise ErltoolError(f"vary.{field_name} must be a list or a table of values")
     if not named:
         raise ErltoolError(f"vary.{field_name} has no values; give some, or leave it out")
-    if any(isinstance(value, dict) for _, value in named):
-        raise ErltoolError(f"vary.{field_name} has a name with a dot; put it in quotes")
-    for label, _ in named:
+    known = {f.name for f in fields(TrainConfig)}
+    for label, value in named:
         if not re.fullmatch(r"[\w.=+]+(-[\w.=+]+)*", label):
             raise ErltoolError(f"{shortened(label)} cannot name a folder; use letters, digits and - . _ =")
+        if isinstance(value, dict) and (unknown := sorted(set(value) - known)):
+            raise ErltoolError(
+                f"vary.{field_name}.{label} sets {shown(', '.join(unknown))}, which TrainConfig has not; "
+                "if the name has a dot, put it in quotes"
+            )
     return named
 
 

@@ -71,6 +71,20 @@ def test_a_grid_has_every_combination_by_name(grid_file):
     assert (grid.problems, grid.samples) == (6, 4)
 
 
+def test_a_value_that_is_a_table_sets_its_fields(grid_file):
+    """One update an iteration needs another number of steps and another learning rate than what it is compared with."""
+    text = grid_file.read_text().replace(
+        'kl = "kl-cov:fraction=0.1,coef=2"', "one = { updates_per_iteration = 1, steps = 4, learning_rate = 1e-3 }"
+    )
+    grid_file.write_text(text)
+    configs = load_grid(grid_file).configs
+    one, none = configs["tiny-one-seed1"], configs["tiny-none-seed1"]
+    assert one == dataclasses.replace(none, updates_per_iteration=1, steps=4, learning_rate=1e-3)
+    grid_file.write_text(text.replace("steps = 4,", "stepps = 4,"))
+    with pytest.raises(ErltoolError, match="control.one sets stepps, which TrainConfig has not"):
+        load_grid(grid_file)
+
+
 def test_every_run_is_one_line_and_every_policy_is_evaluated(finished):
     runs, _, said = finished
     lines = [line for line in said.splitlines() if line.startswith("tiny-")]
