@@ -14,10 +14,9 @@ from erltool.controls import ClipCov, NoControl
 from erltool.errors import ErltoolError
 from erltool.files import write_whole, writing
 from erltool.fit import LawFit, fit_law
-from erltool.importers import align_points
-from erltool.logmetrics import OWN
 from erltool.plots import new_axes, plot_fit, plot_run
 from erltool.runs import Run
+from erltool.widgets.points import points_of
 
 LABELS = {"none": "no control", "clip-cov": "Clip-Cov"}
 
@@ -38,12 +37,9 @@ def demo_configs(iterations: int, seed: int) -> dict[str, TrainConfig]:
 def law_of(run: Run) -> LawFit | str:
     """The law fitted to a run's held-out accuracies and the mean entropies before each, or the reason why it could
     not be."""
-    metrics = run.metrics
     try:
-        points = align_points(
-            metrics["step"], metrics["policy_entropy"], run.evaluated()["eval_accuracy"].reindex(metrics.index)
-        )
-        return fit_law(points["entropy"], points["performance"], unit="fraction", entropy_average=OWN["policy_entropy"])
+        points = points_of(run, "eval_accuracy")
+        return fit_law(points.entropy, points.performance, unit=points.unit, entropy_average=points.entropy_average)
     except ErltoolError as e:
         return str(e)
 

@@ -134,7 +134,8 @@ class Run:
         return _read_json(file) if file.is_file() else {}
 
     def evaluated(self) -> pd.DataFrame:
-        """The rows on which held-out accuracy was measured: the points (policy_entropy, eval_accuracy)."""
+        """The rows on which held-out accuracy was measured. Their `policy_entropy` is that of one update: for points
+        of the law use `align_points`."""
         if "eval_accuracy" not in self.metrics:
             return self.metrics.iloc[:0].assign(eval_accuracy=[])
         return self.metrics.dropna(subset=["eval_accuracy"])

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import erltool
-from erltool import ErltoolError, fit_law
+from erltool import ErltoolError, align_points, fit_law
 from erltool.fit import LawFit
 from erltool.forecasting import forecast
 from erltool.resources import shipped
@@ -105,9 +105,10 @@ def test_a_window_averages_neighbours_and_leaves_three_points():
 
 
 def test_a_runs_performance_is_its_accuracy_or_its_reward(run):
-    fitter, rows = CurveFitter(run), run.evaluated()
+    fitter, rows = CurveFitter(run), run.metrics
+    points = align_points(rows["step"], rows["policy_entropy"], rows["eval_accuracy"])  # as in the demo, and of a log
     assert fitter.sources == [{"name": "demo-none", "run": True}]
-    assert fitter.result.a == fit_law(rows["policy_entropy"], rows["eval_accuracy"]).a
+    assert fitter.result.a == fit_law(points["entropy"], points["performance"]).a
     assert (fitter.result.unit, fitter.result.unit_stated) == ("fraction", True)
     fitter.performance = "reward"
     by_iteration = run.metrics.groupby("iteration")[["policy_entropy", "reward"]].mean()

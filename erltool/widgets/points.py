@@ -9,6 +9,8 @@ import pandas as pd
 
 from erltool.errors import ErltoolError
 from erltool.fit import UNITS, unit_of
+from erltool.importers import align_points
+from erltool.logmetrics import OWN
 from erltool.runs import Run
 from erltool.widgets.control_explorer import opened
 
@@ -72,22 +74,29 @@ def _points(source) -> Points:
 
 
 def points_of(run: Run, performance: str) -> Points:
-    """Points of a run: its evaluations, or the means of its iterations. Raises ErltoolError where it has none."""
-    if run.metrics.empty:
+    """Points of a run: its evaluations, each with the mean entropy before it as `align_points` gives it, or the means
+    of its iterations. Raises ErltoolError where it has none."""
+    metrics = run.metrics
+    if metrics.empty:
         raise ErltoolError(f"run {run.path}: has no steps yet")
-    if performance == "eval_accuracy":
-        rows = run.evaluated()
-        if rows.empty:
-            raise ErltoolError(
-                f"run {run.path}: was never evaluated; choose the training reward, or train with eval_every above 0"
-            )
-    else:
-        rows = run.metrics.reindex(columns=["iteration", "policy_entropy", performance])
-        rows = rows.groupby("iteration").mean(numeric_only=True)
-    missing = [c for c in ("policy_entropy", performance) if c not in rows]
-    if missing:
+    if missing := [c for c in ("policy_entropy", performance) if c not in metrics]:
+        if missing == ["eval_accuracy"]:
+            raise ErltoolError(NEVER.format(run.path))
         raise ErltoolError(f"run {run.path}: has no {missing[0]}")
-    h, r = (pd.to_numeric(rows[c], errors="coerce").to_numpy(float) for c in ("policy_entropy", performance))
+    if performance == "eval_accuracy":
+        points = align_points(*(_numbers(metrics[c]) for c in ("step", "policy_entropy", performance)))
+        if points.empty:
+            raise ErltoolError(NEVER.format(run.path))
+        return Points(*points[["entropy", "performance"]].to_numpy().T, "fraction", OWN["policy_entropy"])
+    of_iteration = metrics[["policy_entropy", performance]].apply(_numbers).groupby(metrics["iteration"])
+    h, r = of_iteration.mean().to_numpy(float).T
     # A run of another trainer, or through TRL, may have rewards outside [0, 1].
-    unit = "fraction" if performance == "eval_accuracy" else unit_of(r, name=performance)
-    return Points(h, r, unit, "token mean")
+    return Points(h, r, unit_of(r, name=performance), OWN["policy_entropy"])
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """A damaged file's text is NaN."""
+    return pd.to_numeric(column, errors="coerce").astype(float)
+
+
+NEVER = "run {}: was never evaluated; choose the training reward, or train with eval_every above 0"
