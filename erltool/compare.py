@@ -41,9 +41,9 @@ def end_values(runs: Mapping[str, Run]) -> pd.DataFrame:
     `accuracy_late` (held-out, while training; `accuracy_late` is the mean over the second half of the steps, because
     a single policy's may swing by more than controls differ), `tempered_late` (the same at `eval_temperature`),
     `average` and `pass@k` of the last policy's evaluation, `average@0` and the like of those at other temperatures (0:
-    greedy), `length_end` (tokens), `zero_spread_end` (fraction of the groups), `thinking_end` (fraction of the
-    responses), `covariance_start`, `covariance_end` (nats), `selected` (mean fraction of the tokens that the control
-    acted on). NaN for what was not measured.
+    greedy), `length_end` (tokens), `zero_spread_end` and `all_wrong_end` (fractions of the groups), `thinking_end`
+    (fraction of the responses), `covariance_start`, `covariance_end` (nats), `selected` (mean fraction of the tokens
+    that the control acted on). NaN for what was not measured.
     """
     return Table({name: _end_values(run) for name, run in runs.items()}).T.infer_objects()
 
@@ -68,6 +68,7 @@ def _end_values(run: Run) -> dict:
         "accuracy_best": accuracy.max() if len(accuracy) else np.nan,
         "length_end": last["response_length"],
         "zero_spread_end": last.get("zero_spread_fraction", np.nan),
+        "all_wrong_end": last.get("all_wrong_fraction", np.nan),
         "thinking_end": last.get("thinking_fraction", np.nan),
         "covariance_start": first["mean_covariance"],
         "covariance_end": last["mean_covariance"],

@@ -5,8 +5,10 @@ import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from erltool import compare
 from erltool.catalog import CONTROLS, PRESETS
 from erltool.runs import METRICS, read_runs
 
@@ -52,6 +54,16 @@ def script(path):
 def test_its_tables_of_experiments_are_what_the_recorded_runs_give():
     for line in itertools.chain(*script("data/experiments/report.py").tables()):
         assert line in README
+
+
+def test_in_discovery_clip_cov_ends_above_every_rival_on_seeds_that_chose_nothing():
+    table = script("data/experiments/report.py").arms("discovery")
+    for rival in ("none", "one-update", "random-clip"):
+        for value in ("average@0", "average@0.6"):
+            found = compare.differences(table, value, rival, by="arm")["clip-cov"]
+            assert found.seeds == 10 and found.low > 0
+    table["entropy"] = np.log(table["entropy_end"].astype(float))
+    assert compare.differences(table, "entropy", "none", by="arm")["clip-cov"].mean > np.log(10)
 
 
 def test_through_trl_the_same_iterations_give_the_same_curves():

@@ -97,6 +97,16 @@ def test_another_setting_shows_its_own_runs_with_the_nearest_parameters(grid):
     assert explorer.result.end["entropy_end"].tolist() == pytest.approx([0.6, 0.61, 0.7, 0.71])
 
 
+def test_the_setting_with_the_most_runs_is_shown_first(tmp_path):
+    """A grid's one arm with another number of updates is not what one wants to see of it."""
+    texts = ["none", "clip-cov", "random-clip"]
+    runs = [write_run(tmp_path / text, text, 0, eval_temperature=0.0) for text in texts]
+    runs.append(write_run(tmp_path / "one", "none", 0, updates_per_iteration=1))
+    explorer = ControlExplorer(runs)
+    assert explorer.data["settings"] == ["updates_per_iteration 4", "updates_per_iteration 1"]
+    assert [g.control for g in explorer.shown] == ["none", "random-clip", "clip-cov"]
+
+
 def test_its_result_is_the_end_values_and_the_recorded_curves(grid):
     explorer = ControlExplorer(grid).choose("kl-cov", fraction=0.2)
     result = explorer.result

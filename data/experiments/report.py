@@ -1,15 +1,20 @@
 """Prints the README's tables of the recorded experiments, from data/runs/ and data/paper/ alone.
 
-python data/experiments/report.py
+python data/experiments/report.py                       # prints the tables
+python data/experiments/report.py --figures FOLDER      # draws the README's figure of discovery, too
 """
 
+import argparse
 import functools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 import erltool.runs
 from erltool import compare
+from erltool.plots import new_axes, plot_seeds
 from erltool.resources import shipped
 from erltool.scaling import held_out
 from erltool.widgets.points import points_of
@@ -52,6 +57,78 @@ def comparison(*grids: str) -> list[str]:
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+REGIME = {
+    "selected": ("acted on", ".1%"),
+    "entropy_end": ("entropy, end", ".4f"),
+    "zero_spread_end": ("groups without spread", ".0%"),
+    "all_wrong_end": ("all wrong", ".1%"),
+    "average@0": ("greedy", ".3f"),
+    "average@0.6": ("at 0.6", ".3f"),
+    "average": ("sampled", ".3f"),
+    "pass@32": ("pass@32", ".3f"),
+}
+ACCURACIES = {"average@0": "greedy", "average@0.6": "at 0.6", "average": "sampled"}
+
+
+def arms(grid: str) -> pd.DataFrame:
+    """End values of a grid's runs, with the arm of each as its name has it."""
+    runs, table = record(grid)
+    return table.assign(arm=[name.removeprefix(f"{grid}-seed").partition("-")[2] for name in runs])
+
+
+def regime(grid: str) -> list[str]:
+    """A regime of the chain world: means of the end values of every arm over its seeds."""
+    table = arms(grid)
+    lines = [
+        "| arm | seeds | " + " | ".join(label for label, _ in REGIME.values()) + " |",
+        "|" + "---|" * (2 + len(REGIME)),
+    ]
+    for arm, part in table.groupby("arm", sort=False):
+        mean = part[list(REGIME)].astype(float).mean()
+        cells = [f"{mean[k]:{form}}" for k, (_, form) in REGIME.items()]
+        lines.append(f"| `{arm}` | {len(part)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def regime_differences(grid: str) -> list[str]:
+    """Differences in accuracy of the arms with a covariance control to the others, by seed, with 95 % intervals."""
+    table = arms(grid)
+    every = list(table["arm"].unique())
+    controlled = [arm for arm in every if arm.endswith("-cov")]
+    against = [arm for arm in every if arm not in controlled]
+    lines = ["| arm | accuracy | " + " | ".join(f"− `{b}`" for b in against) + " |", "|" + "---|" * (2 + len(against))]
+    for arm in controlled:
+        for value, label in ACCURACIES.items():
+            found = [compare.differences(table, value, base, by="arm")[arm] for base in against]
+            lines.append(f"| `{arm}` | {label} | " + " | ".join(map(_difference, found)) + " |")
+    return lines
+
+
+CURVES = {
+    "policy_entropy": "entropy (nats/token)",
+    "right_product_fraction": "share of products that are right",
+    "eval_accuracy_tempered": "held-out accuracy, greedy",
+    "eval_accuracy": "held-out accuracy, sampled",
+}
+
+
+def draw_regime(grid: str) -> Figure:
+    """Entropy, products found and accuracies of a regime's arms, by iteration: each seed thin, their mean thick."""
+    runs, table = record(grid)[0], arms(grid)
+    axes = new_axes(len(CURVES), width=3.6)
+    for index, (arm, part) in enumerate(table.groupby("arm", sort=False)):
+        for ax, (metric, label) in zip(axes, CURVES.items(), strict=True):
+            smooth = (
+                1 if metric.startswith("eval") else 15
+            )  # iterations: each has other prompts, an evaluation the same
+            chosen = [runs[n] for n in part.index]
+            plot_seeds(chosen, metric, ax=ax, label=arm, index=index, smooth=smooth, by="iteration")
+            ax.set_ylabel(label)
+    axes[0].set_yscale("log")
+    axes[0].legend(fontsize=8)
+    return axes[0].figure
 
 
 def _label(control: dict) -> str:
@@ -237,8 +314,24 @@ def sweep(headline_runs: dict) -> str:
 
 def tables() -> list[list[str]]:
     """Every table of the README that is made from recorded runs, as lines."""
-    return [comparison("headline"), comparison("strong", "plateau", "plateau-null"), by_size(), figures()]
+    return [
+        regime("discovery"),
+        regime_differences("discovery"),
+        comparison("headline"),
+        comparison("strong", "plateau", "plateau-null"),
+        by_size(),
+        figures(),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--figures", type=Path, help="folder of the figures")
+    args = parser.parse_args()
+    print("\n\n".join("\n".join(lines) for lines in tables()))
+    if args.figures is not None:
+        draw_regime("discovery").savefig(args.figures / "discovery.png")
 
 
 if __name__ == "__main__":
-    print("\n\n".join("\n".join(lines) for lines in tables()))
+    main()

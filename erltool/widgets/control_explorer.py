@@ -27,8 +27,8 @@ POINTS = 300  # of a line
 # Fields of a configuration that do not decide what is learned: runs that differ in these alone are compared.
 UNDECIDED = {
     "control", "seed", "steps", "micro_batch", "sampling_batch", "gradient_checkpointing", "compile", "device",
-    "trust_remote_code", "eval_every", "eval_prompts", "eval_samples", "checkpoint_every", "record_every",
-    "record_prompts", "entropy_change_every",
+    "trust_remote_code", "eval_every", "eval_prompts", "eval_samples", "eval_temperature", "checkpoint_every",
+    "record_every", "record_prompts", "entropy_change_every",
 }  # fmt: skip
 DASHES = ((), (7, 3), (2, 2), (9, 3, 2, 3))
 
@@ -287,11 +287,12 @@ def opened(source) -> list[Run]:
 
 
 def _grouped(runs: list[Run]) -> tuple[list[_Group], list[str]]:
-    """Runs by setting and control with its parameters, `none` and the null control first; and the settings' texts."""
+    """Runs by setting and control with its parameters, `none` and the null control first; and the settings' texts, the
+    one with the most runs first, since that is what is on show."""
     configs = [TrainConfig().to_dict() | r.config for r in runs]
     fields = [f for f in (configs[0] if configs else ()) if f not in UNDECIDED and len({c[f] for c in configs}) > 1]
     of = [visible(", ".join(f"{f} {c[f]}" for f in fields)) for c in configs]
-    settings = sorted(set(of))
+    settings = sorted(set(of), key=lambda text: (-of.count(text), text))
     members: dict[tuple, list[int]] = {}
     for i, run in enumerate(runs):
         name, parameters = parts_of(run.config["control"])
