@@ -62,6 +62,7 @@ def test_in_discovery_clip_cov_ends_above_every_rival_on_seeds_that_chose_nothin
         for value in ("average@0", "average@0.6"):
             found = compare.differences(table, value, rival, by="arm")["clip-cov"]
             assert found.seeds == 10 and found.low > 0
+        assert compare.differences(table, "average", rival, by="arm")["annealed-clip-cov"].low > 0
     table["entropy"] = np.log(table["entropy_end"].astype(float))
     assert compare.differences(table, "entropy", "none", by="arm")["clip-cov"].mean > np.log(10)
 
