@@ -69,7 +69,7 @@ REGIME = {
     "average": ("sampled", ".3f"),
     "pass@32": ("pass@32", ".3f"),
 }
-ACCURACIES = {"average@0": "greedy", "average@0.6": "at 0.6", "average": "sampled"}
+ACCURACIES = {name: REGIME[name][0] for name in ("average@0", "average@0.6", "average")}
 
 
 def arms(grid: str) -> pd.DataFrame:

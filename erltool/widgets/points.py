@@ -79,14 +79,14 @@ def points_of(run: Run, performance: str) -> Points:
     metrics = run.metrics
     if metrics.empty:
         raise ErltoolError(f"run {run.path}: has no steps yet")
+    if performance == "eval_accuracy" and run.evaluated().empty:
+        raise ErltoolError(
+            f"run {run.path}: was never evaluated; choose the training reward, or train with eval_every above 0"
+        )
     if missing := [c for c in ("policy_entropy", performance) if c not in metrics]:
-        if missing == ["eval_accuracy"]:
-            raise ErltoolError(NEVER.format(run.path))
         raise ErltoolError(f"run {run.path}: has no {missing[0]}")
     if performance == "eval_accuracy":
         points = align_points(*(_numbers(metrics[c]) for c in ("step", "policy_entropy", performance)))
-        if points.empty:
-            raise ErltoolError(NEVER.format(run.path))
         return Points(*points[["entropy", "performance"]].to_numpy().T, "fraction", OWN["policy_entropy"])
     of_iteration = metrics[["policy_entropy", performance]].apply(_numbers).groupby(metrics["iteration"])
     h, r = of_iteration.mean().to_numpy(float).T
@@ -97,6 +97,3 @@ def points_of(run: Run, performance: str) -> Points:
 def _numbers(column: pd.Series) -> pd.Series:
     """A damaged file's text is NaN."""
     return pd.to_numeric(column, errors="coerce").astype(float)
-
-
-NEVER = "run {}: was never evaluated; choose the training reward, or train with eval_every above 0"
