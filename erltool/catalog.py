@@ -37,14 +37,14 @@ CONTROLS = {
 }  # fmt: skip
 COMPOSED = "composed"
 
-# The clip of the paper's Clip-Cov scripts is 1, verl's and SkyRL's 0.2. `embedded` was chosen on the embedded
-# policy with seed 100 (data/README.md); the others are those projects' defaults.
+# The clip of the paper's Clip-Cov scripts is 1, verl's and SkyRL's 0.2. `chain` was chosen on the policies of the
+# chain world with seed 100 (data/README.md); the others are those projects' defaults.
 PRESETS = {
     "paper-7b": (ClipCov(2e-4, 1.0, 5.0, clip_eps=1.0), KLCov(2e-3, 1.0)),
     "paper-32b": (ClipCov(2e-4, 1.0, 5.0, clip_eps=1.0), KLCov(2e-4, 1.0)),
     "verl": (ClipCov(2e-4, 1.0, 5.0, clip_eps=0.2), KLCov(2e-4, 0.1)),
     "skyrl": (ClipCov(2e-4, 1.0, 5.0, clip_eps=0.2), KLCov(0.2, 1.0)),
-    "embedded": (ClipCov(2e-2, 0.5, 5.0), KLCov(0.1, 2.0)),
+    "chain": (ClipCov(2e-2, 0.5, 50.0), KLCov(2e-2, 1.0)),
 }
 
 
@@ -58,9 +58,9 @@ def preset(control: str, name: str) -> ClipCov | KLCov:
 
 
 def parse_control(text: str) -> NoControl:
-    """The control that a text names: "kl-cov", "kl-cov:embedded" or "kl-cov:fraction=0.1,coef=2".
+    """The control that a text names: "kl-cov", "kl-cov:chain" or "kl-cov:fraction=0.1,coef=2".
 
-    A "+" composes: "kl-cov:embedded+entropy-bonus:coef=0.01". A control inside another stands in parentheses:
+    A "+" composes: "kl-cov:chain+entropy-bonus:coef=0.01". A control inside another stands in parentheses:
     "target-entropy:target=0.3,control=(kl-cov:fraction=0.1,coef=2)". Raises ErltoolError for an unknown
     control, preset or field, a value of the wrong type, parentheses that do not match, or controls that do not
     compose.

@@ -32,14 +32,16 @@ class TrainConfig:
     `updates_per_iteration` steps, each on its own share of the responses.
     """
 
-    task: str = _about("countdown", "task with prompts and verifier")
-    policy: str = _about("embedded", "embedded, smollm2-135m, a model's folder, a GGUF file, or a hub id")
+    task: str = _about("chain:sharpening", "task with prompts and verifier")
+    policy: str = _about(
+        "sharpening", "sharpening, discovery, trap, countdown, smollm2-135m, a model's folder, a GGUF file, or a hub id"
+    )
     base: str = _about("none", f"quantisation of the weights that do not train: {', '.join(BASES)}")
     dtype: str = _about("auto", "of weights and computation: fp32, bf16, or auto: as stored, fp32 where bf16 is slow")
     template: str = _about("auto", f"form in which the policy is given a prompt: auto, {', '.join(TEMPLATES)}")
     shots: int = _about(0, "worked examples from the training problems shown before every prompt")
     control: NoControl = _about(
-        NoControl(), "entropy control, e.g. kl-cov:embedded or kl-cov:fraction=0.1,coef=2; + composes several"
+        NoControl(), "entropy control, e.g. kl-cov:chain or kl-cov:fraction=0.1,coef=2; + composes several"
     )
     advantages: str = _about("grpo", f"advantage estimator: {', '.join(ESTIMATORS)}")
     steps: int = _about(200, "optimiser updates in all")
@@ -48,7 +50,7 @@ class TrainConfig:
     group_size: int = _about(8, "responses to each prompt")
     updates_per_iteration: int = _about(4, "optimiser updates on an iteration's responses")
     micro_batch: int = _about(0, "responses in one backward pass, 0 for all of an update; changes memory, not results")
-    learning_rate: float = _about(1e-3, "Adam's learning rate; 3e-4 suits full fine-tuning of the embedded policy")
+    learning_rate: float = _about(1e-3, "Adam's learning rate; 3e-4 suits full fine-tuning of the shipped policies")
     lora_rank: int = _about(16, "rank of LoRA on all linear layers; 0 trains all weights")
     lora_alpha: float = _about(32.0, "LoRA's scale is alpha / rank")
     lora_dropout: float = _about(0.0, "share of an adapter's inputs dropped in training")
@@ -59,9 +61,7 @@ class TrainConfig:
     temperature: float = _about(1.0, "of sampling, and of every log-probability and entropy")
     top_p: float = _about(1.0, "sample from the likeliest tokens that have this share together")
     sampling_batch: int = _about(0, "responses sampled at a time, 0 for all; changes memory and the random draws")
-    max_response_tokens: int = _about(
-        12, "longest response in tokens, EOS included; 48 leaves the embedded policy room to search"
-    )
+    max_response_tokens: int = _about(28, "longest response in tokens, EOS included; 12 suits countdown")
     mask_truncated: bool = _about(False, "no loss on responses that the length cut")
     clip_eps_low: float = _about(0.2, "surrogate's clip below ratio 1")
     clip_eps_high: float = _about(0.2, "surrogate's clip above ratio 1")

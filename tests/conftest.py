@@ -11,9 +11,9 @@ from erltool.resources import shipped
 
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory):
-    """Folder of a random Llama with 2 layers of width 32 and the embedded policy's tokenizer."""
+    """Folder of a random Llama with 2 layers of width 32 and the tokenizer of the policy countdown."""
     folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(shipped("data/policies/embedded"))
+    tokenizer = AutoTokenizer.from_pretrained(shipped("data/policies/countdown"))
     torch.manual_seed(7)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -39,6 +39,7 @@ def tiny_config(tiny_policy):
     def make(**fields):
         defaults = {
             "policy": str(tiny_policy),
+            "task": "countdown",
             "steps": 8,
             "prompts_per_iteration": 4,
             "group_size": 4,

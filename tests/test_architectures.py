@@ -42,9 +42,9 @@ UNDER_NF4 = "gemma2 gemma3_text gpt_oss granite llama mistral olmo2 phi phi3 qwe
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    """A family's model and the embedded policy's tokenizer in a folder, made once."""
+    """A family's model and the tokenizer of the policy countdown in a folder, made once."""
     made = {}
-    tokenizer = AutoTokenizer.from_pretrained(shipped("data/policies/embedded"))
+    tokenizer = AutoTokenizer.from_pretrained(shipped("data/policies/countdown"))
 
     def make(name):
         if name not in made:

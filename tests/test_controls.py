@@ -124,14 +124,14 @@ def test_presets_are_the_projects_defaults():
     assert preset("kl-cov", "skyrl").fraction == 0.2
     assert preset("clip-cov", "paper-7b") == ClipCov(2e-4, 1.0, 5.0, clip_eps=1.0)
     assert preset("clip-cov", "verl").clip_eps == 0.2
-    assert {"paper-7b", "paper-32b", "verl", "skyrl", "embedded"} == set(PRESETS)
+    assert {"paper-7b", "paper-32b", "verl", "skyrl", "chain"} == set(PRESETS)
 
 
 def test_text_and_dictionary_name_the_same_control():
     assert parse_control("none") == NoControl()
     assert parse_control("kl-cov:fraction=0.1,coef=2") == KLCov(0.1, 2.0)
     assert parse_control("clip-cov:bounds=quantile,low=0.9,high=1") == ClipCov(low=0.9, high=1, bounds="quantile")
-    assert parse_control("kl-cov:embedded") == preset("kl-cov", "embedded")
+    assert parse_control("kl-cov:chain") == preset("kl-cov", "chain")
     for cls in CONTROLS.values():
         assert control_from_dict(control_to_dict(cls())) == cls()
 

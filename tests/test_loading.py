@@ -33,8 +33,8 @@ def copied(folder, to, **settings):
 
 
 def family(name, tmp_path):
-    """A tiny model of a family in a folder, with the embedded policy's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(erltool.resources.shipped("data/policies/embedded"))
+    """A tiny model of a family in a folder, with the tokenizer of the policy countdown."""
+    tokenizer = AutoTokenizer.from_pretrained(erltool.resources.shipped("data/policies/countdown"))
     tiny_model(name, len(tokenizer)).save_pretrained(tmp_path / name)
     tokenizer.save_pretrained(tmp_path / name)
     return tmp_path / name
@@ -323,9 +323,8 @@ def test_plain_peft_finds_the_base_of_an_adapter(tiny_policy, tmp_path):
     plain = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     ids = torch.arange(2, 12)[None]
     torch.testing.assert_close(plain(ids).logits, policy.model(ids).logits)
-    embedded = load_policy(lora_rank=4)
-    embedded.save(tmp_path / "embedded")
-    AutoPeftModelForCausalLM.from_pretrained(tmp_path / "embedded")
+    load_policy(lora_rank=4).save(tmp_path / "shipped")
+    AutoPeftModelForCausalLM.from_pretrained(tmp_path / "shipped")
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])

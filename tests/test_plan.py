@@ -10,7 +10,7 @@ from erltool.plan import CARDS, GIB, advice, model_shape, plan_memory
 from erltool.sources import find_model
 
 
-@pytest.mark.parametrize("source", ["embedded", "tiny"])
+@pytest.mark.parametrize("source", ["countdown", "tiny"])
 def test_weights_and_adapter_are_counted_exactly(source, tiny_policy):
     source = str(tiny_policy) if source == "tiny" else source
     shape, policy = model_shape(source), load_policy(source, lora_rank=8)
@@ -40,7 +40,7 @@ def test_more_of_anything_needs_more():
 
 @pytest.mark.parametrize("stored", [torch.float64, torch.float16, torch.float8_e4m3fn])
 def test_weights_stored_in_any_type_have_a_plan(stored):
-    shape = replace(model_shape("embedded"), stored=stored)
+    shape = replace(model_shape("countdown"), stored=stored)
     assert plan_memory(TrainConfig(), shape=shape).peak > 0
 
 
@@ -48,7 +48,7 @@ def test_a_group_that_does_not_fit_one_row_is_planned_as_it_is_packed():
     """In a model 128 wide, eight responses of 24 tokens behind a prompt of 9 stand in two rows of four, not in one of
     193."""
     plan = plan_memory(
-        TrainConfig(max_response_tokens=24, prompts_per_iteration=16, updates_per_iteration=2, group_size=8), 9
+        TrainConfig(policy="countdown", max_response_tokens=24, prompts_per_iteration=16, updates_per_iteration=2), 9
     )
     assert f"activations of {8 * 2 * (9 + 4 * 23)} tokens" in plan.update
 

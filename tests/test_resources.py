@@ -2,11 +2,24 @@
 
 import pytest
 
-from erltool import ErltoolError, read_runs
-from erltool.resources import shipped
+from erltool import ErltoolError, TrainConfig, load_task, read_runs
+from erltool.resources import POLICIES, shipped
+from erltool.sources import find_model
 
 
 def test_what_is_shipped_is_found_and_what_is_missing_has_a_remedy():
-    assert shipped("data/policies/embedded/config.json").is_file()
+    assert shipped("data/policies/countdown/config.json").is_file()
     with pytest.raises(ErltoolError, match=r"^data/runs/nothing is missing beside .*; install erltool again from one$"):
         read_runs(shipped("data/runs/nothing"))
+
+
+def test_shipped_policies_are_found_by_name_and_the_default_one_is_for_the_default_task():
+    for name in POLICIES:
+        assert find_model(name) == str(shipped(f"data/policies/{name}"))
+    config = TrainConfig()
+    assert load_task(config.task).name == f"chain:{config.policy}"
+
+
+def test_the_earlier_name_of_a_policy_is_said_not_taken_for_another():
+    with pytest.raises(ErltoolError, match="it is named 'countdown' now"):
+        find_model("embedded")

@@ -7,9 +7,9 @@ from erltool.rollouts import PACKED_ROW, Rollouts, concatenate, pack
 PROMPTS = ["1 2 3=6:", "4 5 6=15:", "7 8 9=24:"]
 
 
-@pytest.fixture(scope="module", params=["tiny", "embedded"])
+@pytest.fixture(scope="module", params=["tiny", "countdown"])
 def policy(request, tiny_policy):
-    return load_policy("embedded" if request.param == "embedded" else str(tiny_policy), lora_rank=4)
+    return load_policy("countdown" if request.param == "countdown" else str(tiny_policy), lora_rank=4)
 
 
 def sample(policy, group_size=4, seed=0, prompts=PROMPTS, **options):

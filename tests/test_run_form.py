@@ -10,7 +10,7 @@ from erltool.widgets import RunForm, RunMonitor
 
 def test_a_form_gives_back_the_configuration_it_was_made_with():
     config = TrainConfig(
-        task="countdown:5,20", control=erltool.parse_control("kl-cov:embedded+entropy-bonus:coef=0.01"), steps=60,
+        task="countdown:5,20", control=erltool.parse_control("kl-cov:chain+entropy-bonus:coef=0.01"), steps=60,
         temperature=0.9, learning_rate=1e-5, gradient_checkpointing=True,
     )  # fmt: skip
     assert RunForm(config).result == config
@@ -35,7 +35,7 @@ def test_its_texts_become_the_configuration_and_its_plan():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"policy": "nothing-there"}, "policy 'nothing-there': no config.json there; give 'embedded'"),
+        ({"policy": "nothing-there"}, "policy 'nothing-there': no config.json there; give 'sharpening'"),
         ({"steps": "many"}, "steps='many': must be a whole number"),
         ({"steps": "61"}, "a multiple of updates_per_iteration=4"),
         ({"learning_rate": "nan"}, "learning_rate=nan: must be above 0"),
@@ -70,4 +70,4 @@ def test_a_plan_above_what_is_free_says_what_to_lower(monkeypatch):
 def test_a_run_with_an_unknown_policy_fails_in_one_line_with_its_remedy():
     monitor = RunMonitor(TrainConfig(policy="nothing-there")).start()
     assert monitor.wait(60) and monitor.state == "failed"
-    assert "give 'embedded'" in monitor.problem and "\n" not in monitor.problem
+    assert "give 'sharpening'" in monitor.problem and "\n" not in monitor.problem

@@ -14,7 +14,8 @@ from erltool.runs import METRICS, SPARSE, TIMED, TOKEN_COLUMNS
 def folder(tiny_policy, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     config = erltool.TrainConfig(
-        policy=str(tiny_policy), steps=8, prompts_per_iteration=4, group_size=4, updates_per_iteration=2,
+        policy=str(tiny_policy), task="countdown", steps=8, prompts_per_iteration=4, group_size=4,
+        updates_per_iteration=2,
         max_response_tokens=8, lora_rank=4, eval_every=1, eval_prompts=8, eval_samples=1, record_every=2,
         record_prompts=1,
     )  # fmt: skip

@@ -320,14 +320,15 @@ def test_full_fine_tuning_trains_every_weight(tiny_config):
         erltool.train(tiny_config(lora_rank=0, control=ReferenceKL()))
 
 
-def test_thirty_updates_of_the_embedded_policy_raise_reward_and_spend_entropy():
+def test_thirty_updates_of_a_shipped_policy_raise_reward_and_spend_entropy():
     """On a fixed handful of prompts, where 32 updates are enough to see it."""
     task = erltool.load_task("countdown")
     few = dataclasses.replace(task, train=task.train[:4000:500])
     config = TrainConfig(
-        steps=32, updates_per_iteration=2, prompts_per_iteration=8, group_size=16, eval_every=0, learning_rate=1e-3
-    )
-    steps = list(_Trainer(config, few, load_policy(lora_rank=config.lora_rank)).steps())
+        steps=32, updates_per_iteration=2, prompts_per_iteration=8, group_size=16, eval_every=0, learning_rate=1e-3,
+        max_response_tokens=12,
+    )  # fmt: skip
+    steps = list(_Trainer(config, few, load_policy("countdown", lora_rank=config.lora_rank)).steps())
     mean = lambda name, part: sum(s.metrics[name] for s in part) / len(part)  # noqa: E731
     assert mean("reward", steps[-8:]) > mean("reward", steps[:8]) + 0.1
     assert mean("policy_entropy", steps[-8:]) < mean("policy_entropy", steps[:8])
@@ -345,7 +346,7 @@ def test_same_seed_same_metrics_another_seed_others(tiny_config, tmp_path):
     pd.testing.assert_frame_equal(*tokens)
 
 
-def test_the_embedded_policy_at_full_size_repeats_itself_bit_for_bit(tmp_path):
+def test_a_shipped_policy_at_full_size_repeats_itself_bit_for_bit(tmp_path):
     """Large enough for threads to share the work, whose order must not decide a sum."""
     for name in "ab":
         list(erltool.train(TrainConfig(steps=12, control=KLCov(0.1, 2.0)), tmp_path / name))

@@ -1,6 +1,6 @@
 """The controls inside TRL's trainer, and our losses against TRL's and verl's own.
 
-Run as a script it trains the embedded policy for `test_two_processes_are_one`, under `accelerate launch`.
+Run as a script it trains the policy countdown for `test_two_processes_are_one`, under `accelerate launch`.
 """
 
 import json
@@ -517,7 +517,7 @@ def test_a_trainer_lets_go_of_its_folder_and_does_not_append_a_second_training(t
 def world(out: str, control: str, per_device: int, accumulation: int) -> None:
     batch = {"per_device_train_batch_size": per_device, "gradient_accumulation_steps": accumulation}
     args = settings(out, learning_rate=3e-4, **batch)
-    trainer = trained(shipped("data/policies/embedded"), args, parse_control(control))
+    trainer = trained(shipped("data/policies/countdown"), args, parse_control(control))
     if trainer.accelerator.is_main_process:
         (Path(out) / "losses.json").write_text(json.dumps(losses(trainer)))
 

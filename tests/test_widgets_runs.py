@@ -322,7 +322,8 @@ def test_python_ends_in_good_order_while_a_run_goes_on(tiny_policy):
     code = (
         "import sys, time, erltool; from erltool.widgets import RunMonitor\n"
         "assert 'transformers' not in sys.modules\n"
-        f"config = erltool.TrainConfig(policy={str(tiny_policy)!r}, steps=4000, prompts_per_iteration=4)\n"
+        f"config = erltool.TrainConfig(policy={str(tiny_policy)!r}, task='countdown', steps=4000, "
+        "prompts_per_iteration=4)\n"
         "m = RunMonitor(config).start()\n"
         "while not len(m.result.metrics) and m.state == 'running': time.sleep(0.01)\n"
         "print(m.state)"

@@ -210,7 +210,7 @@ def test_a_simulated_plant_is_brought_to_the_target_from_any_share(start, inner)
 
 
 @pytest.mark.parametrize(("target", "direction"), [(9.0, 1), (0.01, -1)])
-def test_on_the_embedded_policy_the_share_moves_towards_the_target(target, direction):
+def test_on_a_shipped_policy_the_share_moves_towards_the_target(target, direction):
     control = TargetEntropy(target, KLCov(0.1, 2.0), rate=0.2)
     config = TrainConfig(control=control, steps=8, prompts_per_iteration=8, updates_per_iteration=2, eval_every=0)
     steps = [s.metrics for s in erltool.train(config)]
@@ -294,13 +294,13 @@ def test_what_only_one_can_do_is_refused_for_two(text, words):
 
 
 def test_text_and_json_name_the_same_composition():
-    wanted = KLCov(0.1, 2.0) + EntropyBonus(0.01)
-    assert parse_control("kl-cov:embedded + entropy-bonus:coef=0.01") == wanted
+    wanted = KLCov(0.02, 1.0) + EntropyBonus(0.01)
+    assert parse_control("kl-cov:chain + entropy-bonus:coef=0.01") == wanted
     assert isinstance(wanted, Composed) and wanted.name == "kl-cov+entropy-bonus"
     assert parse_control("entropy-bonus:coef=1e+3") == EntropyBonus(1000.0)
     nested = parse_control("target-entropy:target=0.4,control=(kl-cov:fraction=0.1,coef=2),rate=0.2+reference-kl")
     assert nested == TargetEntropy(0.4, KLCov(0.1, 2.0), rate=0.2) + ReferenceKL()
-    assert parse_control("target-entropy:control=(clip-cov:embedded)").control == ClipCov(2e-2, 0.5, 5.0)
+    assert parse_control("target-entropy:control=(clip-cov:chain)").control == ClipCov(2e-2, 0.5, 50.0)
     for control in (wanted, nested):
         assert control_from_dict(control_to_dict(control)) == control
         config = TrainConfig(control=control)

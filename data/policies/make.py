@@ -1,4 +1,4 @@
-"""Make the embedded policy again: python data/policies/make.py --out data/policies/embedded
+"""Make the policy `countdown` again: python data/policies/make.py --out data/policies/countdown
 
 A Llama of about 0.8 M parameters with a character tokenizer, trained from scratch on noisy Countdown
 demonstrations, so that it starts reinforcement learning with high entropy and partial skill. Only

@@ -6,7 +6,7 @@
 
 Each run is made in FOLDER and can be interrupted and resumed at any point by the same command; when it is whole,
 what is worth keeping is copied here: configuration, metrics, timings and recorded tokens, not the weights.
-The controls' values are the preset `embedded`, tuned on another policy, task and seed, and the null control has
+The controls' values were tuned on another policy, task and seed, and the null control has
 Clip-Cov's share: nothing was tuned on these runs.
 """
 
@@ -21,9 +21,9 @@ import erltool
 HERE = Path(__file__).parent
 CONTROLS = {
     "none": erltool.NoControl(),
-    "clip-cov": erltool.preset("clip-cov", "embedded"),
-    "kl-cov": erltool.preset("kl-cov", "embedded"),
-    "random-clip": erltool.RandomClip(erltool.preset("clip-cov", "embedded").fraction),
+    "clip-cov": erltool.ClipCov(2e-2, 0.5, 5.0),
+    "kl-cov": erltool.KLCov(0.1, 2.0),
+    "random-clip": erltool.RandomClip(2e-2),
 }
 SEEDS = (0, 1)
 ITERATIONS, UPDATES = 80, 2

@@ -4,7 +4,7 @@
     python data/runs/through_trl.py FOLDER      # 20 minutes on 2 cores
     python data/runs/through_trl.py             # the README's figure and table, from what is recorded here
 
-The embedded policy, without control and with KL-Cov, three seeds each: 64 prompts x 8 responses an iteration, in the
+The policy `countdown`, without control and with KL-Cov, three seeds each: 64 prompts x 8 responses an iteration, in the
 same order for both, then 4 updates of 128 responses; LoRA of rank 16 on all linear layers, learning rate, AdamW, clip
 range and advantages are the same. TRL deals an iteration's responses out to its updates at random, where an update of
 ours is of whole groups: "trl" is TRL as it is, and "trl-in-order" is TRL with that shuffle taken out, which was added
@@ -28,7 +28,7 @@ from erltool.runs import Run, read_runs, record_runs
 
 HERE = Path(__file__).parent
 RECORD, FIGURE = HERE / "through-trl", HERE.parent / "figures" / "through-trl.png"
-CONTROLS = {"none": erltool.NoControl(), "kl-cov": erltool.preset("kl-cov", "embedded")}
+CONTROLS = {"none": erltool.NoControl(), "kl-cov": erltool.KLCov(0.1, 2.0)}
 SEEDS = (0, 1, 2)
 ENGINES = {"erltool": "erltool", "trl-in-order": "TRL, updates of whole groups", "trl": "TRL, shuffled as it is"}
 ITERATIONS, LAST = 60, 20
@@ -37,8 +37,9 @@ SHOWN = {"policy_entropy": "policy entropy (nats/token)", "reward": "training re
 
 def config(control: str, seed: int) -> erltool.TrainConfig:
     return erltool.TrainConfig(
-        control=CONTROLS[control], seed=seed, steps=ITERATIONS * 4, updates_per_iteration=4, eval_every=0, device="cpu"
-    )
+        task="countdown", policy="countdown", max_response_tokens=12, control=CONTROLS[control], seed=seed,
+        steps=ITERATIONS * 4, updates_per_iteration=4, eval_every=0, device="cpu",
+    )  # fmt: skip
 
 
 def with_erltool(config: erltool.TrainConfig, folder: Path) -> None:

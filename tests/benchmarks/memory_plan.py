@@ -12,10 +12,11 @@ import resource
 import subprocess
 import sys
 
+COUNTDOWN = dict(policy="countdown", task="countdown", max_response_tokens=12, steps=8, eval_every=0)
 ROWS = {
-    "embedded, LoRA": dict(policy="embedded", steps=8, eval_every=0),
-    "embedded, LoRA, 2048 responses": dict(policy="embedded", steps=8, prompts_per_iteration=256, eval_every=0),
-    "embedded, all weights": dict(policy="embedded", steps=8, prompts_per_iteration=256, eval_every=0, lora_rank=0),
+    "countdown, LoRA": COUNTDOWN,
+    "countdown, LoRA, 2048 responses": COUNTDOWN | dict(prompts_per_iteration=256),
+    "countdown, all weights": COUNTDOWN | dict(prompts_per_iteration=256, lora_rank=0),
     "SmolLM2, NF4": dict(base="nf4", max_response_tokens=12),
     "SmolLM2, NF4, 64 tokens": dict(base="nf4", max_response_tokens=64),
     "SmolLM2, bf16, micro-batch 8": dict(max_response_tokens=64, micro_batch=8),
@@ -23,7 +24,7 @@ ROWS = {
     "SmolLM2, fp32": dict(dtype="fp32", max_response_tokens=32),
     "SmolLM2, NF4, fp32": dict(base="nf4", dtype="fp32", max_response_tokens=32),
     # No constant of the plan was chosen with these two in sight.
-    "embedded, rank 4, 48 tokens": dict(policy="embedded", steps=8, eval_every=0, lora_rank=4, max_response_tokens=48),
+    "countdown, rank 4, 48 tokens": COUNTDOWN | dict(lora_rank=4, max_response_tokens=48),
     "SmolLM2, NF4, rank 64, 40 tokens": dict(
         base="nf4", lora_rank=64, max_response_tokens=40, prompts_per_iteration=8, shots=2
     ),

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/probe_time.py [rounds]
 
-Wanted: at most 1 s on the embedded policy, at most 10 % of a load on others.
+Wanted: at most 1 s on the policy `countdown`, at most 10 % of a load on others.
 """
 
 import statistics
@@ -37,7 +37,7 @@ def measured(**options) -> tuple[float, float]:
 def main(rounds: int = 5) -> None:
     torch.set_num_threads(1)
     for source, options in (
-        ("embedded", {}),
+        ("countdown", {}),
         ("smollm2-135m", {"dtype": "bf16"}),
         ("smollm2-135m", {"dtype": "bf16", "base": "nf4"}),
         ("smollm2-135m", {"dtype": "fp32"}),

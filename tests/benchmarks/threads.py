@@ -65,7 +65,9 @@ def work_of(name: str):
     if name == "busy":
         return lambda: sum(range(100_000)), 1
     if name == "training":
-        steps = erltool.train(erltool.TrainConfig(steps=1_000_000, eval_every=0, record_every=0))
+        steps = erltool.train(
+            erltool.TrainConfig(policy="countdown", task="countdown", steps=1_000_000, eval_every=0, record_every=0)
+        )
         return lambda: [next(steps) for _ in range(4)], 4
     m, k, n = (int(word) for word in name.split()[1::2])
     a, b, out = torch.randn(m, k), torch.randn(k, n), torch.empty(m, n)

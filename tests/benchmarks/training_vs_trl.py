@@ -1,7 +1,7 @@
 """Seconds per GRPO iteration: erltool's trainer against TRL's GRPOTrainer.
 
 `LoRA` and `full`: one iteration is 64 prompts x 8 responses of at most 12 tokens (EOS included), then 4 optimiser
-updates of 128 responses each, on the embedded policy in fp32, with LoRA on all linear layers (rank 16) and with all
+updates of 128 responses each, on the policy `countdown` in fp32, with LoRA on all linear layers (rank 16) and with all
 weights training. `SmolLM2`: 8 prompts x 8 responses of at most 16 tokens, then 2 updates of 32, on SmolLM2-135M in
 bf16 (fp32 where the CPU only emulates bf16) with LoRA of rank 16; sums of one or two digits behind two worked examples.
 Both have the same weights, prompts in the same order, verifier, loss (clipped surrogate over the update's tokens, no
@@ -58,7 +58,7 @@ GROUP, RANK, ALPHA, SEED, WARM_UP = 8, 16, 32.0, 0, 2
 class Case:
     """What both trainers are given."""
 
-    policy: str = "embedded"
+    policy: str = "countdown"
     task: str = "countdown"
     shots: int = 0
     dtype: str = "fp32"

@@ -111,7 +111,7 @@ def trl():
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "policies/embedded", padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "policies/countdown", padding_side="left")
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=128, pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
