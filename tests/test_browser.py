@@ -124,7 +124,7 @@ run = erltool.read_run(shipped("data/runs/demo-none"))
 SHOWN = (
     "EntropyLab()",
     "TokenInspector(run)",
-    "ControlExplorer(shipped('data/runs/headline'))",
+    "ControlExplorer(shipped('data/runs/discovery'))",
     "CurveFitter(run)",
     "RunForm(erltool.TrainConfig(device='cpu'))",
     "RunMonitor(erltool.TrainConfig(device='cpu'))",
@@ -169,7 +169,7 @@ def test_a_form_takes_what_is_typed_and_says_what_cannot_be(widgets):
     before = peak.inner_text()
     policy.fill("nothing-there")
     policy.press("Enter")
-    output.get_by_role("alert").get_by_text("no config.json there; give 'embedded'").wait_for()
+    output.get_by_role("alert").get_by_text("no config.json there; give 'sharpening'").wait_for()
     policy.fill("Qwen/Qwen2.5-7B")
     policy.press("Enter")
     output.get_by_role("alert").wait_for(state="detached")

@@ -21,7 +21,9 @@ TINY = [
 
 @pytest.fixture
 def train(tiny_policy, tmp_path):
-    return lambda *words: cli.main(["train", f"--out={tmp_path / 'run'}", f"--policy={tiny_policy}", *TINY, *words])
+    return lambda *words: cli.main(
+        ["train", f"--out={tmp_path / 'run'}", f"--policy={tiny_policy}", "--task=countdown", *TINY, *words]
+    )
 
 
 def status_of(words) -> int:
@@ -130,7 +132,14 @@ def run_with_file_limit(words, limit):
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(train, tiny_policy, tmp_path, capsys):
-    words = ["train", f"--out={tmp_path / 'full'}", f"--policy={tiny_policy}", *TINY, "--checkpoint-every=1"]
+    words = [
+        "train",
+        f"--out={tmp_path / 'full'}",
+        f"--policy={tiny_policy}",
+        "--task=countdown",
+        *TINY,
+        "--checkpoint-every=1",
+    ]
     done = run_with_file_limit(words, 2000)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "cannot write" in done.stderr.splitlines()[-1] and "then resume" in done.stderr.splitlines()[-1]
@@ -190,15 +199,18 @@ def test_eval_of_a_run_and_of_a_policy(train, tiny_policy, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["eval", "embedded"], "a policy has no task of its own; give --benchmark or --task"),
-        (["eval", "embedded", "--benchmark=aime1999"], "benchmark 'aime1999' is not known"),
-        (["eval", "embedded", "--benchmark=aime24", "--task=countdown"], "not both"),
+        (["eval", "countdown"], "a policy has no task of its own; give --benchmark or --task"),
+        (["eval", "countdown", "--benchmark=aime1999"], "benchmark 'aime1999' is not known"),
+        (["eval", "countdown", "--benchmark=aime24", "--task=countdown"], "not both"),
         (["eval", "nothing-here", "--task=countdown"], "no config.json there"),
         (["train", "--out=x", "--base=nf4", "--lora-rank=0"], "quantised weights cannot train"),
         (["train", "--out=x", "--base=nf5"], "base='nf5': must be one of none, nf4, int8"),
         (["train", "--out=x", "--template=boxed"], "has no chat template; use question"),
         (["train", "--out=x", "--task=sudoku.jsonl"], "no such file"),
-        (["train", "--out=x", "--shots=2"], "no right response to show; use shots=0"),
+        (
+            ["train", "--out=x", "--policy=countdown", "--task=countdown", "--shots=2"],
+            "no right response to show; use shots=0",
+        ),
         (["prompt", "--policy=model.gguf"], "no such file"),
         (["plan", "--policy=no/such-model-here"], "configuration is out of reach"),
     ],
@@ -214,16 +226,16 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("eval embedded --task=countdown --limit -1", "-1 must be at least 0"),
-        ("eval embedded --task=countdown --samples 0", "0 must be at least 1"),
-        ("eval embedded --task=countdown --samples=-2", "-2 must be at least 1"),
-        ("eval embedded --task=countdown --batch -1", "-1 must be at least 0"),
-        ("eval embedded --task=countdown --max-response-tokens 0", "0 must be at least 1"),
-        ("eval embedded --task=countdown --temperature nan", "nan must be at least 0 and finite"),
-        ("eval embedded --task=countdown --temperature -0.5", "-0.5 must be at least 0"),
-        ("eval embedded --task=countdown --samples 99999999999999999999", "must be at least 1"),
-        ("eval embedded --task=countdown --template cheat", "template='cheat': must be auto, none, chat"),
-        ("eval embedded --task=countdown --device cpuu", "cpuu"),
+        ("eval countdown --task=countdown --limit -1", "-1 must be at least 0"),
+        ("eval countdown --task=countdown --samples 0", "0 must be at least 1"),
+        ("eval countdown --task=countdown --samples=-2", "-2 must be at least 1"),
+        ("eval countdown --task=countdown --batch -1", "-1 must be at least 0"),
+        ("eval countdown --task=countdown --max-response-tokens 0", "0 must be at least 1"),
+        ("eval countdown --task=countdown --temperature nan", "nan must be at least 0 and finite"),
+        ("eval countdown --task=countdown --temperature -0.5", "-0.5 must be at least 0"),
+        ("eval countdown --task=countdown --samples 99999999999999999999", "must be at least 1"),
+        ("eval countdown --task=countdown --template cheat", "template='cheat': must be auto, none, chat"),
+        ("eval countdown --task=countdown --device cpuu", "cpuu"),
         ("plan --gpus 0", "0 must be at least 1"),
         ("plan --prompt-tokens -4", "-4 must be at least 1"),
         ("prompt --count -3", "-3 must be at least 1"),
@@ -243,7 +255,7 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
         ("train --out file/run", "is a file; choose another place"),
         ("train --out run --seed -1", "seed=-1: must be at least 0"),
         ("train --out run --seed 99999999999999999999", "seed: must be below"),
-        ("experiment headline --out runs --record file", "is a file; choose another place"),
+        ("experiment discovery --out runs --record file", "is a file; choose another place"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_before_any_work(words, message, tmp_path, monkeypatch, capsys):
@@ -264,7 +276,7 @@ def test_a_benchmark_out_of_reach_is_said_before_the_first_is_asked(monkeypatch,
 
     monkeypatch.setattr("erltool.evaluate.evaluation_task", load)
     monkeypatch.setattr("erltool.training.load_policy", lambda *_, **__: pytest.fail("work was begun"))
-    assert cli.main(["eval", "embedded", "--benchmark=all"]) == 2 and "minerva is out of reach" in one_line(capsys)
+    assert cli.main(["eval", "countdown", "--benchmark=all"]) == 2 and "minerva is out of reach" in one_line(capsys)
 
 
 def test_a_run_keeps_its_own_base(train, tmp_path, capsys):

@@ -225,7 +225,7 @@ def test_a_wrong_grid_is_one_line_that_names_it(grid_file, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("seed = [0, 1]", 'policy = { a = "embedded", b = "/nowhere" }'), "no config.json there"),
+        (("seed = [0, 1]", 'policy = { a = "sharpening", b = "/nowhere" }'), "no config.json there"),
         (("seed = [0, 1]", 'task = { a = "countdown", b = "chess" }'), "task 'chess' is not known"),
     ],
 )
@@ -258,8 +258,8 @@ def test_an_evaluation_of_a_policy_that_has_trained_on_is_gone(finished, tmp_pat
 
 
 def test_an_unknown_grid_names_those_that_are_shipped():
-    with pytest.raises(ErltoolError, match="headline"):
-        load_grid("headlin")
+    with pytest.raises(ErltoolError, match="sharpening"):
+        load_grid("sharpenin")
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in shipped("data/experiments").glob("*.toml")))

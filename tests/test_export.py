@@ -76,7 +76,7 @@ def test_the_data_and_the_verifier_are_the_tasks_own(tmp_path):
 
 
 def test_a_recorded_run_is_exported_from_the_command_line(tmp_path, capsys):
-    runs = read_runs(shipped("data/runs/headline")).values()
+    runs = read_runs(shipped("data/runs/sweep")).values()
     run = next(run for run in runs if run.config["control"]["name"] == "kl-cov")
     (tmp_path / "config.json").write_text(json.dumps({"config": run.config}))
     (tmp_path / "broken.json").write_text("[1]")

@@ -36,7 +36,7 @@ def recorded():
     """(H, R) of the grids' recorded runs that have 12 points, for three R: training reward by iteration, its means of 5
     iterations, and held-out accuracy."""
     found = {"reward": [], "reward, means of 5": [], "held-out accuracy": []}
-    for grid in ("headline", "bonus", "reference", "sweep"):
+    for grid in ("sharpening", "discovery", "bonus", "reference", "sweep"):
         for run in read_runs(shipped(f"data/runs/{grid}")).values():
             rewards = points_of(run, "reward")
             for what, p in (("reward", rewards), ("reward, means of 5", rewards.averaged(5))):

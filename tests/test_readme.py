@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from erltool import compare
+from erltool import compare, fit_law, forecast, law_differences
 from erltool.catalog import CONTROLS, PRESETS
 from erltool.runs import METRICS, read_runs
 
@@ -65,6 +66,31 @@ def test_in_discovery_clip_cov_ends_above_every_rival_on_seeds_that_chose_nothin
         assert compare.differences(table, "average", rival, by="arm")["annealed-clip-cov"].low > 0
     table["entropy"] = np.log(table["entropy_end"].astype(float))
     assert compare.differences(table, "entropy", "none", by="arm")["clip-cov"].mean > np.log(10)
+
+
+def test_in_sharpening_entropy_is_spent_and_the_law_says_what_it_buys():
+    report = script("data/experiments/report.py")
+    runs = report.runs_of("sharpening", "none")
+    assert len(runs) == 10 and report.arms("sharpening")["entropy_spent"].min() > 0.95
+    points = [report.held_out_points(r) for r in runs]
+    assert np.median([fit_law(*p).r_squared for p in points]) >= 0.97
+    found = [forecast(*p, cut=0.15) for p in points]
+    assert np.median([f.rmse for f in found]) <= 0.03
+    assert np.mean([f.covered for f in found]) >= 0.85  # of the 90 % interval, which is too wide here
+    assert min(r.evaluated()[["response_length", "eval_accuracy"]].corr().iloc[0, 1] for r in runs) > 0.85
+    tracks = pd.concat([compare.covariance_and_fall(r, window=10) for r in runs]).groupby("step").mean().corr()["fall"]
+    assert tracks["token_covariance"] >= 0.95 and tracks["group_covariance"] >= 0.95
+
+
+def test_in_sharpening_the_law_does_not_depend_on_the_advantage_estimator():
+    report = script("data/experiments/report.py")
+    laws = {}
+    for run in report.record("algorithms")[0].values():
+        laws.setdefault(run.config["advantages"], []).append(fit_law(*report.held_out_points(run)))
+    table = law_differences(laws, "grpo")
+    assert (table["runs"] == 5).all() and set(table["group"]) == {"dr_grpo", "rloo", "reinforce++"}
+    of_law = table[table["coefficient"] != "ceiling"]
+    assert not of_law["excludes_zero"].any() and of_law[["low", "high"]].abs().to_numpy().max() < 0.08
 
 
 def test_through_trl_the_same_iterations_give_the_same_curves():

@@ -1,7 +1,7 @@
 """Prints the README's tables of the recorded experiments, from data/runs/ and data/paper/ alone.
 
 python data/experiments/report.py                       # prints the tables
-python data/experiments/report.py --figures FOLDER      # draws the README's figure of discovery, too
+python data/experiments/report.py --figures FOLDER      # draws the README's figures of discovery and trap, too
 """
 
 import argparse
@@ -14,13 +14,10 @@ from matplotlib.figure import Figure
 
 import erltool.runs
 from erltool import compare
-from erltool.plots import new_axes, plot_seeds
+from erltool.plots import COLOURS, LINES, new_axes, plot_seeds
 from erltool.resources import shipped
 from erltool.scaling import held_out
 from erltool.widgets.points import points_of
-
-CONTROLS = ("none", "clip-cov", "kl-cov", "random-clip")
-SIZES = {"0.2M": 202_688, "0.8M": 806_784, "2.3M": 2_264_256, "4.8M": 4_825_856}  # parameters
 
 
 @functools.cache
@@ -29,34 +26,6 @@ def record(grid: str) -> tuple[dict[str, erltool.runs.Run], pd.DataFrame]:
     runs = erltool.read_runs(shipped(f"data/runs/{grid}"))
     fields = pd.DataFrame([r.config["control"] for r in runs.values()], index=list(runs))
     return runs, compare.end_values(runs).join(fields)
-
-
-def comparison(*grids: str) -> list[str]:
-    """Controls over seeds: entropy, held-out accuracy and pass@k, and differences paired by seed, to no control and to
-    the null control: of the control's own kind where it was run, else random-clip."""
-    runs = {n: r for grid in grids for n, r in record(grid)[0].items()}
-    table = compare.end_values(runs)
-    table["label"] = [_label(r.config["control"]) for r in runs.values()]
-    seeds = table.groupby("label", sort=False).size()
-    lines = [
-        "| control | seeds | entropy, start to end | spent | late | avg | pass@8 | pass@32 | avg − none | avg − null | "
-        "pass@8 − none | pass@8 − null |"
-    ]
-    lines.append("|" + "---|" * 12)
-    for name in seeds.index:
-        mean = table[table["label"] == name].drop(columns=["label", "setting", "failed"]).mean(numeric_only=True)
-        against = ["none", _null(name, seeds.index)] if name != "none" else [None, None]
-        cells = [
-            f"`{name}`",
-            f"{seeds[name]}",
-            f"{mean['entropy_start']:.3f} to {mean['entropy_end']:.3f}",
-            f"{mean['entropy_spent']:.0%}",
-            *(f"{mean[k]:.3f}" for k in ("accuracy_late", "average", "pass@8", "pass@32")),
-            *(_difference(b and compare.differences(table, v, b, by="label")[name])
-              for v in ("average", "pass@8") for b in against),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
 
 
 REGIME = {
@@ -106,6 +75,60 @@ def regime_differences(grid: str) -> list[str]:
     return lines
 
 
+def takeover(run: erltool.runs.Run) -> float:
+    """The iteration from which on more than half of a run's responses work step by step; NaN where that never comes."""
+    thinks = run.metrics.groupby("iteration")["thinking_fraction"].mean() > 0.5
+    below = thinks.index[~thinks]
+    last = below.max() if len(below) else -1
+    return float(last + 1) if last < thinks.index.max() else np.nan
+
+
+def takeovers() -> pd.DataFrame:
+    """One row a run of `trap-rates`: its end values, with arm, learning rate and iteration of the take-over."""
+    runs = record("trap-rates")[0]
+    rates = [r.config["learning_rate"] for r in runs.values()]
+    table = arms("trap-rates").assign(rate=rates, takeover=[takeover(r) for r in runs.values()])
+    return table.assign(arm=[name.split("-", 2)[2] for name in table["arm"]])  # "rate1e-4-one-update"
+
+
+def trap() -> list[str]:
+    """The trap: in how many runs working step by step takes over, by arm and learning rate."""
+    table = takeovers()
+    rates = sorted(table["rate"].unique())
+    lines = ["| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|" + "---|" * (1 + len(rates))]
+    for arm, part in table.groupby("arm", sort=False):
+        cells = []
+        for rate in rates:
+            at = part[part["rate"] == rate]
+            came = at["takeover"].dropna()
+            when = f", at {came.median():.0f}" if len(came) else ""
+            cells.append(
+                f"{len(came)} of {len(at)}{when}; {at['average@0'].mean():.2f}, {at['entropy_end'].mean():.2f}"
+            )
+        lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
+    return lines
+
+
+def draw_trap() -> Figure:
+    """The trap by learning rate: how many runs end working step by step, and their greedy accuracy, each seed a dot."""
+    table = takeovers()
+    left, right = new_axes(2, width=4.8)
+    for index, (arm, part) in enumerate(table.groupby("arm", sort=False)):
+        style = {"color": COLOURS[index], "linestyle": LINES[index], "label": arm}
+        came = part["takeover"].notna().groupby(part["rate"]).mean()
+        left.plot(came.index, came, marker="o", **style)
+        beside = part["rate"] * 1.08 ** (index - 1.5)  # so that arms do not hide one another
+        right.plot(beside, part["average@0"].astype(float), "o", markersize=4, alpha=0.6, color=COLOURS[index])
+        mean = part.groupby("rate")["average@0"].mean().astype(float)
+        right.plot(mean.index * 1.08 ** (index - 1.5), mean, **style)
+    left.set(ylabel="share of runs it takes over in", ylim=(-0.04, 1.04))
+    right.set(ylabel="held-out accuracy at the end, greedy", ylim=(0, 1.04))
+    for ax in (left, right):
+        ax.set(xscale="log", xlabel="learning rate")
+    left.legend(fontsize=8)
+    return left.figure
+
+
 CURVES = {
     "policy_entropy": "entropy (nats/token)",
     "right_product_fraction": "share of products that are right",
@@ -131,58 +154,83 @@ def draw_regime(grid: str) -> Figure:
     return axes[0].figure
 
 
-def _label(control: dict) -> str:
-    numbers = [f"{control[key]:g}" for key in ("fraction", "coef") if key in control]
-    return f"{control['name']} ({', '.join(numbers)})" if numbers else control["name"]
-
-
-def _null(label: str, labels) -> str | None:
-    """The null control of a control among the labels; None for a null control."""
-    own = label.replace("kl-cov", "random-kl").replace("clip-cov", "random-clip")
-    if own == label:
-        return None
-    return own if own in labels else next(other for other in labels if other.startswith("random"))
-
-
 def _difference(d) -> str:
     return "" if d is None else f"{d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})"
 
 
 def figures() -> list[str]:
     """The paper's figures on dynamics: lesson, our number, theirs, what differs."""
-    runs, table = record("headline")
-    alone = [r for r in runs.values() if compare.setting_of(r) == "none"]
-    early = pd.concat([compare.share_by_step(r, [1 / 12]) for r in alone]).mean()
-    tracks = pd.concat([compare.covariance_and_fall(r) for r in alone]).groupby("step").mean()
+    alone = runs_of("sharpening", "none")
+    early = pd.concat([compare.share_by_step(r, [1 / 12], smooth=1) for r in alone]).mean()
+    tracks = pd.concat([compare.covariance_and_fall(r, window=10) for r in alone]).groupby("step").mean()
     r8 = tracks.corr()["fall"]
-    ends = table.groupby("name")["entropy_end"].mean()
+    seeds = f"{len(alone)} seeds"
     theirs = pd.read_csv(shipped("data/paper/fig11_7B_entropy.csv"))
     ordered = theirs.sort_values("gradient_step").groupby("series")["entropy_nats"]
     last = ordered.agg(lambda h: h.tail(20).mean())
-    multiples = ", ".join(f"{n} {ends[n] / ends['none']:.1f}×" for n in CONTROLS[1:])
     paper = ", ".join(f"{n} {last[n] / last['GRPO']:.0f}×" for n in ("Clip-higher", "Clip-Cov", "KL-Cov"))
-    paid = {v: compare.differences(table, v, "none", by="name") for v in ("average", "pass@8")}
+    table = arms("discovery")
+    paid = {v: compare.differences(table, v, "none", by="arm")["clip-cov"].mean for v in ("average@0", "pass@8")}
     rows = [
         ("1 left, 2", "04", f"after 1/12 of the steps {early['entropy_spent']:.0%} of the entropy spent, "
-         f"{early['accuracy_gained']:.0%} of the gain made", "73 %, 76 %", "held-out accuracy falls after its best"),
+         f"{early['accuracy_gained']:.0%} of the gain made", "73 %, 76 %", f"sharpening, {seeds}, 300 iterations"),
         ("1 right", "06", drawn_curves(), "the drawn curves", "dots hide one another"),
-        ("forecast", "06", forecasts(), "RMSE 0.9 points (math) from 15 %", "training reward, 5 iterations a point"),
+        ("1 right", "06", law("sharpening"), "the curves", f"sharpening, {seeds}; sampled at temperature 1"),
+        ("1 right", "06", law("discovery"), "the curves", "discovery, 10 seeds: the law bends"),
+        ("forecast", "06", forecasts("sharpening"), "RMSE 0.9 points (math) from 15 %", f"sharpening, {seeds}"),
+        ("forecast", "06", forecasts("discovery"), "RMSE 0.9 points (math) from 15 %", "discovery, 10 seeds"),
         ("trend over sizes", "06", larger_model(), "log-linear", "the paper's dots, sizes without embeddings"),
-        ("trend over sizes", "06", own_sizes(), "log-linear", "training reward, 3 seeds a size, 480 updates"),
-        ("6", "06", algorithms(), "a and b do not depend on it", "training reward, 3 seeds, 240 updates"),
+        ("6", "06", algorithms(), "a and b do not depend on it", "sharpening, 5 seeds, 80 iterations"),
         ("8 left", "04", f"correlation of covariance and fall: {r8['token_covariance']:.2f} (Eq 10), "
-         f"{r8['group_covariance']:.2f} (Eq 8)", "the curves coincide", "mean of 5 seeds, smoothed over 20 iterations"),
-        ("9", "04", by_value("bonus", "coef"), "little, then an explosion", "one seed, 240 updates"),
-        ("10", "04", by_value("reference", "coef"), "entropy held, accuracy lost", "one seed, 240 updates, LoRA"),
-        ("11", "05", f"entropy at the end against no control: {multiples}", f"7B: {paper}",
-         "800 updates; preset `embedded`; no plateau"),
-        ("12", "05", sweep(runs), "entropy rises with share and coefficient", "one seed, 240 updates"),
-        ("Table 2", "05", "; ".join(f"{v} " + ", ".join(f"{n} {100 * paid[v][n].mean:+.1f}" for n in CONTROLS[1:])
-         for v in paid) + " points", "Clip-higher +0.2, Clip-Cov +1.8, KL-Cov +2.0 points (7B, average)",
-         "one small task, its 114 held-out problems"),
+         f"{r8['group_covariance']:.2f} (Eq 8)", "the curves coincide",
+         f"mean of {seeds}, smoothed over 10 iterations"),
+        ("9", "04", by_value("bonus", "coef"), "little, then an explosion", "3 seeds, 80 iterations"),
+        ("10", "04", by_value("reference", "coef"), "entropy held, accuracy lost", "3 seeds, 80 iterations, LoRA"),
+        ("11", "05", f"Clip-Cov's entropy at the end {held('discovery')}", f"7B: {paper}", "discovery, 10 seeds"),
+        ("11 middle", "04", length(alone), "length grows with accuracy", f"sharpening, {seeds}"),
+        ("12", "05", sweep(), "entropy rises with share and coefficient", "5 seeds, last 20 of 80 iterations"),
+        ("Table 2", "05", f"Clip-Cov {100 * paid['average@0']:+.1f} greedily, pass@8 {100 * paid['pass@8']:+.1f} "
+         "points", "Clip-Cov +1.8, KL-Cov +2.0 points (7B, average)", "discovery, 1,000 held-out problems, 10 seeds"),
     ]  # fmt: skip
     lines = ["| figure | lesson | ours | the paper's | what differs |", "|---|---|---|---|---|"]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def runs_of(grid: str, arm: str) -> list[erltool.runs.Run]:
+    """The runs of an arm, one a seed."""
+    found = record(grid)[0]
+    return [found[name] for name, its in arms(grid)["arm"].items() if its == arm]
+
+
+def held_out_points(run: erltool.runs.Run):
+    """(H, R): held-out accuracy at the temperature of training, and the mean entropy since the one before."""
+    points = points_of(run, "eval_accuracy")
+    return np.stack([points.entropy, points.performance])
+
+
+def law(grid: str) -> str:
+    """How well the law describes the runs without control."""
+    points = [held_out_points(r) for r in runs_of(grid, "none")]
+    found = pd.Series([erltool.fit_law(*p).r_squared for p in points])
+    pooled = erltool.fit_law(*np.concatenate(points, axis=1)).r_squared
+    return f"R² of the law {found.median():.2f} in the median run ({found.min():.2f} at least), {pooled:.2f} pooled"
+
+
+def held(grid: str) -> str:
+    """Clip-Cov's entropy at the end against no control's: the geometric mean of the ratios, by seed."""
+    table = arms(grid)
+    table["entropy"] = np.log(table["entropy_end"].astype(float))
+    d = compare.differences(table, "entropy", "none", by="arm")["clip-cov"]
+    ratio, low, high = np.exp([d.mean, d.low, d.high])
+    return f"{ratio:.1f}× no control's ({low:.1f} to {high:.1f})"
+
+
+def length(runs: list[erltool.runs.Run]) -> str:
+    """Response length beside accuracy."""
+    found = [r.evaluated()[["response_length", "eval_accuracy"]].corr().iloc[0, 1] for r in runs]
+    ends = pd.concat([r.evaluated()["response_length"].iloc[[0, -1]].reset_index(drop=True) for r in runs], axis=1)
+    first, last = ends.mean(axis=1)
+    return f"from {first:.1f} to {last:.1f} tokens; correlation with accuracy {np.median(found):.2f} in the median"
 
 
 def drawn_curves() -> str:
@@ -207,76 +255,18 @@ def larger_model() -> str:
     return f"7B and below forecast a ceiling of {ceiling['predicted']:.1f} for 32B; its own is {ceiling['fitted']:.1f}"
 
 
-def size_of(run: erltool.runs.Run) -> str:
-    return run.config["policy"].rpartition("/")[2]
-
-
-@functools.cache
-def size_laws() -> dict:
-    """The law of each size of policy without control, of the points of its seeds together."""
-    runs = record("sizes")[0].values()
-    points = {n: [training_points(r) for r in runs if size_of(r) == n] for n in SIZES}
-    return {n: erltool.fit_law(*np.concatenate(p, axis=1)) for n, p in points.items()}
-
-
-def own_sizes() -> str:
-    """The largest size's coefficients as the smaller sizes forecast them."""
-    held = held_out({SIZES[n]: law for n, law in size_laws().items()})
-    return "2.3M and below forecast for 4.8M " + ", ".join(
-        f"{name} {row['predicted']:.2f} (its own {row['fitted']:.2f})" for name, row in held.iterrows()
-    )
-
-
-def by_size() -> list[str]:
-    """Policies of four sizes: their laws, and KL-Cov against no control, paired by size and seed."""
-    laws = size_laws()
-    tables = {}
-    for grid in ("sizes", "sizes-kl-cov"):
-        runs, table = record(grid)
-        tables[grid] = table.assign(size=[size_of(r) for r in runs.values()]).set_index(["size", "seed"])
-    alone, held = tables.values()
-    lines = ["| policy | a, b, R² of the law | entropy, start to end | with KL-Cov | avg, pass@8 | "
-             "late: KL-Cov − none | avg: KL-Cov − none | pass@8: KL-Cov − none |", "|" + "---|" * 8]  # fmt: skip
-    for name in (*SIZES, "all"):
-        a, h = (t if name == "all" else t.loc[[name]] for t in (alone, held))
-        mean, with_control = a.mean(numeric_only=True), h.mean(numeric_only=True)
-        law = laws.get(name)
-        cells = [
-            name,
-            f"{law.a:.2f}, {law.b:.2f}, {law.r_squared:.2f}" if law else "",
-            f"{mean['entropy_start']:.2f} to {mean['entropy_end']:.3f}",
-            f"{with_control['entropy_start']:.2f} to {with_control['entropy_end']:.3f}",
-            f"{mean['average']:.3f}, {mean['pass@8']:.3f}",
-            *(_difference(compare.paired_difference(h[v], a[v])) for v in ("accuracy_late", "average", "pass@8")),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def training_points(run: erltool.runs.Run):
-    """(H, R): entropy and training reward, means of 5 iterations."""
-    points = points_of(run, "reward").averaged(5)
-    return np.stack([points.entropy, points.performance])
-
-
-def forecasts() -> str:
-    """How the law forecasts the recorded runs from their first 15 %, and how often its interval holds."""
-    runs = [r for grid in ("headline", "strong") for r in record(grid)[0].values()]
-    found = [erltool.forecast(*training_points(r)) for r in runs]
-    rmse = pd.Series([f.rmse for f in found]).median()
-    return (
-        f"median RMSE {100 * rmse:.1f} points over {len(found)} runs, {sum(f.covered for f in found) / len(found):.0%} "
-        "inside the 90 % interval"
-    )
+def forecasts(grid: str) -> str:
+    """How the law forecasts runs without control from their first 15 %, and how often its interval holds."""
+    found = [erltool.forecast(*held_out_points(r)) for r in runs_of(grid, "none")]
+    rmse, covered = np.median([f.rmse for f in found]), np.mean([f.covered for f in found])
+    return f"median RMSE {100 * rmse:.1f} points, {covered:.0%} inside the 90 % interval"
 
 
 def algorithms() -> str:
     """The law's coefficients under other advantage estimators against GRPO's."""
-    groups = {"grpo": [r for r in record("headline")[0].values()
-                       if compare.setting_of(r) == "none" and r.config["seed"] < 3]}  # fmt: skip
+    laws: dict[str, list] = {}
     for run in record("algorithms")[0].values():
-        groups.setdefault(run.config["advantages"], []).append(run)
-    laws = {n: [erltool.fit_law(*training_points(r)[:, :12]) for r in runs] for n, runs in groups.items()}
+        laws.setdefault(run.config["advantages"], []).append(erltool.fit_law(*held_out_points(run)))
     table = erltool.law_differences(laws, "grpo").set_index(["group", "coefficient"])
     parts = [f"{n} {c} {row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
              for (n, c), row in table.iterrows() if c != "ceiling"]  # fmt: skip
@@ -288,19 +278,19 @@ def by_value(grid: str, field: str) -> str:
     table = record(grid)[1]
     ends = table.groupby(table[field].fillna(0))["entropy_end"].mean()
     rising = "rises with it" if ends.is_monotonic_increasing else "is not monotone in it"
-    return f"entropy at the end {rising}: " + ", ".join(f"{v:g}: {h:.2f}" for v, h in ends.items())
+    return f"entropy at the end {rising}: " + ", ".join(f"{v:g}: {h:.3f}" for v, h in ends.items())
 
 
-def sweep(headline_runs: dict) -> str:
-    """Whether entropy around update 400 rises with each share and coefficient."""
-    runs = record("sweep")[0] | {n: r for n, r in headline_runs.items() if r.config["seed"] == 0}
+def sweep() -> str:
+    """Whether entropy at the end rises with each share and coefficient: the mean of a value's seeds, over the last 20
+    iterations."""
     rows = pd.DataFrame([
-        r.config["control"] | {"entropy": r.metrics[r.metrics["step"].between(200, 240)]["policy_entropy"].mean()}
-        for r in runs.values()
+        r.config["control"] | {"entropy": r.metrics.groupby("iteration")["policy_entropy"].mean().tail(20).mean()}
+        for r in record("sweep")[0].values()
     ])  # fmt: skip
     kl, clip = rows[rows["name"] == "kl-cov"], rows[rows["name"] == "clip-cov"]
     by = {
-        "KL-Cov's share": kl[kl["coef"] == 2].groupby("fraction"),
+        "KL-Cov's share": kl[kl["coef"] == 1].groupby("fraction"),
         "its coefficient": kl[kl["fraction"] == 0.1].groupby("coef"),
         "Clip-Cov's share": clip.groupby("fraction"),
     }
@@ -308,7 +298,7 @@ def sweep(headline_runs: dict) -> str:
     for name, groups in by.items():
         ends = groups["entropy"].mean()
         parts.append(f"{name} {'monotone' if ends.is_monotonic_increasing else 'not monotone'} "
-                     f"({', '.join(f'{v:g}: {h:.2f}' for v, h in ends.items())})")  # fmt: skip
+                     f"({', '.join(f'{v:g}: {h:.3f}' for v, h in ends.items())})")  # fmt: skip
     return "; ".join(parts)
 
 
@@ -317,9 +307,7 @@ def tables() -> list[list[str]]:
     return [
         regime("discovery"),
         regime_differences("discovery"),
-        comparison("headline"),
-        comparison("strong", "plateau", "plateau-null"),
-        by_size(),
+        trap(),
         figures(),
     ]
 
@@ -331,6 +319,7 @@ def main() -> None:
     print("\n\n".join("\n".join(lines) for lines in tables()))
     if args.figures is not None:
         draw_regime("discovery").savefig(args.figures / "discovery.png")
+        draw_trap().savefig(args.figures / "trap.png")
 
 
 if __name__ == "__main__":

@@ -53,20 +53,20 @@ def paper():
     points = pd.read_csv(shipped("data/paper/fig1_right_points.csv"))
     return {{n: (g["entropy_nats"], g["validation_accuracy_percent"]) for n, g in points.groupby("series")}}
 def recorded():
-    return read_runs(shipped("data/runs/headline"))
+    return read_runs(shipped("data/runs/discovery"))
 def unevaluated():
     run = next(iter(recorded().values()))
     return dataclasses.replace(run, metrics=run.metrics.drop(columns="eval_accuracy"))
 line = np.linspace(0.8, 0.1, 12)
 def swept(run, share):
-    "A recorded KL-Cov run as if made with another share, so that a slider has somewhere to go."
+    "A recorded Clip-Cov run as if made with another share, so that a slider has somewhere to go."
     metrics = run.metrics.assign(policy_entropy=run.metrics["policy_entropy"] * (1 + share))
     control = run.config["control"] | dict(fraction=share)
     return dataclasses.replace(run, metrics=metrics, config=run.config | dict(control=control))
 def runs():
-    found = list(read_runs(shipped("data/runs/headline")).values())
-    made = [swept(r, k / 20) for r in found if r.config["control"]["name"] == "kl-cov" for k in range(1, 13)]
-    return [r for r in found if r.config["control"]["name"] != "kl-cov"] + made
+    found = list(read_runs(shipped("data/runs/discovery")).values())
+    made = [swept(r, k / 20) for r in found if r.config["control"]["name"] == "clip-cov" for k in range(1, 13)]
+    return [r for r in found if r.config["control"]["name"] != "clip-cov"] + made
 """
 
 
@@ -84,7 +84,7 @@ WIDGETS = (
     Widget("EntropyLab", "EntropyLab()", "probability of a1", 16),
     Widget("TokenInspector, 300 tokens", "TokenInspector(tokens(300))", "KL-Cov share", 40),
     Widget("TokenInspector, 10,000 tokens", "TokenInspector(tokens(10_000))", "KL-Cov share", 200),
-    Widget("ControlExplorer, 4 controls, 5 seeds", "ControlExplorer(runs())", "kl-cov fraction", 40),
+    Widget("ControlExplorer, 4 controls, 10 seeds", "ControlExplorer(runs())", "clip-cov fraction", 40),
     Widget("CurveFitter, dragged", "CurveFitter(paper(), current=4, beside=[0, 2])", "a", 40),
     Widget("CurveFitter, refitted", "CurveFitter(recorded(), performance='reward')", "window", 60),
     Widget("CurveFitter, forecast", "CurveFitter(recorded(), performance='reward', cut=0.5)", "forecast cut", 60),
