@@ -308,6 +308,7 @@ def tables() -> list[list[str]]:
         regime("discovery"),
         regime_differences("discovery"),
         trap(),
+        regime("trap"),
         figures(),
     ]
 
