@@ -37,8 +37,9 @@ CONTROLS = {
 }  # fmt: skip
 COMPOSED = "composed"
 
-# The clip of the paper's Clip-Cov scripts is 1, verl's and SkyRL's 0.2. `chain` was chosen on the policies of the
-# chain world with seed 100 (data/README.md); the others are those projects' defaults.
+# The clip of the paper's Clip-Cov scripts is 1, verl's and SkyRL's 0.2. `chain`: Clip-Cov's values were chosen in the
+# chain world on seed 100, KL-Cov's are the smallest tried there that held entropy over 80 iterations (data/README.md).
+# The others are those projects' defaults.
 PRESETS = {
     "paper-7b": (ClipCov(2e-4, 1.0, 5.0, clip_eps=1.0), KLCov(2e-3, 1.0)),
     "paper-32b": (ClipCov(2e-4, 1.0, 5.0, clip_eps=1.0), KLCov(2e-4, 1.0)),

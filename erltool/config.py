@@ -12,6 +12,7 @@ from erltool.advantages import ESTIMATORS
 from erltool.catalog import control_from_dict, control_to_dict, shortened
 from erltool.controls import ADVANTAGES, ClipCov, KLCov, NoControl
 from erltool.errors import ErltoolError
+from erltool.resources import POLICIES
 from erltool.zoo import GSPO, NegativeReinforcement, Steering
 
 BASES = ("none", "nf4", "int8")
@@ -34,7 +35,7 @@ class TrainConfig:
 
     task: str = _about("chain:sharpening", "task with prompts and verifier")
     policy: str = _about(
-        "sharpening", "sharpening, discovery, trap, countdown, smollm2-135m, a model's folder, a GGUF file, or a hub id"
+        "sharpening", f"{', '.join(POLICIES)}, smollm2-135m, a model's folder, a GGUF file, or a hub id"
     )
     base: str = _about("none", f"quantisation of the weights that do not train: {', '.join(BASES)}")
     dtype: str = _about("auto", "of weights and computation: fp32, bf16, or auto: as stored, fp32 where bf16 is slow")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from erltool import compare, fit_law, forecast, law_differences
+from erltool import compare, fit_law, forecast
 from erltool.catalog import CONTROLS, PRESETS
 from erltool.runs import METRICS, read_runs
 
@@ -83,11 +83,7 @@ def test_in_sharpening_entropy_is_spent_and_the_law_says_what_it_buys():
 
 
 def test_in_sharpening_the_law_does_not_depend_on_the_advantage_estimator():
-    report = script("data/experiments/report.py")
-    laws = {}
-    for run in report.record("algorithms")[0].values():
-        laws.setdefault(run.config["advantages"], []).append(fit_law(*report.held_out_points(run)))
-    table = law_differences(laws, "grpo")
+    table = script("data/experiments/report.py").estimator_differences()
     assert (table["runs"] == 5).all() and set(table["group"]) == {"dr_grpo", "rloo", "reinforce++"}
     of_law = table[table["coefficient"] != "ceiling"]
     assert not of_law["excludes_zero"].any() and of_law[["low", "high"]].abs().to_numpy().max() < 0.08

@@ -262,12 +262,17 @@ def forecasts(grid: str) -> str:
     return f"median RMSE {100 * rmse:.1f} points, {covered:.0%} inside the 90 % interval"
 
 
-def algorithms() -> str:
-    """The law's coefficients under other advantage estimators against GRPO's."""
+def estimator_differences() -> pd.DataFrame:
+    """The law's coefficients under other advantage estimators against GRPO's, as `law_differences` has them."""
     laws: dict[str, list] = {}
     for run in record("algorithms")[0].values():
         laws.setdefault(run.config["advantages"], []).append(erltool.fit_law(*held_out_points(run)))
-    table = erltool.law_differences(laws, "grpo").set_index(["group", "coefficient"])
+    return erltool.law_differences(laws, "grpo")
+
+
+def algorithms() -> str:
+    """Those differences in words."""
+    table = estimator_differences().set_index(["group", "coefficient"])
     parts = [f"{n} {c} {row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
              for (n, c), row in table.iterrows() if c != "ceiling"]  # fmt: skip
     return "difference to GRPO: " + ", ".join(parts)
