@@ -7,18 +7,30 @@ import importlib
 
 _HOMES = {
     "advantages": ("group_advantages",),
-    "catalog": ("parse_control", "preset"),
     "alarms": ("Alarm", "Watch", "alarm_report", "alarm_summary"),
     "config": ("TrainConfig",),
-    "controls": (
-        "NoControl",
+    "controls.base": ("Control", "NoControl"),
+    "controls.catalog": ("parse_control", "parse_controller", "preset"),
+    "controls.controllers": ("AdaptiveBonus", "Schedule", "TargetEntropy"),
+    "controls.loss": ("control_loss", "policy_loss"),
+    "controls.others": (
+        "CEGPPO",
+        "CISPO",
+        "CovarianceKernel",
+        "EntropyShapedAdvantage",
+        "GSPO",
+        "HighEntropyMask",
+        "NegativeReinforcement",
+        "QuantileAdvantage",
+    ),
+    "controls.paper": (
+        "ClipCov",
         "ClipHigher",
         "EntropyBonus",
-        "ReferenceKL",
-        "ClipCov",
         "KLCov",
         "RandomClip",
         "RandomKL",
+        "ReferenceKL",
     ),
     "covariance": ("token_covariance", "mean_covariance"),
     "compare": ("end_values", "paired_difference"),
@@ -27,7 +39,6 @@ _HOMES = {
     "forecasting": ("forecast", "replay"),
     "importers": ("read_log", "align_points"),
     "logprobs": ("token_log_probs",),
-    "losses": ("policy_loss",),
     "plots": ("plot_fit", "plot_run"),
     "loading": ("load_policy",),
     "rivals": ("compare_laws",),
@@ -36,18 +47,8 @@ _HOMES = {
     "sampling": ("sample_groups",),
     "scaling": ("fit_scaling", "law_differences"),
     "tasks": ("load_task",),
+    "tokens": ("Tokens",),
     "training": ("train",),
-    "zoo": (
-        "AdaptiveEntropyBonus",
-        "HighEntropyMask",
-        "EntropyShapedAdvantage",
-        "CISPO",
-        "GSPO",
-        "NegativeReinforcement",
-        "QuantileAdvantage",
-        "Annealed",
-        "TargetEntropy",
-    ),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

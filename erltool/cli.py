@@ -125,12 +125,15 @@ def _add_config_flags(parser) -> None:
 
     for field in dataclasses.fields(TrainConfig):
         flag, about = "--" + field.name.replace("_", "-"), field.metadata["help"].replace("%", "%%")
-        if field.name == "control":
-            from erltool.catalog import CONTROLS, parse_control
+        if field.name in ("control", "controller"):
+            from erltool.controls import catalog
 
-            known = ", ".join(CONTROLS)
+            parse, known = {
+                "control": (catalog.parse_control, catalog.CONTROLS),
+                "controller": (catalog.parse_controller, catalog.CONTROLLERS),
+            }[field.name]
             parser.add_argument(
-                flag, type=_argument(parse_control), default=argparse.SUPPRESS, help=f"{about}; one of {known}"
+                flag, type=_argument(parse), default=argparse.SUPPRESS, help=f"{about}; one of {', '.join(known)}"
             )
         elif field.type is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=about)

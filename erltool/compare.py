@@ -20,16 +20,17 @@ EDGE = 5  # iterations averaged at the start and at the end, for what a single u
 
 
 def setting_of(run: Run) -> str:
-    """A run's control as text, "kl-cov:fraction=0.1,coef=2.0": what `parse_control` reads."""
-    return control_text(run.config["control"])
+    """A run's control as text, "kl-cov:fraction=0.1,coef=2.0": what `parse_control` reads; where a controller changes
+    it, " under " and the controller's."""
+    control, controller = control_text(run.config["control"]), run.config.get("controller")
+    return f"{control} under {control_text(controller)}" if controller else control
 
 
 def control_text(control: Mapping) -> str:
-    """What `parse_control` reads, of what `control_to_dict` returns."""
+    """What `parse_control` or `parse_controller` reads, of what `control_to_dict` returns."""
     if "members" in control:
         return "+".join(control_text(member) for member in control["members"])
-    fields = {k: v for k, v in control.items() if k != "name" and v is not None}
-    inside = ",".join(f"{k}={f'({control_text(v)})' if isinstance(v, Mapping) else v}" for k, v in fields.items())
+    inside = ",".join(f"{k}={v}" for k, v in control.items() if k != "name" and v is not None)
     return f"{control['name']}:{inside}" if inside else control["name"]
 
 

@@ -9,11 +9,11 @@ import typing
 from dataclasses import dataclass, field
 
 from erltool.advantages import ESTIMATORS
-from erltool.catalog import control_from_dict, control_to_dict, shortened
-from erltool.controls import ADVANTAGES, ClipCov, KLCov, NoControl
+from erltool.controls.base import Control, NoControl
+from erltool.controls.catalog import control_from_dict, control_to_dict, controller_from_dict, shortened
+from erltool.controls.controllers import Controller
 from erltool.errors import ErltoolError
 from erltool.resources import POLICIES
-from erltool.zoo import GSPO, NegativeReinforcement, Steering
 
 BASES = ("none", "nf4", "int8")
 TEMPLATES = ("none", "chat", "boxed", "question")
@@ -41,8 +41,11 @@ class TrainConfig:
     dtype: str = _about("auto", "of weights and computation: fp32, bf16, or auto: as stored, fp32 where bf16 is slow")
     template: str = _about("auto", f"form in which the policy is given a prompt: auto, {', '.join(TEMPLATES)}")
     shots: int = _about(0, "worked examples from the training problems shown before every prompt")
-    control: NoControl = _about(
+    control: Control = _about(
         NoControl(), "entropy control, e.g. kl-cov:chain or kl-cov:fraction=0.1,coef=2; + composes several"
+    )
+    controller: Controller | None = _about(
+        None, "changes a number of the control from update to update, e.g. target-entropy:target=0.3"
     )
     advantages: str = _about("grpo", f"advantage estimator: {', '.join(ESTIMATORS)}")
     steps: int = _about(200, "optimiser updates in all")
@@ -97,6 +100,8 @@ class TrainConfig:
         cool = self.eval_temperature
         self._require(cool is None or type(cool) in (int, float) and 0 <= cool < math.inf, "eval_temperature",
                       "at least 0 and finite")  # fmt: skip
+        self._require(self.controller is None or isinstance(self.controller, Controller), "controller",
+                      "a controller, as TargetEntropy(target=0.3)")  # fmt: skip
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         self._require(0 <= self.lora_dropout < 1, "lora_dropout", "in [0, 1)")
         self._require(self.base in BASES, "base", f"one of {', '.join(BASES)}")
@@ -132,32 +137,11 @@ class TrainConfig:
                 f"lora_dropout={self.lora_dropout:g}: what is dropped would depend on micro_batch; use micro_batch=0"
             )
         for part in self.control.parts:
-            self._check_control(part.control if isinstance(part, Steering) else part)
-
-    def _check_control(self, part: NoControl):
-        """What one part of the control asks of the rest."""
-        if self.lora_dropout and isinstance(part, KLCov):
-            raise ErltoolError(
-                f"lora_dropout={self.lora_dropout:g}: control kl-cov pushes at full strength on any difference between "
-                "log pi and log pi_old, and dropout makes one at random; use lora_dropout=0"
-            )
-        if self.lora_dropout and isinstance(part, GSPO):
-            raise ErltoolError(
-                f"lora_dropout={self.lora_dropout:g}: control gspo clips whole responses by ratios close to 1, and "
-                "dropout moves them at random; use lora_dropout=0"
-            )
-        unscaled = [f"advantages={self.advantages}"] if self.advantages in ("dr_grpo", "rloo") else []
-        unscaled += [f"control {p.name}" for p in self.control.parts if isinstance(p, NegativeReinforcement)]
-        if isinstance(part, ClipCov) and part.bounds == "absolute" and unscaled:
-            raise ErltoolError(
-                f"{unscaled[0]}: the band ({part.low:g}, {part.high:g}) of clip-cov "
-                "presumes advantages divided by their standard deviation; use advantages=grpo, or bounds=quantile"
-            )
-        if ADVANTAGES in part.roles and self.advantages != "grpo":
-            raise ErltoolError(
-                f"advantages={self.advantages}: control {part.name} makes the advantages itself, from the rewards; "
-                "leave advantages=grpo, which it replaces"
-            )
+            for name, why in part.conflicts(self):
+                where = f"control {self.control.name}" if name == "control" else f"{name}={getattr(self, name)}"
+                raise ErltoolError(f"{where}: {why}")
+        if self.controller is not None:
+            self.controller.check(self.control)
 
     def _require(self, holds: bool, name: str, what: str):
         if not holds:
@@ -168,9 +152,10 @@ class TrainConfig:
         return self.prompts_per_iteration // self.updates_per_iteration
 
     def to_dict(self) -> dict:
-        """Fields ready for JSON, the control as a dictionary with its name."""
+        """Fields ready for JSON, control and controller as dictionaries with their names."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return fields | {"control": control_to_dict(self.control)}
+        controller = None if self.controller is None else control_to_dict(self.controller)
+        return fields | {"control": control_to_dict(self.control), "controller": controller}
 
     @classmethod
     def from_dict(cls, fields: dict, *, trust_remote_code: bool = False) -> "TrainConfig":
@@ -193,6 +178,8 @@ class TrainConfig:
         fields = dict(fields)
         if isinstance(fields.get("control"), dict):
             fields["control"] = control_from_dict(fields["control"])
+        if isinstance(fields.get("controller"), dict):
+            fields["controller"] = controller_from_dict(fields["controller"])
         return cls(**fields)
 
 

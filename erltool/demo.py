@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from erltool.compare import EDGE
 from erltool.config import TrainConfig
-from erltool.controls import ClipCov, NoControl
+from erltool.controls.base import NoControl
+from erltool.controls.paper import ClipCov
 from erltool.errors import ErltoolError
 from erltool.files import write_whole, writing
 from erltool.fit import LawFit, fit_law

@@ -32,8 +32,8 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from erltool.catalog import parse_control, shortened
 from erltool.config import MOST, TrainConfig
+from erltool.controls.catalog import parse_control, parse_controller, shortened
 from erltool.errors import Diverged, ErltoolError, InUse
 from erltool.evaluate import Evaluation, evaluate
 from erltool.files import Hold, write_whole, writing
@@ -124,10 +124,16 @@ def _check_evaluate(table: dict) -> None:
 
 
 def _config(setting: dict, trust_remote_code: bool) -> TrainConfig:
-    control = setting.get("control", "none")
-    if not isinstance(control, str):
-        raise ErltoolError(f'control={shortened(control)}: must be text, as in "kl-cov:fraction=0.1,coef=2"')
-    return TrainConfig.from_dict(setting | {"control": parse_control(control)}, trust_remote_code=trust_remote_code)
+    parsed = {"control": parse_control("none")}
+    for name, parse, example in (
+        ("control", parse_control, "kl-cov:fraction=0.1,coef=2"),
+        ("controller", parse_controller, "target-entropy:target=0.3"),
+    ):
+        if name in setting and not isinstance(setting[name], str):
+            raise ErltoolError(f'{name}={shortened(setting[name])}: must be text, as in "{example}"')
+        if name in setting:
+            parsed[name] = parse(setting[name])
+    return TrainConfig.from_dict(setting | parsed, trust_remote_code=trust_remote_code)
 
 
 def _named(field_name: str, values) -> list[tuple[str, object]]:

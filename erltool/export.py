@@ -13,7 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from erltool.config import TrainConfig
-from erltool.controls import ClipCov, ClipHigher, EntropyBonus, KLCov, NoControl, ReferenceKL
+from erltool.controls.base import Control, NoControl
+from erltool.controls.others import CISPO, GSPO
+from erltool.controls.paper import ClipCov, ClipHigher, EntropyBonus, KLCov, ReferenceKL
 from erltool.errors import ErltoolError
 from erltool.files import write_whole, writing
 from erltool.logtext import shown
@@ -21,7 +23,6 @@ from erltool.resources import POLICIES
 from erltool.runs import read_run
 from erltool.tasks import load_task
 from erltool.training import config_of
-from erltool.zoo import CISPO, GSPO
 
 VERL = "0.9"
 ACTOR = "actor_rollout_ref.actor."
@@ -102,6 +103,8 @@ def export_verl(config: TrainConfig, gpus: int = 8, prompt_tokens: int = 512) ->
     micro = min(c.micro_batch or responses, responses // gpus)
     while responses // gpus % micro:  # verl splits a device's share evenly
         micro -= 1
+    if c.controller is not None:
+        raise ErltoolError(f"controller {c.controller.name}: verl {VERL} changes no control from update to update")
     estimator, scaled = ESTIMATORS[c.advantages]
     overrides = {
         "algorithm.adv_estimator": estimator,
@@ -149,7 +152,7 @@ def export_verl(config: TrainConfig, gpus: int = 8, prompt_tokens: int = 512) ->
     return Export(overrides, tuple(_differences(c, overrides)))
 
 
-def _of_control(part: NoControl) -> dict[str, object]:
+def _of_control(part: Control) -> dict[str, object]:
     """verl's keys for one control. Raises ErltoolError where it has none."""
     mode, loss = ACTOR + "policy_loss.loss_mode", ACTOR + "policy_loss."
     clip = lambda low, high: {ACTOR + "clip_ratio_low": low, ACTOR + "clip_ratio_high": high}  # noqa: E731
@@ -181,6 +184,8 @@ def _of_control(part: NoControl) -> dict[str, object]:
     if type(part) not in found:
         known = ", ".join(kind.name for kind in found)
         raise ErltoolError(f"control {part.name}: verl {VERL} has none like it; it has {known}")
+    if isinstance(part, EntropyBonus) and part.below is not None:
+        raise ErltoolError(f"control entropy-bonus: verl {VERL} gives it in every update; use no below")
     if isinstance(part, ClipCov) and part.bounds != "absolute":
         raise ErltoolError("control clip-cov: verl knows bounds in nats only; use bounds=absolute")
     if isinstance(part, KLCov) and part.estimator != "k1":

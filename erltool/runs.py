@@ -268,13 +268,33 @@ def holds_run(path: Path) -> bool:
     return True
 
 
+def former_control(control: dict) -> tuple[dict, dict | None]:
+    """Control and controller that a control means which steered itself: before format 2 a controller was one."""
+    if "members" in control:
+        members, controllers = zip(*map(former_control, control["members"]), strict=True)
+        return control | {"members": list(members)}, next(filter(None, controllers), None)
+    fields = {k: v for k, v in control.items() if k not in ("name", "control")}
+    if control.get("name") == "target-entropy":
+        return control["control"], {"name": "target-entropy"} | fields
+    if control.get("name") == "annealed":
+        schedule = {"field": "fraction", "start": fields["start"], "length": fields["length"], "to": 0.0}
+        return control["control"] | {"fraction": fields["top"]}, {"name": "schedule"} | schedule
+    if control.get("name") == "adaptive-entropy-bonus":
+        bonus = {"name": "entropy-bonus", "coef": fields.pop("coef"), "below": fields["target"]}
+        return bonus, {"name": "adaptive-bonus"} | fields
+    return ({"below": None} | control if control.get("name") == "entropy-bonus" else control), None
+
+
 def _checked(document: dict) -> dict:
     """A run's config.json where its parts have the types that every reader counts on; raises TypeError or KeyError."""
     document = {"made_by": {}, "continued_by": []} | document
     for name, kind in (("config", dict), ("made_by", dict), ("continued_by", list), ("evaluation", dict)):
         if not isinstance(document.get(name, kind()), kind):
             raise TypeError(f"{name} is {type(document[name]).__name__}, not {kind.__name__}")
-    if type(document["config"]["steps"]) is not int:
+    config = document["config"]
+    if isinstance(config.get("control"), dict) and "controller" not in config:
+        config["control"], config["controller"] = former_control(config["control"])
+    if type(config["steps"]) is not int:
         raise TypeError("steps is not a whole number")
     if not all(isinstance(e, dict) and type(e["step"]) is int for e in document["continued_by"]):
         raise TypeError("continued_by is not a list of versions, each with its step")

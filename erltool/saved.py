@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from erltool.catalog import control_from_dict, control_to_dict
 from erltool.checkpoints import ADAPTER, Checkpoint, adapter_step, checkpoints, newest_whole, write_adapter
-from erltool.controls import NoControl
+from erltool.controls.base import Control
+from erltool.controls.catalog import control_from_dict, control_to_dict
 from erltool.errors import ErltoolError
 from erltool.files import Hold, heal, new_name, old_name
 from erltool.logtext import shown
@@ -39,7 +39,7 @@ class Saved:
     iteration: int
     position: int
     moved: bool
-    control: NoControl
+    control: Control
 
     def to_bytes(self) -> bytes:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -55,7 +55,7 @@ class Saved:
                 p.copy_(self.trainable[name])
 
 
-def read_saved(blob: bytes, checkpoint: Checkpoint, policy: Policy, control: NoControl) -> Saved:
+def read_saved(blob: bytes, checkpoint: Checkpoint, policy: Policy, control: Control) -> Saved:
     """The state of a checkpoint of this policy's run; `control` is the run's, for states older than controllers.
 
     Raises ErltoolError where it is no state, or one of another policy.
@@ -114,7 +114,7 @@ def save_policy(policy: Policy, folder: Path) -> None:
         raise OSError(None, shown(e, 120), str(folder)) from e
 
 
-def load_saved(policy: Policy, run: Path, control: NoControl) -> None:
+def load_saved(policy: Policy, run: Path, control: Control) -> None:
     """Gives the policy the weights that the run saved last: adapter/, or, where that is not known to be of the newest
     checkpoint, the newest whole checkpoint's, from which adapter/ is then made again.
 
@@ -144,7 +144,7 @@ def load_saved(policy: Policy, run: Path, control: NoControl) -> None:
     _warn(run, f"is of step {step or 'unknown'}, and the newest checkpoint is damaged")
 
 
-def _load_checkpoint(policy: Policy, run: Path, checkpoint: Checkpoint, blob: bytes, control: NoControl) -> None:
+def _load_checkpoint(policy: Policy, run: Path, checkpoint: Checkpoint, blob: bytes, control: Control) -> None:
     """Gives the policy a checkpoint's weights, and makes adapter/ again from them unless another process writes there;
     says so where adapter/ had other weights."""
     state = read_saved(blob, checkpoint, policy, control)

@@ -1,7 +1,7 @@
 """What is known of an update's tokens, and masks made of them: what every control is built from."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,31 @@ class Tokens(NamedTuple):
     """(B,), in [0, 1]: one a response."""
     group_size: int | None = None
     """Consecutive responses that share a prompt."""
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """(B, T) log pi - log pi_old, nats."""
+        return self.log_probs - self.old_log_probs
+
+    def rows(self, rows: Tensor, width: int | None = None) -> Self:
+        """A micro-batch: these responses, up to `width` tokens. A group is not whole in it, so it has no group_size."""
+
+        def cut(name, value):
+            if value is None or name == "group_size":
+                return None
+            return value[rows] if name in OF_RESPONSES else value[rows, :width]
+
+        return Tokens(**{name: cut(name, value) for name, value in self._asdict().items()})
+
+    def without_padding(self) -> Self:
+        """The same with 0 outside the mask, so that NaN or inf there reaches neither value nor gradient."""
+        mask = self.response_mask.bool()
+        padded = {
+            name: value.masked_fill(~mask, 0)
+            for name, value in self._asdict().items()
+            if value is not None and name not in ("response_mask", *OF_RESPONSES)
+        }
+        return self._replace(response_mask=mask, **padded)
 
 
 OF_RESPONSES = ("rewards", "group_size")  # the fields of Tokens that are not (B, T)

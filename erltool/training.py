@@ -15,8 +15,8 @@ import math
 import platform
 import re
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,13 @@ from erltool.advantages import group_advantages
 from erltool.alarms import Watch
 from erltool.checkpoints import checkpoint_steps, was_ever_saved
 from erltool.config import BASES, DEVICE, TEMPLATES, TrainConfig
+from erltool.controls.base import Choice, reaches_zero_advantage
+from erltool.controls.loss import control_loss
 from erltool.covariance import token_covariance
 from erltool.errors import Diverged, ErltoolError
 from erltool.evaluate import accuracy
 from erltool.loading import load_policy
 from erltool.logprobs import entropy_changes
-from erltool.losses import by_any_part, loss_normalizer, policy_loss, reshape_advantages, select_tokens
 from erltool.plan import check_fits
 from erltool.policy import Policy
 from erltool.rollouts import Rollouts, concatenate, contexts, response_log_probs
@@ -166,6 +167,39 @@ def _check_asked(base: str, template: str | None, device: str) -> None:
         raise ErltoolError(f"device={device!r}: must be auto, cpu, cuda or cuda:NUMBER")
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """An iteration's responses."""
+
+    rollouts: Rollouts
+    rewards: Tensor
+    """(B,)"""
+    advantages: Tensor
+    """(B,)"""
+    zero_spread: float
+    """Share of the sampled groups whose responses have the same reward."""
+    iteration: int
+    seconds: float
+    """That sampling took."""
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The responses of an update, and what is known of their tokens before it."""
+
+    part: Rollouts
+    tokens: Tokens
+    """With gradient where the update is one micro-batch."""
+    live: Tensor
+    """(B,) bool: responses that can get a gradient."""
+    on_policy: bool
+
+    @property
+    def detached(self) -> Tokens:
+        log_probs, entropy = self.tokens.log_probs.detach(), self.tokens.token_entropy.detach()
+        return self.tokens._replace(log_probs=log_probs, token_entropy=entropy)
+
+
 class _Trainer:
     """State of a run between steps: policy, optimiser, how far it came, and the data position."""
 
@@ -176,93 +210,96 @@ class _Trainer:
         self.fingerprint = policy.fingerprint()
         self.control = config.control  # a controller changes it from update to update
         self.step = self.iteration = self.position = 0
+        self.clip = config.clip_eps_low, config.clip_eps_high
         self.writer: RunWriter | None = None
         self.saved_step = 0
+        self.between_iterations = True
         self.watch = Watch()
         self.moved = False  # whether any gradient so far was not 0: until then Adam changes nothing
 
     # --- the algorithm ------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[Step]:
-        config, between_iterations, courtesy = self.config, True, Courtesy()
+        courtesy = Courtesy()
         try:
-            while self.step < config.steps:
+            while self.step < self.config.steps:
                 courtesy.look()
-                measured = self.evaluate_if_due()
-                between_iterations = False
-                started = time.perf_counter()
-                rollouts, rewards, zero_spread = self.sample()
-                advantages = group_advantages(rewards, config.group_size, config.advantages)
-                shares = torch.arange(len(rollouts)).chunk(config.updates_per_iteration)
-                sampling_seconds = time.perf_counter() - started
-                for update, at in enumerate(shares):
-                    started = time.perf_counter()
-                    with self.dropout_draws():
-                        # Until the policy moves away from the sampling one, pi / pi_old is exactly 1, not about 1.
-                        on_policy = update == 0 or not self.moved
-                        part, live = rollouts.take(at), self.live_rows(rollouts, advantages, on_policy)[at]
-                        lp, entropy = self.score(part, live)
-                        if update == 0:
-                            mismatch = (lp.detach() - part.log_probs).abs().max().item()
-                            if mismatch > SAMPLER_IS_EXACT:
-                                rollouts = self.with_exact_log_probs(rollouts, advantages, shares[1:])
-                        step = self.update(part, rewards[at], advantages[at], lp, entropy, live, on_policy)
-                    self.step += 1
-                    seconds = time.perf_counter() - started + sampling_seconds / config.updates_per_iteration
-                    step.metrics.update(step=self.step, iteration=self.iteration, zero_spread_fraction=zero_spread)
-                    step.metrics["tokens_per_second"] = step.metrics["response_tokens"] / seconds
-                    if update == 0:
-                        step.metrics.update(measured, sampler_mismatch=mismatch)
-                    if update == config.updates_per_iteration - 1:
-                        self.iteration += 1
-                        if self.step == config.steps:
-                            step.metrics.update(self.evaluate_if_due(last=True))
-                    step = replace(step, alarms=self.watch.see(step.metrics))
-                    self.record(step)
-                    # Only once it is on disk: a checkpoint must not be ahead of the metrics.
-                    between_iterations = update == config.updates_per_iteration - 1
-                    if between_iterations and self.checkpoint_is_due():
-                        self.checkpoint()
-                    yield step
+                yield from self.iterate()
         finally:
             courtesy.close()
             with contextlib.closing(self.writer) if self.writer else contextlib.nullcontext():
                 # Closed between iterations (a break, Ctrl-C in the command line): nothing need be lost.
-                if between_iterations and self.writer is not None and self.step > self.saved_step:
+                if self.between_iterations and self.writer is not None and self.step > self.saved_step:
                     self.checkpoint()
 
-    def sample(self) -> tuple[Rollouts, Tensor, float]:
-        """An iteration's responses, their rewards (B,), and the share of sampled groups without spread."""
+    def iterate(self) -> Iterator[Step]:
+        """One iteration: responses are sampled, then each update is made on its own share of them."""
         config = self.config
-        generator = self.generator(SAMPLING)
+        measured = self.evaluate_if_due()
+        self.between_iterations = False
+        batch = self.sample()
+        for update, rows in enumerate(torch.arange(len(batch.rollouts)).chunk(config.updates_per_iteration)):
+            started, last = time.perf_counter(), update == config.updates_per_iteration - 1
+            with self.dropout_draws():
+                # Until the policy moves away from the sampling one, pi / pi_old is exactly 1, not about 1.
+                scored = self.score(batch, rows, on_policy=update == 0 or not self.moved)
+                if update == 0:
+                    batch, measured["sampler_mismatch"] = self.with_exact_log_probs(batch, scored)
+                choice = self.control.choose(scored.tokens, self.clip, self.generator(CONTROL, self.step))
+                clipped = self.backward(scored, choice)
+                step = self.optimise(scored, choice, clipped)
+            self.step += 1
+            self.iteration += last
+            step.metrics.update(step=self.step, iteration=batch.iteration, zero_spread_fraction=batch.zero_spread)
+            seconds = time.perf_counter() - started + batch.seconds / config.updates_per_iteration
+            step.metrics["tokens_per_second"] = step.metrics["response_tokens"] / seconds
+            step.metrics.update(measured)
+            measured = {}
+            if self.step == config.steps:
+                step.metrics.update(self.evaluate_if_due(last=True))
+            step = replace(step, alarms=self.watch.see(step.metrics))
+            self.record(step)
+            self.between_iterations = last
+            if last and self.checkpoint_is_due():  # only once the step is on disk: it must not be ahead of the metrics
+                self.checkpoint()
+            yield step
+
+    def sample(self) -> "_Batch":
+        """An iteration's responses with their rewards and advantages."""
+        config, started, generator = self.config, time.perf_counter(), self.generator(SAMPLING)
         kept: list[tuple[Rollouts, Tensor]] = []
         spread: list[bool] = []
         for _ in range(RESAMPLING_ROUNDS if config.dynamic_sampling else 1):
-            problems = self.next_problems(config.prompts_per_iteration)
-            rollouts = sample_groups(
-                self.policy,
-                [p.prompt for p in problems],
-                config.group_size,
-                max_response_tokens=config.max_response_tokens,
-                temperature=config.temperature,
-                top_p=config.top_p,
-                batch=config.sampling_batch,
-                generator=generator,
-            )
-            rewards = self.rewards(problems, rollouts)
-            kept.append((rollouts, rewards))
-            groups = rewards.view(-1, config.group_size)
+            kept.append(self.sample_round(generator))
+            groups = kept[-1][1].view(-1, config.group_size)
             spread += (groups.amax(-1) > groups.amin(-1)).tolist()
             if sum(spread) >= config.prompts_per_iteration:
                 break
+        rollouts, rewards = kept[0]
+        if len(kept) > 1:
+            # Groups with spread first; where they are too few, others fill the update up.
+            chosen = sorted(range(len(spread)), key=lambda g: not spread[g])[: config.prompts_per_iteration]
+            rows = (torch.tensor(chosen)[:, None] * config.group_size + torch.arange(config.group_size)).flatten()
+            rollouts, rewards = concatenate([r for r, _ in kept]).take(rows), torch.cat([r for _, r in kept])[rows]
+        advantages = group_advantages(rewards, config.group_size, config.advantages)
         zero_spread = 1 - sum(spread) / len(spread)
-        if len(kept) == 1:
-            return *kept[0], zero_spread
-        # Groups with spread first; where they are too few, others fill the update up.
-        chosen = sorted(range(len(spread)), key=lambda g: not spread[g])[: config.prompts_per_iteration]
-        rows = (torch.tensor(chosen)[:, None] * config.group_size + torch.arange(config.group_size)).flatten()
-        rollouts, rewards = concatenate([r for r, _ in kept]), torch.cat([r for _, r in kept])
-        return rollouts.take(rows), rewards[rows], zero_spread
+        return _Batch(rollouts, rewards, advantages, zero_spread, self.iteration, time.perf_counter() - started)
+
+    def sample_round(self, generator: torch.Generator) -> tuple[Rollouts, Tensor]:
+        """A group of responses to each of the next prompts, and their rewards (B,)."""
+        config = self.config
+        problems = self.next_problems(config.prompts_per_iteration)
+        rollouts = sample_groups(
+            self.policy,
+            [p.prompt for p in problems],
+            config.group_size,
+            max_response_tokens=config.max_response_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            batch=config.sampling_batch,
+            generator=generator,
+        )
+        return rollouts, self.rewards(problems, rollouts)
 
     def rewards(self, problems: list[Problem], rollouts: Rollouts) -> Tensor:
         size = self.config.group_size
@@ -275,31 +312,54 @@ class _Trainer:
                 )
         return torch.tensor(values, device=self.policy.device)
 
-    def live_rows(self, rollouts: Rollouts, advantages: Tensor, on_policy: bool) -> Tensor:
+    def score(self, batch: "_Batch", rows: Tensor, on_policy: bool) -> "_Scored":
+        """What is known of the tokens of an update on these responses of the iteration."""
+        part, rewards, advantages = batch.rollouts.take(rows), batch.rewards[rows], batch.advantages[rows]
+        mask, live = part.response_mask, self.live_rows(part, advantages, on_policy)
+        log_probs, entropy = self.log_probs(part, live)
+        if self.config.mask_truncated:
+            mask = mask & part.finished[:, None]
+        tokens = Tokens(
+            log_probs,
+            log_probs.detach() if on_policy else part.log_probs,
+            advantages[:, None].expand(mask.shape),
+            mask,
+            entropy,
+            self.reference_log_probs(part, live),
+            rewards,
+            self.config.group_size,
+        )
+        return _Scored(part, tokens, live, on_policy)
+
+    def live_rows(self, part: Rollouts, advantages: Tensor, on_policy: bool) -> Tensor:
         """Responses (B,) bool, on the CPU, that can get a gradient; the others are scored, but not differentiated.
 
         Those without spread are most of a trained policy's groups.
         """
-        counted = torch.ones(len(rollouts), dtype=torch.bool)
+        counted = torch.ones(len(part), dtype=torch.bool)
         if self.config.mask_truncated:
-            counted = rollouts.finished.cpu()
-        return counted if self.control.reaches_zero_advantage(on_policy) else counted & (advantages != 0).cpu()
+            counted = part.finished.cpu()
+        return counted if reaches_zero_advantage(self.control, on_policy) else counted & (advantages != 0).cpu()
 
-    def with_exact_log_probs(self, rollouts: Rollouts, advantages: Tensor, later: Sequence[Tensor]) -> Rollouts:
-        """The rollouts with old log-probs made again for the later updates, where the sampler's are not exact.
+    def with_exact_log_probs(self, batch: "_Batch", first: "_Scored") -> tuple["_Batch", float]:
+        """The iteration with old log-probs made again for the later updates, where those of the sampler are not exact;
+        and the largest difference, nats, to the scores of the first update.
 
-        KL-Cov pushes at full strength whatever the size of a difference, so rounding must not be one: they are
+        The gradient of |log pi - log pi_old| is 1 however small the difference, so rounding must not make one: they are
         made in the very batches in which the later updates will make the new ones.
         """
-        exact = rollouts.log_probs.clone()
-        live = self.live_rows(rollouts, advantages, on_policy=False)
+        mismatch = (first.tokens.log_probs.detach() - first.part.log_probs).abs().max().item()
+        if mismatch <= SAMPLER_IS_EXACT:
+            return batch, mismatch
+        exact = batch.rollouts.log_probs.clone()
         with torch.no_grad():
-            for at in later:
-                again = rollouts.take(at)
-                exact[at, : again.token_ids.shape[1]] = self.score(again, live[at])[0]
-        return replace(rollouts, log_probs=exact)
+            for rows in torch.arange(len(exact)).chunk(self.config.updates_per_iteration)[1:]:
+                part = batch.rollouts.take(rows)
+                live = self.live_rows(part, batch.advantages[rows], on_policy=False)
+                exact[rows, : part.token_ids.shape[1]] = self.log_probs(part, live)[0]
+        return replace(batch, rollouts=replace(batch.rollouts, log_probs=exact)), mismatch
 
-    def score(self, part: Rollouts, live: Tensor) -> tuple[Tensor, Tensor]:
+    def log_probs(self, part: Rollouts, live: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probs and entropy of an update, (B, T): with gradient if it is one micro-batch, else without."""
         pieces = self.micro_batches(part)
         if len(pieces) == 1:
@@ -333,77 +393,68 @@ class _Trainer:
     def micro_batches(self, part: Rollouts) -> list[Tensor]:
         return list(torch.arange(len(part)).split(self.config.micro_batch or len(part)))
 
-    def update(
-        self,
-        part: Rollouts,
-        rewards: Tensor,
-        advantages: Tensor,
-        lp: Tensor,
-        entropy: Tensor,
-        live: Tensor,
-        on_policy: bool,
-    ) -> Step:
-        """One optimiser update on all responses of `part`, scored as `lp` and `entropy`."""
-        config, control, mask = self.config, self.control, part.response_mask
-        if config.mask_truncated:
-            mask = mask & part.finished[:, None]
-        old = lp.detach() if on_policy else part.log_probs
-        reference = self.reference_log_probs(part, live)
-        of_tokens = advantages[:, None].expand(mask.shape)
-        tokens = Tokens(lp.detach(), old, of_tokens, mask, entropy.detach(), reference, rewards, config.group_size)
-        tokens = reshape_advantages(tokens, control)
-        clip = config.clip_eps_low, config.clip_eps_high
-        selected = select_tokens(tokens, control, *clip, self.generator(CONTROL, self.step))
-        covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
-        normalizer = loss_normalizer(mask, control)
-        clipped = torch.zeros_like(mask)
-        pieces = self.micro_batches(part)
+    def backward(self, scored: "_Scored", choice: Choice) -> Tensor:
+        """Makes the gradient of an update in micro-batches; returns the tokens (B, T) whose gradient the clip has
+        cut."""
+        tokens, pieces = scored.tokens, self.micro_batches(scored.part)
+        if len(pieces) == 1:
+            return self.backward_of(tokens, choice)
+        clipped = torch.zeros_like(tokens.response_mask)
         for rows in pieces:
-            piece = part.take(rows)
+            piece = scored.part.take(rows)
             width = piece.token_ids.shape[1]
-            if len(pieces) > 1:
-                lp, entropy = self.forward(piece, live[rows])
-            loss = policy_loss(
-                lp,
-                lp.detach() if on_policy else old[rows, :width],
-                tokens.advantages[rows, :width],
-                mask[rows, :width],
-                control=control,
-                clip_eps_low=config.clip_eps_low,
-                clip_eps_high=config.clip_eps_high,
-                token_entropy=entropy,
-                ref_log_probs=None if reference is None else reference[rows, :width],
-                selected=selected[rows, :width],
-                normalizer=normalizer,
-            )
-            if loss.loss.requires_grad:
-                loss.loss.backward()
-            clipped[rows, :width] = loss.clipped
-        selected = by_any_part(selected)
+            log_probs, entropy = self.forward(piece, scored.live[rows])
+            known = tokens.rows(rows, width)._replace(log_probs=log_probs, token_entropy=entropy)
+            if scored.on_policy:
+                known = known._replace(old_log_probs=log_probs.detach())
+            clipped[rows, :width] = self.backward_of(known, choice.rows(rows, width))
+        return clipped
+
+    def backward_of(self, tokens: Tokens, choice: Choice) -> Tensor:
+        """Adds a micro-batch's gradient to the parameters'; returns its clipped tokens."""
+        loss = control_loss(tokens, choice)
+        if loss.loss.requires_grad:
+            loss.loss.backward()
+        return loss.clipped
+
+    def optimise(self, scored: "_Scored", choice: Choice, clipped: Tensor) -> Step:
+        """Measures an update whose gradient is there, and makes it."""
+        part, group_size = scored.part, self.config.group_size
+        tokens = scored.detached._replace(advantages=choice.advantages)
+        covariance = token_covariance(tokens.advantages, tokens.log_probs, tokens.response_mask)
         for p in self.parameters:  # no response was live: Adam's momentum moves on, as it does for a gradient of 0
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm)
-        metrics = measure(part, rewards, tokens, covariance, selected, clipped, grad_norm, config.group_size)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        metrics = measure(part, tokens.rewards, tokens, covariance, choice.selected, clipped, grad_norm, group_size)
         texts = part_texts(self.policy, part)
-        metrics["distinct_fraction"] = distinct_fraction(part.responses, config.group_size)
+        metrics["distinct_fraction"] = distinct_fraction(part.responses, group_size)
         described = None
         if (describe := getattr(self.task, "describe", None)) is not None:
             described = Described.of(part, describe, texts)
             metrics |= described.measure(tokens, covariance)
         self.check_finite(metrics)
+        change = self.make_update(part, metrics)
+        return Step(
+            metrics, part, tokens.rewards, tokens, covariance, choice.selected, texts, group_size, change, described
+        )
+
+    def make_update(self, part: Rollouts, metrics: dict[str, float]) -> tuple[Tensor, Tensor] | None:
+        """The optimiser's step, and the controller's; returns the change of entropy, predicted and measured, (B, T)
+        each, where that is due, and adds to `metrics` what is known only now."""
         self.moved |= metrics["grad_norm"] > 0
         before = self.contexts(part) if self.entropy_change_is_due() else None
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if control.steered is not None:
-            metrics["control_value"] = control.steered
-        self.control = control.after(metrics["policy_entropy"])
-        change = None
-        if before is not None:
-            change = self.entropy_change(part, *before)
-            metrics.update(entropy_change_summary(*change, part.response_mask))
-        return Step(metrics, part, rewards, tokens, covariance, selected, texts, config.group_size, change, described)
+        if (controller := self.config.controller) is not None:
+            metrics["control_value"] = controller.value(self.control)
+            given, entropy = self.config.control, metrics["policy_entropy"]
+            self.control = controller.after(self.control, given, self.step + 1, entropy)
+        if before is None:
+            return None
+        change = self.entropy_change(part, *before)
+        metrics.update(entropy_change_summary(*change, part.response_mask))
+        return change
 
     def entropy_change_is_due(self) -> bool:
         every = self.config.entropy_change_every
@@ -425,7 +476,7 @@ class _Trainer:
         if "ref_log_probs" not in self.config.control.needs:
             return None
         with torch.no_grad(), self.policy.reference():
-            return self.score(part, live)[0]
+            return self.log_probs(part, live)[0]
 
     def check_finite(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():

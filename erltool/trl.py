@@ -24,6 +24,7 @@ import platform
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -33,20 +34,20 @@ from torch import Tensor
 import erltool
 from erltool.advantages import zero_spread_fraction
 from erltool.alarms import Watch
-from erltool.catalog import control_from_dict, control_to_dict
-from erltool.controls import ENTROPY, SURROGATE, ClipCov, KLCov, NoControl
+from erltool.controls.base import ENTROPY, SURROGATE, Choice, Control
+from erltool.controls.catalog import control_from_dict, control_to_dict
+from erltool.controls.controllers import Controller
+from erltool.controls.loss import added_terms
 from erltool.covariance import token_covariance
 from erltool.errors import ErltoolError
 from erltool.files import Hold, sync, write_whole, writing
 from erltool.logtext import shown
-from erltool.losses import by_any_part, reshape_advantages, select_tokens
 from erltool.resources import commit
 from erltool.rollouts import Rollouts
 from erltool.runs import read_config, read_lines, read_tokens, write_table
 from erltool.runwriter import continued
 from erltool.step import Step, measure
 from erltool.tokens import Tokens
-from erltool.zoo import Steering
 
 try:
     import trl
@@ -71,9 +72,10 @@ logger = logging.getLogger(__name__)
 class EntropyControlMixin:
     """A control for a subclass of TRL's GRPOTrainer, before which it stands among the bases.
 
-    `control` is any of erltool's; `record_every` and `record_prompts` are TrainConfig's: iterations between recordings
-    of tokens (0 for none), and prompts recorded. Raises ErltoolError at construction for settings under which the
-    control cannot act or the result would be wrong, naming the setting, and for a trainer without a method it needs.
+    `control` is any of erltool's, `controller` what changes it from update to update. `record_every` and
+    `record_prompts` are TrainConfig's: iterations between recordings of tokens (0 for none), and prompts recorded.
+    Raises ErltoolError at construction for settings under which the control cannot act or the result would be wrong,
+    naming the setting, and for a trainer without a method it needs.
     """
 
     def __init__(
@@ -82,7 +84,8 @@ class EntropyControlMixin:
         reward_funcs=None,
         args: GRPOConfig | None = None,
         *more,
-        control: NoControl,
+        control: Control,
+        controller: Controller | None = None,
         record_every: int = 10,
         record_prompts: int = 4,
         **kwargs,
@@ -92,12 +95,14 @@ class EntropyControlMixin:
             check_settings(args, control)
         super().__init__(model, reward_funcs, args, *more, **kwargs)
         check_settings(self.args, control)
-        _check_dropout(self.model, control)
-        self.entropy_control = self._given_control = control  # a controller changes the first from update to update
+        check_dropout(self.model, control)
+        if controller is not None:
+            controller.check(control)
+        self.entropy_control = self._given_control = control  # the controller changes the first from update to update
+        self.controller = controller
         self.clip_eps = self.epsilon_low, self.epsilon_high
         self.record_every, self.record_prompts = record_every, record_prompts
-        clip = control.clip_range(*self.clip_eps)
-        self.epsilon_low, self.epsilon_high = clip or (math.inf, math.inf)
+        self.epsilon_low, self.epsilon_high = control.clip_of(self.clip_eps)
         self._folder: _Folder | None = None
         self._window: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         self._row: dict[str, float] | None = None
@@ -131,12 +136,10 @@ class EntropyControlMixin:
             rewards=self._rewards,
             group_size=self.num_generations,
         )
-        tokens = reshape_advantages(tokens, self.entropy_control)
         generator = _generator(self.args.seed, step, self._step % self.args.gradient_accumulation_steps)
-        selected = select_tokens(tokens, self.entropy_control, *self.clip_eps, generator)
         rows = torch.arange(len(mask), device=mask.device) + self.accelerator.process_index * len(mask)
-        output["advantages"] = tokens.advantages[rows, : mask.shape[1]]
-        output["selected"] = selected[rows, : mask.shape[1]]
+        choice = self.entropy_control.choose(tokens, self.clip_eps, generator).rows(rows, mask.shape[1])
+        output["advantages"], output["chosen"] = choice.advantages, choice.chosen
         output["reward"] = self._rewards[rows]
         # A window of several generations has their responses one after the other.
         output["row"] = rows + len(tokens.log_probs) * (self._step // self._generate_every)
@@ -180,25 +183,26 @@ class EntropyControlMixin:
         if not self.model.training:
             return super()._compute_loss(model, inputs)
         inputs, control = dict(inputs), self.entropy_control
-        advantages, selected = inputs["advantages"], inputs["selected"]
+        # TRL shuffles and splits the batch by rows, so what was chosen travels with them.
+        choice = Choice(control, inputs["advantages"], inputs["chosen"], control.clip_of(self.clip_eps), 1.0)
         if self.state.global_step == self._sampled_at:
             # The weights are the sampler's: TRL then takes a ratio of exactly 1, where scoring again gives about 1,
-            # and KL-Cov pushes at full strength on any difference.
+            # and the gradient of |log pi - log pi_old| is 1 at any difference.
             inputs.pop("old_per_token_logps", None)
-        own = has_own_surrogate(control)
-        inputs["advantages"] = torch.zeros_like(advantages) if own else control.drop(advantages, selected)
+        left = choice.advantages.masked_fill(choice.dropped, 0)
+        inputs["advantages"] = left if control.owner.clipped_ratio else torch.zeros_like(left)
         loss = super()._compute_loss(model, inputs)
         (log_probs, entropy), self._scored = self._scored, None
         old = inputs.get("old_per_token_logps", log_probs.detach())
-        tokens = Tokens(log_probs, old, advantages, loss_mask(inputs), entropy)
-        clip = control.clip_range(*self.clip_eps)
-        added = [control.penalty(tokens, selected)]
-        if own:
-            added.append(control.drop(control.surrogate(tokens, clip), selected))
+        tokens = Tokens(log_probs, old, choice.advantages, loss_mask(inputs), entropy)
+        surrogate, clipped = control.owner.surrogate(tokens, choice.clip)
+        added = [added_terms(tokens, choice)]
+        if not control.owner.clipped_ratio:
+            added.append(surrogate.masked_fill(choice.dropped, 0))
         for per_token in added:
             if per_token is not None:
                 loss = loss + self._normalised(per_token.masked_fill(~tokens.response_mask, 0), inputs)
-        self._note(tokens, by_any_part(selected), control.clipped(tokens, clip), inputs)
+        self._note(tokens, choice.selected, clipped & tokens.response_mask, inputs)
         return loss
 
     def _normalised(self, per_token: Tensor, inputs) -> Tensor:
@@ -252,9 +256,10 @@ class EntropyControlMixin:
         seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
         row |= {"step": step, "iteration": iteration, "zero_spread_fraction": self._zero_spread}
         row["tokens_per_second"] = row["response_tokens"] / seconds
-        if self.entropy_control.steered is not None:
-            row["control_value"] = self.entropy_control.steered
-        self.entropy_control = self.entropy_control.after(row["policy_entropy"])
+        if self.controller is not None:
+            row["control_value"] = self.controller.value(self.entropy_control)
+            given, entropy = self._given_control, row["policy_entropy"]
+            self.entropy_control = self.controller.after(self.entropy_control, given, step, entropy)
         self._row = row
         for name, value in row.items():
             if name.startswith(SHOWN):
@@ -272,7 +277,7 @@ class EntropyControlMixin:
         """At the first generation, when TRL knows how long the run is, and whether it goes on from a checkpoint."""
         step, folder = self.state.global_step, Path(self.args.output_dir)
         saved = folder / f"checkpoint-{step}" / STATE
-        if step and self.entropy_control.steered is not None:
+        if step and self.controller is not None:
             self.entropy_control = read_control(saved, self.entropy_control.name)
         every = self.state.logging_steps if self.args.logging_strategy == "steps" else math.inf
         self._folder = _Folder(folder, every)
@@ -285,7 +290,8 @@ class EntropyControlMixin:
         dataset = getattr(self.train_dataset, "info", None)
         return {
             "task": (dataset and dataset.dataset_name) or "trl", "policy": self.model.config.name_or_path,
-            "control": control_to_dict(self._given_control), "steps": self.state.max_steps, "seed": a.seed,
+            "control": control_to_dict(self._given_control), "controller": control_to_dict(self.controller)
+            if self.controller else None, "steps": self.state.max_steps, "seed": a.seed,
             "advantages": {"group": "grpo", "none": "dr_grpo"}.get(str(a.scale_rewards), str(a.scale_rewards)),
             "prompts_per_iteration": a.generation_batch_size // self.num_generations,
             "group_size": self.num_generations,
@@ -355,10 +361,11 @@ def check_trainer(base) -> None:
         warnings.warn(text, stacklevel=4)
 
 
-def check_settings(args: GRPOConfig, control: NoControl) -> None:
+def check_settings(args: GRPOConfig, control: Control) -> None:
     """Raises ErltoolError, naming the setting to change, where the control could not act or would act wrongly."""
     micro_batches = args.steps_per_generation * args.num_iterations
-    absolute = any(isinstance(part, ClipCov) and part.bounds == "absolute" for part in _inside(control))
+    unscaled = str(args.scale_rewards) in ("none", "False")
+    _check_conflicts(control, advantages="dr_grpo" if unscaled else "grpo", scale_rewards=args.scale_rewards)
     owns = [part.name for part in control.parts if SURROGATE in part.roles]
     corrects = args.use_vllm and args.vllm_importance_sampling_correction
     refused = (
@@ -378,10 +385,8 @@ def check_settings(args: GRPOConfig, control: NoControl) -> None:
          f"control {control.name} cannot act, because an update that is the first after sampling has pi = pi_old and "
          f"what it acts on is 0; use num_iterations={control.min_updates}, or steps_per_generation of at least "
          f"{control.min_updates} * gradient_accumulation_steps"),
-        (absolute and str(args.scale_rewards) in ("none", "False"), "scale_rewards",
-         "the band of clip-cov presumes advantages divided by their standard deviation; use group, or bounds=quantile"),
         (owns and args.delta is not None, "delta", f"clips the surrogate of control {', '.join(owns)}; use None"),
-        (has_own_surrogate(control) and (args.off_policy_mask_threshold is not None or corrects),
+        (not control.owner.clipped_ratio and (args.off_policy_mask_threshold is not None or corrects),
          "vllm_importance_sampling_correction" if corrects else "off_policy_mask_threshold",
          f"it is not applied to the surrogate of control {control.name}; turn it off"),
     )  # fmt: skip
@@ -390,24 +395,19 @@ def check_settings(args: GRPOConfig, control: NoControl) -> None:
             raise ErltoolError(f"{name}={getattr(args, name)}: {why}")
 
 
-def _inside(control: NoControl) -> list[NoControl]:
-    """The parts of a control; of one that steers another, that other."""
-    return [part.control if isinstance(part, Steering) else part for part in control.parts]
+def check_dropout(model, control: Control) -> None:
+    """Raises ErltoolError for a model that drops at random under a control that this would mislead."""
+    drops = max((m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)), default=0.0)
+    _check_conflicts(control, lora_dropout=drops, disable_dropout=False)
 
 
-def _check_dropout(model, control: NoControl) -> None:
-    drops = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
-    if drops and any(isinstance(part, KLCov) for part in _inside(control)):
-        raise ErltoolError(
-            f"disable_dropout=False: control {control.name} pushes at full strength on any difference between log pi "
-            "and log pi_old, and dropout makes one at random; use disable_dropout=True, and lora_dropout=0"
-        )
-
-
-def has_own_surrogate(control: NoControl) -> bool:
-    """Whether the control's loss is another than -min(ratio A, clip(ratio) A) by token."""
-    owner = next((part for part in _inside(control) if SURROGATE in part.roles), NoControl())
-    return any(getattr(type(owner), name) is not getattr(NoControl, name) for name in ("surrogate", "log_ratio"))
+def _check_conflicts(control: Control, advantages: str = "grpo", lora_dropout: float = 0.0, **setting) -> None:
+    """Raises ErltoolError where the control cannot go together with what `setting` of TRL's amounts to in ours."""
+    config = SimpleNamespace(control=control, advantages=advantages, lora_dropout=lora_dropout)
+    for part in control.parts:
+        for name, why in part.conflicts(config):
+            where = [f"control {control.name}"] if name == "control" else [f"{k}={v}" for k, v in setting.items()]
+            raise ErltoolError(f"{where[0]}: {why}")
 
 
 # --- small parts ----------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ def _table(update: Step, rows: Tensor, prompts: int) -> pd.DataFrame:
     return table[table["prompt_index"].isin(sorted(set(table["prompt_index"]))[:prompts])]
 
 
-def read_control(file: Path, name: str) -> NoControl:
+def read_control(file: Path, name: str) -> Control:
     """The control that a checkpoint goes on with. Raises ErltoolError where its file is missing, or is of another."""
     if not file.is_file():
         raise ErltoolError(f"{file}: not there, so {name} cannot go on; start another run")

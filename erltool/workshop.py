@@ -21,9 +21,9 @@ from torch import Tensor
 from erltool import bandit
 from erltool.advantages import group_advantages
 from erltool.compare import paired_difference
+from erltool.controls.loss import policy_loss
 from erltool.covariance import group_covariance, masked_mean, response_mean, token_covariance
 from erltool.logprobs import token_log_probs
-from erltool.losses import policy_loss
 from erltool.tokens import token_budget, top_tokens
 
 TOLERANCE = 1e-3  # of the largest right number of a case: whoever adds another small epsilon is right too
@@ -188,7 +188,7 @@ def _loss(x, old, a, m, eps, worse=torch.maximum, average=masked_mean):
 
 
 check_clipped_loss = Exercise(
-    lambda x, old, a, m, eps: policy_loss(x, old, a, m, clip_eps_low=eps, clip_eps_high=eps).loss,
+    lambda x, old, a, m, eps: policy_loss(x, old, a, m, clip=(eps, eps)).loss,
     {"after an update": (_LOG_PROBS, _OLD, _A, _MASK, 0.2), "at ratio 1": (_LOG_PROBS, _LOG_PROBS, _A, _MASK, 0.2)},
     {
         "each response is averaged first, as a loop over single ones does: long ones' tokens count less": partial(

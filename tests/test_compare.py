@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from erltool import ErltoolError, read_run
-from erltool.catalog import control_to_dict, parse_control
 from erltool.compare import covariance_and_fall, differences, end_values, paired_difference, setting_of, share_by_step
+from erltool.controls.catalog import control_to_dict, parse_control
 from erltool.plots import plot_seeds
 from erltool.resources import shipped
 from erltool.runs import Run
@@ -94,7 +94,12 @@ def test_a_setting_is_text_that_parses_back():
     assert parse_control(setting_of(run)).fraction == run.config["control"]["fraction"] == 0.02
     assert setting_of(read_run(shipped("data/runs/demo-none"))) == "none"
     both = parse_control("kl-cov:fraction=0.1,coef=2+entropy-bonus:coef=0.01")
-    assert parse_control(setting_of(made_run([0.5], [0.3], control_to_dict(both)))) == both
+    run = made_run([0.5], [0.3], control_to_dict(both))
+    assert parse_control(setting_of(run)) == both
+    run.config["controller"] = {"name": "schedule", "field": "fraction", "start": 4.0}
+    assert setting_of(run) == setting_of(made_run([0.5], [0.3], control_to_dict(both))) + (
+        " under schedule:field=fraction,start=4.0"
+    )
 
 
 def test_shares_by_step_of_a_run_that_spends_first_and_of_a_steady_one():

@@ -2,9 +2,16 @@ import pytest
 import torch
 
 from erltool import ClipCov, ErltoolError, KLCov, NoControl, RandomClip, RandomKL, TrainConfig, parse_control, preset
-from erltool.catalog import CONTROLS, PRESETS, control_from_dict, control_to_dict
+from erltool.controls.base import CLIP, UNCLIPPED
+from erltool.controls.catalog import (
+    CONTROLLERS,
+    CONTROLS,
+    PRESETS,
+    control_from_dict,
+    control_to_dict,
+    controller_from_dict,
+)
 from erltool.covariance import token_covariance
-from erltool.losses import select_tokens
 from erltool.tokens import Tokens, kl_estimate
 
 
@@ -14,6 +21,10 @@ def make_tokens(generator, rows=6, width=20):
     advantages = torch.randn(rows, 1, generator=generator).expand(rows, width)
     mask = torch.arange(width) < torch.randint(5, width, (rows, 1), generator=generator)
     return Tokens(log_probs, old, advantages, mask)
+
+
+def select_tokens(tokens, control, clip=CLIP, generator=None):
+    return control.choose(tokens, clip, generator).selected
 
 
 def test_kl_cov_takes_the_top_of_the_whole_update(generator):
@@ -65,7 +76,7 @@ def test_clip_cov_draws_in_its_band_and_outside_the_clip(generator):
 def test_clip_cov_draws_uniformly(generator):
     tokens = make_tokens(generator)
     control = ClipCov(fraction=0.05, low=0.2, high=5)
-    draws = torch.stack([select_tokens(tokens, control, 9, 9, generator) for _ in range(2000)]).float().mean(0)
+    draws = torch.stack([select_tokens(tokens, control, (9, 9), generator) for _ in range(2000)]).float().mean(0)
     chances = draws[draws > 0]
     count = int(0.05 * tokens.response_mask.sum())
     assert chances.mean().item() == pytest.approx(count / len(chances), rel=1e-6)
@@ -78,13 +89,13 @@ def test_an_empty_band_drops_nothing_and_a_small_one_all_of_it(generator):
     assert not select_tokens(tokens, ClipCov(0.5, 1e5, 1e6)).any()
     covariance = token_covariance(tokens.advantages, tokens.log_probs, tokens.response_mask)
     top = covariance.max().item()
-    assert select_tokens(tokens, ClipCov(0.5, top - 1e-4, top + 1), 9, 9).sum() == 1
+    assert select_tokens(tokens, ClipCov(0.5, top - 1e-4, top + 1), (9, 9)).sum() == 1
 
 
 def test_quantile_bounds_are_shares_of_the_response_tokens(generator):
     tokens = make_tokens(generator, 30, 40)
     covariance = token_covariance(tokens.advantages, tokens.log_probs, tokens.response_mask)
-    selected = select_tokens(tokens, ClipCov(1.0, 0.9, 1.0, bounds="quantile"), 9, 9)
+    selected = select_tokens(tokens, ClipCov(1.0, 0.9, 1.0, bounds="quantile"), (9, 9))
     count = int(tokens.response_mask.sum())
     assert selected.sum() == pytest.approx(0.1 * count, abs=2)
     assert covariance[selected].min() > covariance[tokens.response_mask].quantile(0.89)
@@ -106,8 +117,8 @@ def test_the_null_of_kl_cov_differs_in_its_choice_alone(generator):
     every = covariance[tokens.response_mask]
     error = every.std() / selected.sum().sqrt()
     assert abs(covariance[selected].mean() - every.mean()) < 4 * error
-    assert torch.equal(null.penalty(tokens, selected), ours.penalty(tokens, selected))
-    assert null.clip_range(0.2, 0.2) is None
+    assert torch.equal(null.term(tokens, selected), ours.term(tokens, selected))
+    assert null.clip_of(CLIP) == UNCLIPPED
 
 
 @pytest.mark.parametrize("control", [ClipCov(0.1, 0, 5), RandomClip(0.1), RandomKL(0.1)])
@@ -134,6 +145,8 @@ def test_text_and_dictionary_name_the_same_control():
     assert parse_control("kl-cov:chain") == preset("kl-cov", "chain")
     for cls in CONTROLS.values():
         assert control_from_dict(control_to_dict(cls())) == cls()
+    for cls in CONTROLLERS.values():
+        assert controller_from_dict(control_to_dict(cls())) == cls()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 import erltool
 from erltool import ErltoolError, TrainConfig
-from erltool.catalog import PRESETS, parse_control
 from erltool.cli import main
+from erltool.controls.catalog import PRESETS, parse_control
 from erltool.export import export_verl, read_config, write_export
 from erltool.resources import shipped
 from erltool.runs import read_runs
@@ -40,7 +40,8 @@ def test_the_table_says_what_has_another_meaning():
 @pytest.mark.parametrize(
     "control, message",
     [
-        ("target-entropy", "verl 0.9 has none like it; it has none, clip-higher"),
+        ("high-entropy-mask", "verl 0.9 has none like it; it has none, clip-higher"),
+        ("entropy-bonus:below=0.3", "use no below"),
         ("random-kl", "control random-kl: verl 0.9 has none"),
         ("clip-cov:low=0.2,high=0.9,bounds=quantile", "use bounds=absolute"),
         ("kl-cov:estimator=k2", "use estimator=k1"),

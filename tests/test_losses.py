@@ -5,7 +5,6 @@ import torch
 
 from erltool import (
     GSPO,
-    AdaptiveEntropyBonus,
     ClipCov,
     ClipHigher,
     EntropyBonus,
@@ -17,11 +16,11 @@ from erltool import (
     QuantileAdvantage,
     RandomClip,
     ReferenceKL,
+    Tokens,
+    control_loss,
     policy_loss,
 )
-from erltool.catalog import CONTROLS
-from erltool.losses import by_any_part, loss_normalizer, reshape_advantages, select_tokens
-from erltool.tokens import Tokens
+from erltool.controls.catalog import CONTROLS
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def test_kl_cov_is_silent_at_ratio_one_and_speaks_at_the_next_update(batch):
 
 def test_kl_cov_with_fraction_zero_is_the_plain_loss(batch):
     log_probs, old, advantages, mask = batch
-    none = policy_loss(log_probs, old, advantages, mask, clip_eps_low=math.inf, clip_eps_high=math.inf)
+    none = policy_loss(log_probs, old, advantages, mask, clip=(math.inf, math.inf))
     zero = policy_loss(log_probs, old, advantages, mask, control=KLCov(fraction=0, coef=5))
     torch.testing.assert_close(zero.loss, none.loss)
     torch.testing.assert_close(gradient(zero, log_probs), gradient(none, log_probs))
@@ -133,7 +132,7 @@ def test_clip_higher_and_clip_eps_move_the_clip():
 ALL = [c() for c in CONTROLS.values()] + [
     KLCov(0.2),
     ClipCov(0.2, 0, 5),
-    AdaptiveEntropyBonus(target=9, coef=5e-3),
+    EntropyBonus(5e-3, below=9.0),
     GSPO(0.1, 0.1),
     KLCov(0.2) + EntropyBonus(0.1) + QuantileAdvantage(),
     GSPO(0.1, 0.1) + HighEntropyMask(0.5) + ReferenceKL(0.3) + EntropyShapedAdvantage(),
@@ -156,20 +155,10 @@ def test_micro_batches_of_any_size_sum_to_the_update(batch, control, size):
     seeded = torch.Generator().manual_seed(3)
     whole = policy_loss(log_probs, old, advantages, mask, control=control, generator=seeded, **extra, **OF_RESPONSES)
     of_tokens = advantages[:, None].expand(mask.shape)
-    tokens = Tokens(*(x.detach() for x in (log_probs, old, of_tokens, mask, *extra.values())), *OF_RESPONSES.values())
-    tokens = reshape_advantages(tokens, control)
-    selected = select_tokens(tokens, control, generator=torch.Generator().manual_seed(3))
-    assert torch.equal(by_any_part(selected), whole.selected)
-    parts = [
-        policy_loss(
-            *(x[rows] for x in (log_probs, old, tokens.advantages, mask)),
-            control=control,
-            selected=selected[rows],
-            normalizer=loss_normalizer(mask, control),
-            **{k: v[rows] for k, v in extra.items()},
-        ).loss
-        for rows in torch.arange(6).split(size)
-    ]
+    tokens = Tokens(log_probs, old, of_tokens, mask, *extra.values(), *OF_RESPONSES.values())
+    choice = control.choose(tokens, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(choice.selected, whole.selected)
+    parts = [control_loss(tokens.rows(rows), choice.rows(rows)).loss for rows in torch.arange(6).split(size)]
     torch.testing.assert_close(sum(parts), whole.loss)
     torch.testing.assert_close(torch.autograd.grad(sum(parts), log_probs)[0], gradient(whole, log_probs))
 

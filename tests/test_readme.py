@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from erltool import compare, fit_law, forecast
-from erltool.catalog import CONTROLS, PRESETS
+from erltool.controls.catalog import CONTROLLERS, CONTROLS, PRESETS
 from erltool.runs import METRICS, read_runs
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ def test_its_metric_table_is_metrics():
 
 
 def test_it_names_every_control_and_preset():
-    for name in [*CONTROLS, *PRESETS]:
+    for name in [*CONTROLS, *CONTROLLERS, *PRESETS]:
         assert f"`{name}`" in README
 
 

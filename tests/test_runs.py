@@ -7,7 +7,8 @@ import pytest
 import erltool
 from erltool import ErltoolError, fit_law, forecast, plot_fit, plot_run, read_run, read_runs
 from erltool.plots import plot_forecast
-from erltool.runs import METRICS, SPARSE, TIMED, TOKEN_COLUMNS
+from erltool.resources import shipped
+from erltool.runs import METRICS, SPARSE, TIMED, TOKEN_COLUMNS, former_control
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +213,24 @@ def test_plot_forecast_draws_fitted_and_later_points_and_the_interval():
     low, high = found.at(0.0)
     band = ax.collections[0].get_paths()[0].vertices
     assert {low, high} <= set(band[band[:, 0] == 0][:, 1])
+
+
+def test_a_control_that_steered_itself_is_read_as_a_control_and_its_controller():
+    """As runs were written before there were controllers: data/runs/discovery has some."""
+    runs = read_runs(shipped("data/runs/discovery"))
+    config = erltool.TrainConfig.from_dict(runs["discovery-seed10-annealed-clip-cov"].config)
+    assert config.control == erltool.ClipCov(0.02, 0.5, 50.0)
+    assert config.controller == erltool.Schedule(start=1400, length=300)
+    target = {"name": "target-entropy", "target": 0.4, "rate": 0.1, "min_fraction": 1e-4, "max_fraction": 0.5}
+    bonus = {"name": "adaptive-entropy-bonus", "target": 0.2, "delta": 1e-4, "max_coef": 5e-3, "coef": 0.0}
+    members = [target | {"control": {"name": "kl-cov", "fraction": 0.1, "coef": 2.0, "estimator": "k1"}}, bonus]
+    for control, wanted, controller in (
+        (members[0], erltool.KLCov(0.1, 2.0), erltool.TargetEntropy(0.4)),
+        (bonus, erltool.EntropyBonus(0.0, below=0.2), erltool.AdaptiveBonus()),
+        ({"name": "entropy-bonus", "coef": 0.1}, erltool.EntropyBonus(0.1), None),
+        ({"name": "composed", "members": [members[0], {"name": "entropy-bonus", "coef": 0.1}]},
+         erltool.KLCov(0.1, 2.0) + erltool.EntropyBonus(0.1), erltool.TargetEntropy(0.4)),
+    ):  # fmt: skip
+        control, found = former_control(control)
+        config = erltool.TrainConfig.from_dict({"control": control, "controller": found})
+        assert config.control == wanted and config.controller == controller

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from erltool import ErltoolError, TrainConfig, cli, terminal
-from erltool.catalog import CONTROLS
+from erltool.controls.catalog import CONTROLS
 from erltool.terminal import Lines, Parser, progress
 
 VERL = str(Path(__file__).parent / "logs/verl_console.log")

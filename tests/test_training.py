@@ -32,13 +32,13 @@ from erltool import (
     RandomClip,
     ReferenceKL,
     TrainConfig,
-    catalog,
     cli,
     read_run,
 )
+from erltool.controls import catalog
+from erltool.controls.base import CLIP, Choice
 from erltool.export import read_config
 from erltool.loading import load_policy
-from erltool.losses import policy_loss
 from erltool.rollouts import response_log_probs
 from erltool.runs import METRICS, SPARSE, TIMED
 from erltool.runwriter import RunWriter
@@ -51,14 +51,12 @@ CONTROLS = [
     RandomClip(0.2),
     EntropyBonus(0.1),
     ReferenceKL(0.5),
-    erltool.AdaptiveEntropyBonus(target=9.0, coef=5e-3),
-    erltool.TargetEntropy(control=KLCov(0.2, 2.0)),
+    EntropyBonus(5e-3, below=9.0) + RandomClip(0.2),
     KLCov(0.2, 2.0) + EntropyBonus(0.1) + erltool.QuantileAdvantage(),
 ]
 CONTROLS += [c() for name, c in catalog.CONTROLS.items() if name not in {c.name for c in CONTROLS}]
 SELECTING = (
-    "kl-cov", "clip-cov", "random-clip", "random-kl", "adaptive-entropy-bonus", "high-entropy-mask", "target-entropy",
-    "annealed",
+    "kl-cov", "clip-cov", "random-clip", "random-kl", "high-entropy-mask",
 )  # fmt: skip
 
 
@@ -161,7 +159,7 @@ def test_dropout_repeats_by_seed_and_is_refused_where_it_would_mislead(monkeypat
     first, second, without = (untimed(erltool.train(c)) for c in (config, config, without))
     assert torch.equal(state, torch.random.get_rng_state())
     assert first == second != without
-    with pytest.raises(ErltoolError, match="kl-cov pushes at full strength"):
+    with pytest.raises(ErltoolError, match="kl-cov acts on any difference"):
         tiny_config(lora_dropout=0.1, control=KLCov(0.1))
     with pytest.raises(ErltoolError, match="use micro_batch=0"):
         tiny_config(lora_dropout=0.1, micro_batch=2)
@@ -176,7 +174,7 @@ def test_the_loss_path_waits_for_the_device_once_a_step():
     torch.cuda.set_sync_debug_mode("error")
     try:
         lp, entropy = (x.view(8, 64) for x in erltool.token_log_probs(hidden, tokens, weight))
-        out = policy_loss(lp, lp.detach(), advantages, mask, token_entropy=entropy, generator=generator)
+        out = erltool.policy_loss(lp, lp.detach(), advantages, mask, token_entropy=entropy, generator=generator)
         out.loss.backward()
         erltool.token_covariance(advantages, lp, mask)
     finally:
@@ -191,7 +189,9 @@ def test_the_loss_path_needs_no_value_on_the_host(control):
         mask, advantages = torch.ones(4, 12, dtype=torch.bool), torch.randn(4)
         tokens = torch.randint(0, 100, (48,))
         lp, entropy = (x.view(4, 12) for x in erltool.token_log_probs(hidden, tokens, weight, chunk_elements=1000))
-        out = policy_loss(lp, lp.detach(), advantages, mask, control=control, token_entropy=entropy, selected=mask)
+        tokens = erltool.Tokens(lp, lp.detach(), advantages[:, None].expand(4, 12), mask, entropy)
+        choice = Choice(control, tokens.advantages, mask[..., None], control.clip_of(CLIP), 48.0)
+        out = erltool.control_loss(tokens, choice)
         out.loss.backward()
         erltool.token_covariance(advantages, lp, mask)
         assert hidden.grad.shape == hidden.shape

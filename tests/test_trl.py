@@ -17,12 +17,27 @@ import pytest
 import torch
 
 import erltool
-from erltool.catalog import parse_control
-from erltool.controls import ClipCov, ClipHigher, EntropyBonus, KLCov, NoControl, RandomClip, ReferenceKL
+from erltool import (
+    CEGPPO,
+    CISPO,
+    GSPO,
+    ClipCov,
+    ClipHigher,
+    CovarianceKernel,
+    EntropyBonus,
+    EntropyShapedAdvantage,
+    HighEntropyMask,
+    KLCov,
+    NoControl,
+    RandomClip,
+    ReferenceKL,
+    TargetEntropy,
+    control_loss,
+    parse_control,
+    policy_loss,
+)
 from erltool.errors import ErltoolError
-from erltool.losses import policy_loss
 from erltool.resources import shipped
-from erltool.zoo import CISPO, GSPO, EntropyShapedAdvantage, HighEntropyMask, TargetEntropy
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install -e '.[trl]'")
 
@@ -65,7 +80,7 @@ class GivenControl(EntropyControlMixin, Given):
     def __init__(self, control, loss_type, log_probs, entropies):
         Given.__init__(self, loss_type, log_probs, entropies)
         self.entropy_control, self.clip_eps, self._sampled_at = control, (0.2, 0.2), 0
-        self.epsilon_low, self.epsilon_high = control.clip_range(0.2, 0.2) or (math.inf, math.inf)
+        self.epsilon_low, self.epsilon_high = control.clip_of((0.2, 0.2))
 
     def _note(self, *args):
         pass
@@ -111,7 +126,7 @@ def test_without_control_our_loss_is_trls(loss_type, generator):
         if loss_type == "dapo":
             mine = policy_loss(log_probs, old, advantages, mask).loss
         elif loss_type == "dr_grpo":
-            mine = policy_loss(log_probs, old, advantages, mask, normalizer=mask.numel()).loss
+            mine = policy_loss(log_probs, old, advantages, mask).loss * mask.sum() / mask.numel()
         else:  # a mean of responses' means is a GSPO loss's normaliser: row by row
             rows = [
                 policy_loss(*(x[b : b + 1] for x in (log_probs, old, advantages, mask))).loss for b in range(len(mask))
@@ -122,7 +137,7 @@ def test_without_control_our_loss_is_trls(loss_type, generator):
 
 CONTROLLED = [
     NoControl(), ClipHigher(), EntropyBonus(0.1), ClipCov(0.2, -1, 1), KLCov(0.2, 2.0), KLCov(0.2, 2.0, "k2"),
-    RandomClip(0.3), HighEntropyMask(), CISPO(), EntropyShapedAdvantage(), TargetEntropy(control=KLCov(0.1)),
+    RandomClip(0.3), HighEntropyMask(), CISPO(), EntropyShapedAdvantage(), CEGPPO(), CovarianceKernel(),
     KLCov(0.1) + EntropyBonus(0.05), ClipCov(0.2, -1, 1, clip_eps=1.0) + EntropyBonus(0.05), CISPO() + RandomClip(0.3),
 ]  # fmt: skip
 
@@ -132,17 +147,14 @@ def test_inside_trls_trainer_a_control_makes_our_loss(control, generator):
     for _ in range(10):
         log_probs, old, advantages, mask, entropies = random_update(generator)
         entropies = entropies + 0.1 * log_probs  # with a gradient, as a policy's
-        tokens = erltool.tokens.Tokens(old, old, advantages, mask, entropies.detach())
-        tokens = erltool.losses.reshape_advantages(tokens, control)
-        selected = erltool.losses.select_tokens(tokens, control, generator=generator)
+        tokens = erltool.Tokens(old, old, advantages, mask, entropies.detach())
+        choice = control.choose(tokens, generator=generator)
         trainer = GivenControl(control, "dapo", log_probs, entropies)
-        inputs = trl_inputs(old, tokens.advantages, mask, selected=selected)
+        inputs = trl_inputs(old, choice.advantages, mask, chosen=choice.chosen)
         theirs = value_and_gradient(trainer._compute_loss(None, inputs), log_probs)
         log_probs2 = log_probs.detach().requires_grad_()
         entropies2 = entropies.detach() + 0.1 * (log_probs2 - log_probs2.detach())
-        mine = policy_loss(
-            log_probs2, old, tokens.advantages, mask, control=control, token_entropy=entropies2, selected=selected
-        )
+        mine = control_loss(erltool.Tokens(log_probs2, old, advantages, mask, entropies2), choice)
         same(theirs, value_and_gradient(mine.loss, log_probs2))
 
 
@@ -153,9 +165,9 @@ def test_gspo_inside_trl_is_gspo_of_trl(generator):
         trl_own = Given("grpo", log_probs, entropies)
         trl_own.importance_sampling_level = "sequence"
         theirs = trl_own._compute_loss(None, trl_inputs(old, advantages[:, 0], mask))
-        none = torch.zeros_like(mask)
+        none = torch.zeros_like(mask)[..., None]
         trainer = GivenControl(control, "grpo", log_probs, entropies)
-        mine = trainer._compute_loss(None, trl_inputs(old, advantages, mask, selected=none))
+        mine = trainer._compute_loss(None, trl_inputs(old, advantages, mask, chosen=none))
         same(value_and_gradient(theirs, log_probs), value_and_gradient(mine, log_probs))
 
 
@@ -163,7 +175,7 @@ def test_on_the_first_update_the_ratio_is_exactly_one(generator):
     log_probs, old, advantages, mask, entropies = random_update(generator)
     trainer = GivenControl(KLCov(0.5, 100.0), "dapo", log_probs, entropies)
     trainer.state.global_step = trainer._sampled_at
-    inputs = trl_inputs(old, advantages, mask, selected=mask)
+    inputs = trl_inputs(old, advantages, mask, chosen=mask[..., None])
     found = value_and_gradient(trainer._compute_loss(None, inputs), log_probs)
     plain = policy_loss(log_probs, log_probs.detach(), advantages, mask)
     same(found, value_and_gradient(plain.loss, log_probs))
@@ -251,11 +263,9 @@ def test_known_difference_centred_per_micro_batch(generator):
     assert (torch.stack(parts) * weights).sum() != pytest.approx(float(whole), abs=1e-6)
     adv, logp = advantages[0][mask[0]], log_probs[0][mask[0]]
     assert ((adv - adv.mean()) * (logp - logp.mean())).abs().max() < 1e-12
-    selected = policy_loss(log_probs, old, advantages, mask, control=KLCov(0.3)).selected
-    again = policy_loss(
-        log_probs[:1], old[:1], advantages[:1], mask[:1], control=KLCov(0.3), selected=selected[:1]
-    ).selected
-    assert torch.equal(again, selected[:1])
+    tokens, first = erltool.Tokens(log_probs, old, advantages, mask), torch.tensor([0])
+    choice = KLCov(0.3).choose(tokens)
+    assert torch.equal(control_loss(tokens.rows(first), choice.rows(first)).selected, choice.selected[:1])
 
 
 def test_known_difference_share_is_a_fraction_and_at_least_one_token(generator):
@@ -288,7 +298,7 @@ REFUSED = [
     (ClipHigher(), {"num_iterations": 1}, "num_iterations=1"),
     (NoControl(), {"use_liger_kernel": True}, "use_liger_kernel"),
     (ClipCov(), {"importance_sampling_level": "sequence"}, "importance_sampling_level=sequence"),
-    (ClipCov(), {"scale_rewards": "none"}, "scale_rewards=none: the band of clip-cov"),
+    (ClipCov(), {"scale_rewards": "none"}, "scale_rewards=none: the band .1, 5. of clip-cov"),
     (NoControl(), {"loss_type": "bnpo"}, "loss_type=bnpo"),
     (GSPO(), {}, "loss_type=dapo: control gspo is a mean of responses"),
     (NoControl(), {"top_entropy_quantile": 0.2}, "top_entropy_quantile=0.2"),
@@ -412,16 +422,22 @@ def test_a_run_opens_and_does_not_depend_on_the_micro_batch(tiny_policy, tmp_pat
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_goes_on_from_its_checkpoint(tiny_policy, tmp_path):
-    control = TargetEntropy(target=1.0, control=KLCov(0.1))
+    control, steer = KLCov(0.1), {"controller": TargetEntropy(target=1.0)}
     prompts = Dataset.from_dict({"prompt": [p.prompt for p in erltool.load_task("countdown").held_out[:4]]})
     fields = {"lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 4, "eval_strategy": "steps",
               "eval_steps": 2, "per_device_eval_batch_size": 4}  # fmt: skip
-    trained(tiny_policy, settings(tmp_path / "whole", **fields), control, eval_dataset=prompts)
-    trained(tiny_policy, settings(tmp_path / "cut", max_steps=4, **fields), control, eval_dataset=prompts)
+    trained(tiny_policy, settings(tmp_path / "whole", **fields), control, **steer, eval_dataset=prompts)
+    trained(
+        tiny_policy,
+        settings(tmp_path / "cut", max_steps=4, **fields),
+        control,
+        **steer,
+        eval_dataset=prompts,
+    )
     again = settings(tmp_path / "cut", **fields)
     with pytest.raises(ErltoolError, match="already holds a run; use train"):
-        trained(tiny_policy, again, control, eval_dataset=prompts)
-    trained(tiny_policy, again, control, resume=True, eval_dataset=prompts)
+        trained(tiny_policy, again, control, **steer, eval_dataset=prompts)
+    trained(tiny_policy, again, control, **steer, resume=True, eval_dataset=prompts)
     whole, cut = (erltool.read_run(tmp_path / name) for name in ("whole", "cut"))
     assert list(cut.metrics["step"]) == [1, 2, 3, 4, 5, 6]
     assert cut.metrics["control_value"].to_list() == pytest.approx(whole.metrics["control_value"].to_list(), abs=1e-6)
@@ -492,7 +508,7 @@ def test_other_settings_and_versions_are_added_to_what_the_run_began_with(folder
         ("{", "damaged"),
         ("[" * 100_000, "damaged"),
         ("[]", "damaged"),
-        ('{"name": "kl-cov"}', "is of control kl-cov, not target-entropy"),
+        ('{"name": "kl-cov"}', "is of control kl-cov, not clip-cov"),
     ],
 )
 def test_a_state_of_a_control_that_is_none_is_one_line(tmp_path, text, message):
@@ -500,7 +516,7 @@ def test_a_state_of_a_control_that_is_none_is_one_line(tmp_path, text, message):
     if text is not None:
         file.write_text(text)
     with pytest.raises(ErltoolError, match=message) as e:
-        ours.read_control(file, "target-entropy")
+        ours.read_control(file, "clip-cov")
     assert str(e.value).startswith(str(file)) and "\n" not in str(e.value)
 
 

@@ -82,12 +82,17 @@ def test_only_recorded_parameters_can_be_chosen_and_the_nearest_others_follow(gr
 
 def test_composed_controls_have_the_parameters_of_their_parts(tmp_path):
     texts = ["none", *(f"kl-cov:fraction={f},coef=2+entropy-bonus:coef=0.01" for f in (0.1, 0.2))]
-    texts.append("target-entropy:target=0.3,control=(kl-cov:fraction=0.1,coef=2)")
-    explorer = ControlExplorer([write_run(tmp_path / str(i), text, 0) for i, text in enumerate(texts)])
-    assert explorer.data["controls"] == ["none", "kl-cov+entropy-bonus", "target-entropy"] and not explorer.problem
+    folders = [write_run(tmp_path / str(i), text, 0) for i, text in enumerate(texts)]
+    steered = write_run(tmp_path / "steered", "kl-cov:fraction=0.1,coef=2", 0)
+    document = json.loads((steered / "config.json").read_text())
+    document["config"]["controller"] = {"name": "target-entropy", "target": 0.3}
+    (steered / "config.json").write_text(json.dumps(document))
+    explorer = ControlExplorer([*folders, steered])
+    under = "kl-cov under target-entropy"
+    assert explorer.data["controls"] == ["none", under, "kl-cov+entropy-bonus"] and not explorer.problem
     explorer.choose("kl-cov+entropy-bonus", **{"kl-cov fraction": 0.2})
-    assert explorer.shown[1].parameters["entropy-bonus coef"] == 0.01
-    explorer.choose("target-entropy", control="kl-cov", **{"kl-cov fraction": 0.1})
+    assert explorer.shown[-1].parameters["entropy-bonus coef"] == 0.01
+    explorer.choose(under, **{"kl-cov fraction": 0.1, "target-entropy target": 0.3})
 
 
 def test_another_setting_shows_its_own_runs_with_the_nearest_parameters(grid):

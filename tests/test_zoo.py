@@ -1,4 +1,4 @@
-"""The controls of zoo.py against cases worked by hand, and what composes."""
+"""The controls of other papers, and controllers, against cases worked by hand; and what composes."""
 
 import dataclasses
 import json
@@ -9,12 +9,13 @@ import torch
 
 import erltool
 from erltool import (
+    CEGPPO,
     CISPO,
     GSPO,
-    AdaptiveEntropyBonus,
-    Annealed,
+    AdaptiveBonus,
     ClipCov,
     ClipHigher,
+    CovarianceKernel,
     EntropyBonus,
     EntropyShapedAdvantage,
     ErltoolError,
@@ -24,15 +25,18 @@ from erltool import (
     NoControl,
     QuantileAdvantage,
     RandomClip,
+    RandomKL,
     ReferenceKL,
+    Schedule,
     TargetEntropy,
     TrainConfig,
     parse_control,
+    parse_controller,
     policy_loss,
     read_run,
 )
-from erltool.catalog import control_from_dict, control_to_dict
-from erltool.controls import Composed, RandomKL
+from erltool.controls.base import Composed, reaches_zero_advantage
+from erltool.controls.catalog import control_from_dict, control_to_dict
 
 TWO_AND_ONE = torch.tensor([[True, True], [True, False]])
 
@@ -44,14 +48,12 @@ def on_policy(advantages, control, mask=TWO_AND_ONE, **extra):
     return out, torch.autograd.grad(out.loss, log_probs, retain_graph=True)[0]
 
 
-def test_adaptive_entropy_bonus_by_hand():
+def test_a_bonus_below_an_entropy_by_hand():
     # Entropies 0.1, 0.3, 0.2 and padding: the mean is 0.2.
     entropy = torch.tensor([[0.1, 0.3], [0.2, 9.0]], requires_grad=True)
     found = {}
-    for target in (0.25, 0.15):
-        control = AdaptiveEntropyBonus(target=target, coef=0.004)
-        out, _ = on_policy([1.0, -1.0], control, token_entropy=entropy)
-        found[target] = out
+    for below in (0.25, 0.15):
+        found[below], _ = on_policy([1.0, -1.0], EntropyBonus(0.004, below=below), token_entropy=entropy)
     plain, _ = on_policy([1.0, -1.0], NoControl())
     assert (found[0.25].loss - plain.loss).item() == pytest.approx(-0.004 * 0.6 / 3, abs=1e-6)
     pull = torch.autograd.grad(found[0.25].loss, entropy)[0]
@@ -61,11 +63,12 @@ def test_adaptive_entropy_bonus_by_hand():
 
 
 def test_the_adaptive_coefficient_goes_up_below_the_target_and_down_above_within_its_bounds():
-    control = AdaptiveEntropyBonus(target=0.2, delta=0.002, max_coef=0.005)
-    coefs = []
-    for entropy in (0.1, 0.1, 0.1, 0.3, 0.2, 0.3, 0.3):
-        control = control.after(entropy)
-        coefs.append(control.steered)
+    controller, given = AdaptiveBonus(target=0.2, delta=0.002, max_coef=0.005), KLCov() + EntropyBonus(0.0, below=0.2)
+    control, coefs = given, []
+    for step, entropy in enumerate((0.1, 0.1, 0.1, 0.3, 0.2, 0.3, 0.3), start=1):
+        control = controller.after(control, given, step, entropy)
+        coefs.append(controller.value(control))
+    assert control == KLCov() + EntropyBonus(0.0, below=0.2)
     assert coefs == pytest.approx([0.002, 0.004, 0.005, 0.003, 0.001, 0.0, 0.0])
 
 
@@ -134,6 +137,40 @@ def test_gspo_is_its_sequence_formula_and_a_response_counts_the_same_whatever_it
     torch.testing.assert_close(longer.loss, out.loss)
 
 
+def test_ce_gppo_by_hand():
+    # Ratios 1.5 and wanted: gradient 1 * 1.2; 0.5 and unwanted: 0.75 * 0.8; 1.5 and unwanted, 1.1 and wanted: inside.
+    ratio = torch.tensor([[1.5], [0.5], [1.5], [1.1]])
+    log_probs = ratio.log().requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, -1.0, 2.0])
+    out = policy_loss(log_probs, torch.zeros(4, 1), advantages, torch.ones(4, 1).bool(), control=CEGPPO())
+    torch.testing.assert_close(out.token_loss, torch.tensor([[-1.2], [0.6], [1.5], [-2.2]]))
+    gradient = torch.autograd.grad(out.loss, log_probs)[0]
+    torch.testing.assert_close(gradient, torch.tensor([[-1.2], [0.6], [1.5], [-2.2]]) / 4)
+    assert out.clipped.flatten().tolist() == [True, True, False, False]
+    none = CEGPPO(beta_low=0.0, beta_high=0.0)
+    clipped = policy_loss(log_probs, torch.zeros(4, 1), advantages, torch.ones(4, 1).bool(), control=none)
+    plain = policy_loss(log_probs, torch.zeros(4, 1), advantages, torch.ones(4, 1).bool())
+    assert torch.equal(*(torch.autograd.grad(x.loss, log_probs)[0] for x in (clipped, plain)))
+    torch.testing.assert_close(on_policy([1.0, -2.0], CEGPPO())[1], on_policy([1.0, -2.0], NoControl())[1])
+
+
+def test_cw_grpo_by_hand():
+    log_probs = torch.tensor([[-1.0, -3.0], [-1.0, -1.0], [-2.0, 7.0]], requires_grad=True)
+    mask = torch.tensor([[True, True], [True, True], [True, False]])
+    advantages = torch.tensor([1.0, -1.0, 0.5])
+    out = policy_loss(log_probs, log_probs.detach(), advantages, mask, control=CovarianceKernel())
+    lp, a = [-1.0, -3.0, -1.0, -1.0, -2.0], [1.0, 1.0, -1.0, -1.0, 0.5]
+    c = [(x - sum(lp) / 5) * (y - sum(a) / 5) for x, y in zip(lp, a, strict=True)]
+    variance = sum((x - sum(c) / 5) ** 2 for x in c) / 5
+    w = [math.exp(-x * x / (2 * variance)) for x in c]
+    expected = [-y * x * 5 / sum(w) / 5 for x, y in zip(w, a, strict=True)]
+    gradient = torch.autograd.grad(out.loss, log_probs)[0]
+    torch.testing.assert_close(gradient[mask], torch.tensor(expected))
+    assert w[1] == min(w)  # the rare token of the right response has the most extreme covariance
+    equal, _ = on_policy([1.0, 1.0], CovarianceKernel())  # no covariance varies: the advantages stay
+    assert equal.loss == on_policy([1.0, 1.0], NoControl())[0].loss
+
+
 def test_negative_reinforcement_by_hand():
     rewards = torch.tensor([1.0, 0.0])
     out, gradient = on_policy([0.0, 0.0], NegativeReinforcement(coef=0.1), rewards=rewards)
@@ -167,52 +204,59 @@ def test_the_quantile_leaves_rare_successes_of_hard_prompts_and_remaining_failur
 
 
 def test_target_entropy_by_hand():
-    control = TargetEntropy(target=0.5, control=KLCov(0.1, 2.0), rate=0.2, max_fraction=0.2)
-    assert control.after(0.25).control == KLCov(0.1 * math.exp(0.1), 2.0)
-    assert control.after(0.5) == control
-    assert control.after(40.0).steered == pytest.approx(0.1 * math.exp(-0.2))
+    controller, control = TargetEntropy(target=0.5, rate=0.2, max_fraction=0.2), KLCov(0.1, 2.0)
+    assert controller.after(control, control, 1, 0.25) == KLCov(0.1 * math.exp(0.1), 2.0)
+    assert controller.after(control, control, 1, 0.5) == control
+    assert controller.after(control, control, 1, 40.0).fraction == pytest.approx(0.1 * math.exp(-0.2))
     for entropy, bound in ((0.0, 0.2), (9.0, 1e-4)):
         held = control
-        for _ in range(100):
-            held = held.after(entropy)
-        assert held.steered == bound
-    inside = TargetEntropy(control=KLCov(0.1, 2.0))
-    assert inside.clip_range(0.2, 0.2) is None and inside.min_updates == 2 and inside.reaches_zero_advantage(False)
+        for step in range(1, 101):
+            held = controller.after(held, control, step, entropy)
+        assert controller.value(held) == bound
 
 
-def test_an_annealed_control_explores_and_then_commits():
-    control = Annealed(ClipCov(0.02, 0.5, 50.0), start=3, length=4)
-    shares = []
-    for _ in range(9):
-        shares.append(control.steered)
+def test_a_schedule_explores_and_then_commits():
+    controller, given = Schedule(start=3, length=4), ClipCov(0.02, 0.5, 50.0)
+    control, fractions = given, []
+    for step in range(1, 10):
+        fractions.append(controller.value(control))
         control = control_from_dict(json.loads(json.dumps(control_to_dict(control))))  # as a checkpoint keeps it
-        control = control.after(0.3)
-    assert shares == pytest.approx([0.02, 0.02, 0.02, 0.02, 0.015, 0.01, 0.005, 0, 0])
-    assert control.control == ClipCov(0.0, 0.5, 50.0) and control.done == 9
-    assert Annealed(KLCov(0.1)).min_updates == 2 and Annealed(RandomKL(0.1)).control.name == "random-kl"
+        control = controller.after(control, given, step, 0.3)
+    assert fractions == pytest.approx([0.02, 0.02, 0.02, 0.02, 0.015, 0.01, 0.005, 0, 0])
+    assert control == ClipCov(0.0, 0.5, 50.0)
     out, gradient = on_policy([1.0, -1.0], control)
     plain, of_plain = on_policy([1.0, -1.0], NoControl())
     assert out.loss == plain.loss and torch.equal(gradient, of_plain) and not out.selected.any()
+    coefficient = Schedule(field="coef", start=0, length=2, to=1.0)
+    assert coefficient.after(KLCov(0.1, 3.0), KLCov(0.1, 3.0), 1, 0.3) == KLCov(0.1, 2.0)
+
+
+def test_a_token_without_advantage_gets_a_gradient_where_some_part_gives_it_one():
+    assert reaches_zero_advantage(KLCov(), on_policy=False) and not reaches_zero_advantage(KLCov(), on_policy=True)
+    assert reaches_zero_advantage(ClipCov() + EntropyBonus(), on_policy=True)
+    assert not reaches_zero_advantage(ClipCov(), on_policy=False)
 
 
 @pytest.mark.parametrize("start", [1e-4, 0.02, 0.5])
 @pytest.mark.parametrize("inner", [KLCov(coef=2.0), ClipCov(), RandomClip()], ids=lambda c: c.name)
 def test_a_simulated_plant_is_brought_to_the_target_from_any_share(start, inner):
     """Entropy decays to 0.05 by itself, and a share holds up 2 nats times itself."""
-    control = TargetEntropy(target=0.3, control=dataclasses.replace(inner, fraction=start))
-    entropy, seen = 0.5, []
-    for _ in range(600):
-        entropy += 0.05 * (0.05 + 2 * control.steered - entropy)
-        control = control.after(entropy)
+    controller, given = TargetEntropy(target=0.3), dataclasses.replace(inner, fraction=start)
+    control, entropy, seen = given, 0.5, []
+    for step in range(1, 601):
+        entropy += 0.05 * (0.05 + 2 * control.fraction - entropy)
+        control = controller.after(control, given, step, entropy)
         seen.append(entropy)
     assert all(abs(h - 0.3) < 0.01 for h in seen[-100:])
-    assert control.steered == pytest.approx(0.125, rel=0.05)
+    assert control.fraction == pytest.approx(0.125, rel=0.05)
 
 
 @pytest.mark.parametrize(("target", "direction"), [(9.0, 1), (0.01, -1)])
 def test_on_a_shipped_policy_the_share_moves_towards_the_target(target, direction):
-    control = TargetEntropy(target, KLCov(0.1, 2.0), rate=0.2)
-    config = TrainConfig(control=control, steps=8, prompts_per_iteration=8, updates_per_iteration=2, eval_every=0)
+    control, controller = KLCov(0.1, 2.0), TargetEntropy(target, rate=0.2)
+    config = TrainConfig(
+        control=control, controller=controller, steps=8, prompts_per_iteration=8, updates_per_iteration=2, eval_every=0
+    )
     steps = [s.metrics for s in erltool.train(config)]
     shares = [m["control_value"] for m in steps]
     assert shares[0] == 0.1 and all(direction * (b - a) > 0 for a, b in zip(shares, shares[1:], strict=False))
@@ -220,10 +264,15 @@ def test_on_a_shipped_policy_the_share_moves_towards_the_target(target, directio
         assert m["selected_tokens"] == max(1, int(share * m["response_tokens"] + 1e-9))
 
 
-@pytest.mark.parametrize("text", ["target-entropy:target=9,control=(clip-cov:fraction=0.1,low=0,high=5)",
-                                  "adaptive-entropy-bonus:target=9+kl-cov:fraction=0.2"])  # fmt: skip
-def test_a_controller_is_resumed_where_it_was(tiny_config, tmp_path, text):
-    config = tiny_config(control=parse_control(text), eval_every=0)
+@pytest.mark.parametrize(
+    ("control", "controller"),
+    [
+        ("clip-cov:fraction=0.1,low=0,high=5", "target-entropy:target=9"),
+        ("entropy-bonus:coef=0,below=9+kl-cov:fraction=0.2", "adaptive-bonus:target=9"),
+    ],
+)
+def test_a_controller_is_resumed_where_it_was(tiny_config, tmp_path, control, controller):
+    config = tiny_config(control=parse_control(control), controller=parse_controller(controller), eval_every=0)
     list(erltool.train(config, tmp_path / "whole"))
     steps = erltool.train(config, tmp_path / "cut")
     for _ in range(5):  # one beyond the checkpoint of step 4
@@ -277,13 +326,12 @@ def test_advantages_are_made_from_rewards_before_they_are_shaped():
         ("kl-cov+clip-higher", "kl-cov and clip-higher cannot act together: both decide the surrogate or its clip"),
         ("cispo+gspo", "both decide the surrogate"),
         ("clip-cov:clip_eps=1+cispo", "both decide the surrogate"),
-        ("clip-cov+random-clip", "both take the gradient from tokens"),
-        ("high-entropy-mask+clip-cov", "both take the gradient from tokens"),
+        ("clip-cov+random-clip", "both drop tokens"),
+        ("high-entropy-mask+clip-cov", "both drop tokens"),
         ("kl-cov+clip-cov", "both choose tokens by covariance"),
         ("negative-reinforcement+quantile-advantage", "both make the advantages from the rewards"),
-        ("entropy-bonus+adaptive-entropy-bonus", "both reward entropy"),
-        ("target-entropy+adaptive-entropy-bonus", "both steer by the entropy"),
-        ("target-entropy+kl-cov", "both choose tokens by covariance"),
+        ("entropy-bonus+entropy-bonus:below=1", "both are entropy-bonus"),
+        ("cw-grpo+kl-cov", "both choose tokens by covariance"),
         ("reference-kl+reference-kl", "both are reference-kl"),
     ],
 )
@@ -298,24 +346,19 @@ def test_text_and_json_name_the_same_composition():
     assert parse_control("kl-cov:chain + entropy-bonus:coef=0.01") == wanted
     assert isinstance(wanted, Composed) and wanted.name == "kl-cov+entropy-bonus"
     assert parse_control("entropy-bonus:coef=1e+3") == EntropyBonus(1000.0)
-    nested = parse_control("target-entropy:target=0.4,control=(kl-cov:fraction=0.1,coef=2),rate=0.2+reference-kl")
-    assert nested == TargetEntropy(0.4, KLCov(0.1, 2.0), rate=0.2) + ReferenceKL()
-    assert parse_control("target-entropy:control=(clip-cov:chain)").control == ClipCov(2e-2, 0.5, 50.0)
-    for control in (wanted, nested):
-        assert control_from_dict(control_to_dict(control)) == control
-        config = TrainConfig(control=control)
-        assert TrainConfig.from_dict(config.to_dict()) == config
+    controller = parse_controller("target-entropy:target=0.4,rate=0.2")
+    assert controller == TargetEntropy(0.4, rate=0.2)
+    assert control_from_dict(control_to_dict(wanted)) == wanted
+    config = TrainConfig(control=wanted, controller=controller)
+    assert TrainConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("target-entropy:control=(kl-cov", "parentheses do not match"),
-        ("target-entropy:control=(none)", "kl-cov, clip-cov, random-kl or random-clip"),
-        ("target-entropy:control=2", "kl-cov, clip-cov, random-kl or random-clip"),
-        ("target-entropy:max_fraction=0.001", "fraction must be in"),
+        ("target-entropy", "control 'target-entropy' is not known"),
         ("high-entropy-mask:fraction=0", r"in \(0, 1\]"),
-        ("adaptive-entropy-bonus:coef=1", "max_coef=0.005"),
+        ("entropy-bonus:below=0", "below must be above 0"),
         ("entropy-shaped-advantage:kappa=1", "above 1"),
         ("quantile-advantage:quantile=1", r"in \(0, 1\)"),
         ("kl-cov+", "control '' is not known"),
@@ -328,16 +371,44 @@ def test_bad_text_is_one_line(text, words):
 
 
 @pytest.mark.parametrize(
+    ("control", "controller", "words"),
+    [
+        (NoControl(), TargetEntropy(), "needs one number fraction of clip-cov or kl-cov or .* none has none"),
+        (KLCov() + RandomClip(), TargetEntropy(), "has 2"),
+        (HighEntropyMask(), TargetEntropy(), "has none"),
+        (KLCov(0.1), TargetEntropy(max_fraction=0.01), "fraction of control kl-cov must be in"),
+        (EntropyBonus(1.0), AdaptiveBonus(), "max_coef=0.005"),
+        (KLCov(), Schedule(field="strength"), "needs one number strength to steer"),
+        (KLCov(), Schedule(to=2.0), "fraction must be in"),
+        (KLCov(), "target-entropy", "controller='target-entropy': must be a controller"),
+    ],
+    ids=str,
+)
+def test_a_controller_that_cannot_steer_is_refused(control, controller, words):
+    with pytest.raises(ErltoolError, match=words) as error:
+        TrainConfig(control=control, controller=controller)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["pid", "schedule:half=3", "schedule:length=0", "target-entropy:target=many"])
+def test_bad_text_of_a_controller_is_one_line(text):
+    with pytest.raises(ErltoolError, match="controller") as error:
+        parse_controller(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("control", "fields", "words"),
     [
         (QuantileAdvantage(), {"advantages": "rloo"}, "quantile-advantage makes the advantages itself"),
         (NegativeReinforcement() + EntropyBonus(), {"advantages": "dr_grpo"}, "makes the advantages itself"),
-        (NegativeReinforcement() + ClipCov(), {}, "control negative-reinforcement: the band .* presumes advantages"),
+        (NegativeReinforcement() + ClipCov(), {}, r"negative-reinforcement\+clip-cov: the band .* presumes advantages"),
         (ClipCov() + EntropyBonus(), {"advantages": "rloo"}, "standard deviation"),
-        (TargetEntropy(control=KLCov()), {"lora_dropout": 0.1}, "kl-cov pushes at full strength"),
+        (KLCov(), {"lora_dropout": 0.1, "controller": TargetEntropy()}, "kl-cov acts on any difference"),
+        (RandomKL(), {"lora_dropout": 0.1}, "random-kl acts on any difference"),
         (GSPO(), {"lora_dropout": 0.1}, "gspo clips whole responses"),
         (CISPO(), {"updates_per_iteration": 1}, "cispo cannot act"),
-        (TargetEntropy(), {"updates_per_iteration": 1}, "target-entropy cannot act"),
+        (CEGPPO(), {"updates_per_iteration": 1}, "ce-gppo cannot act"),
         (ClipHigher() + EntropyBonus(), {"updates_per_iteration": 1}, r"clip-higher\+entropy-bonus cannot act"),
     ],
     ids=str,

@@ -26,8 +26,8 @@ FIRST = ("clip-cov", "kl-cov")
 POINTS = 300  # of a line
 # Fields of a configuration that do not decide what is learned: runs that differ in these alone are compared.
 UNDECIDED = {
-    "control", "seed", "steps", "micro_batch", "sampling_batch", "gradient_checkpointing", "compile", "device",
-    "trust_remote_code", "eval_every", "eval_prompts", "eval_samples", "eval_temperature", "checkpoint_every",
+    "control", "controller", "seed", "steps", "micro_batch", "sampling_batch", "gradient_checkpointing", "compile",
+    "device", "trust_remote_code", "eval_every", "eval_prompts", "eval_samples", "eval_temperature", "checkpoint_every",
     "record_every", "record_prompts", "entropy_change_every",
 }  # fmt: skip
 DASHES = ((), (7, 3), (2, 2), (9, 3, 2, 3))
@@ -295,7 +295,7 @@ def _grouped(runs: list[Run]) -> tuple[list[_Group], list[str]]:
     settings = sorted(set(of), key=lambda text: (-of.count(text), text))
     members: dict[tuple, list[int]] = {}
     for i, run in enumerate(runs):
-        name, parameters = parts_of(run.config["control"])
+        name, parameters = parts_of(run.config["control"], run.config.get("controller"))
         members.setdefault((name, tuple(parameters.items()), settings.index(of[i])), []).append(i)
     groups = [_Group(name, dict(p), setting, tuple(at)) for (name, p, setting), at in members.items()]
     return sorted(groups, key=_order), settings
@@ -307,20 +307,16 @@ def _order(group: _Group):
     return rank, group.control, group.setting, values
 
 
-def parts_of(control: Mapping) -> tuple[str, dict[str, float | str]]:
-    """Name and parameters of a control given as in a configuration; of composed ones, and of one inside another,
-    the parameters have the name of theirs before them."""
+def parts_of(control: Mapping, controller: Mapping | None = None) -> tuple[str, dict[str, float | str]]:
+    """Name and parameters of a control, and of its controller, given as in a configuration; of composed ones the
+    parameters have the name of theirs before them."""
+    if controller:
+        both = [parts_of(control), parts_of(controller)]
+        return " under ".join(n for n, _ in both), {f"{n} {k}": v for n, fields in both for k, v in fields.items()}
     if "members" in control:
         parts = [parts_of(member) for member in control["members"]]
         return "+".join(n for n, _ in parts), {f"{n} {k}": v for n, fields in parts for k, v in fields.items()}
-    parameters: dict[str, float | str] = {}
-    for key, value in control.items():
-        if isinstance(value, Mapping):
-            inner, fields = parts_of(value)
-            parameters |= {visible(key): inner} | {f"{inner} {k}": v for k, v in fields.items()}
-        elif key != "name":
-            parameters[visible(key)] = _plain(value)
-    return visible(control.get("name")), parameters
+    return visible(control.get("name")), {visible(k): _plain(v) for k, v in control.items() if k != "name"}
 
 
 def label_of(name: str, parameters: Mapping[str, float | str]) -> str:

@@ -6,10 +6,10 @@ import typing
 import traitlets
 from matplotlib.figure import Figure
 
-from erltool.catalog import CONTROLS, PRESETS, control_to_dict, parse_control
 from erltool.chain import REGIMES
 from erltool.compare import control_text
 from erltool.config import BASES, TrainConfig
+from erltool.controls.catalog import CONTROLS, PRESETS, control_to_dict, parse_control
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, new_axes
 from erltool.resources import POLICIES

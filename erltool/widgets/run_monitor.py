@@ -16,8 +16,8 @@ import pandas as pd
 import traitlets
 from matplotlib.figure import Figure
 
-from erltool.catalog import control_to_dict
 from erltool.config import TrainConfig
+from erltool.controls.catalog import control_to_dict
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, LABELS, new_axes
 from erltool.runs import METRICS, read_run
@@ -303,7 +303,8 @@ def _without_parent() -> contextvars.Context:
 
 
 def _about(config: TrainConfig) -> str:
-    control = label_of(*parts_of(control_to_dict(config.control)))
+    controller = config.controller and control_to_dict(config.controller)
+    control = label_of(*parts_of(control_to_dict(config.control), controller))
     return visible(f"{config.policy} on {config.task}, {control}, seed {config.seed}")
 
 

@@ -1,0 +1,158 @@
+"""What changes a control from update to update: a controller, fed each update's entropy (`TrainConfig.controller`).
+
+    control = controller.after(control, given, step, policy_entropy)
+
+`control` has acted in update number `step`, whose entropy was `policy_entropy` (nats/token); `given` is the control as
+the run was configured with it. What comes back acts in the next update. A controller is a frozen value that keeps
+nothing: all that changes is one number of the control, so a checkpoint needs the control only.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from erltool.controls.base import Composed, Control
+from erltool.errors import ErltoolError
+
+
+@dataclass(frozen=True)
+class Controller:
+    """Changes the number `field` of one part of a control."""
+
+    name: ClassVar[str]
+    field: ClassVar[str] = "fraction"
+    steers: ClassVar[tuple[str, ...]] = ()  # names of the controls that it can steer; any that has the field if empty
+
+    def moved(self, value: float, given: float, step: int, policy_entropy: float) -> float:
+        """The number for the next update, from its value in this one and at the start."""
+        raise NotImplementedError
+
+    def after(self, control: Control, given: Control, step: int, policy_entropy: float) -> Control:
+        """The control for the next update."""
+        part, first = self.part_of(control), self.part_of(given)
+        value = self.moved(getattr(part, self.field), getattr(first, self.field), step, policy_entropy)
+        parts = tuple(dataclasses.replace(p, **{self.field: value}) if p is part else p for p in control.parts)
+        return parts[0] if len(parts) == 1 else Composed(parts)
+
+    def value(self, control: Control) -> float:
+        """The number that it changes, as it is now."""
+        return getattr(self.part_of(control), self.field)
+
+    def part_of(self, control: Control) -> Control:
+        """The part that it steers. Raises ErltoolError where the control has none, or several."""
+        found = [
+            part
+            for part in control.parts
+            if any(f.name == self.field and f.type is float for f in dataclasses.fields(part))
+            and (not self.steers or part.name in self.steers)
+        ]
+        if len(found) != 1:
+            which = f" of {' or '.join(self.steers)}" if self.steers else ""
+            raise ErltoolError(
+                f"controller {self.name}: needs one number {self.field}{which} to steer, and control {control.name} "
+                f"has {len(found) or 'none'}"
+            )
+        return found[0]
+
+    def check(self, control: Control) -> None:
+        """Raises ErltoolError where it cannot steer this control."""
+        self.part_of(control)
+
+    def require(self, holds: bool, field: str, what: str) -> None:
+        if not holds:
+            raise ErltoolError(f"controller {self.name}: {field} must be {what}")
+
+
+@dataclass(frozen=True)
+class TargetEntropy(Controller):
+    """Holds a wanted entropy by steering the fraction of tokens that a control takes.
+
+        fraction <- fraction * exp(rate * clip((target - H) / target, -1, 1)),  held in [min_fraction, max_fraction]
+
+    after every update, with its entropy H in nats/token. More of Clip-Cov, of KL-Cov, or of their random baselines
+    holds more entropy. An integral controller in log fraction, ours; it needs no model of how entropy answers, and at a
+    bound of the fraction the target is not reached.
+    """
+
+    name: ClassVar[str] = "target-entropy"
+    steers: ClassVar[tuple[str, ...]] = ("clip-cov", "kl-cov", "random-clip", "random-kl")
+    target: float = 0.3
+    rate: float = 0.1
+    min_fraction: float = 1e-4
+    max_fraction: float = 0.5
+
+    def __post_init__(self):
+        self.require(0 < self.target < math.inf, "target", "above 0")
+        self.require(0 < self.rate < math.inf, "rate", "above 0")
+        self.require(0 < self.min_fraction <= self.max_fraction <= 1, "min_fraction", "in (0, max_fraction]")
+
+    def check(self, control: Control) -> None:
+        bounds = f"in [min_fraction, max_fraction] = [{self.min_fraction:g}, {self.max_fraction:g}]"
+        inside = self.min_fraction <= self.value(control) <= self.max_fraction
+        self.require(inside, f"the fraction of control {control.name}", bounds)
+
+    def moved(self, value: float, given: float, step: int, policy_entropy: float) -> float:
+        off = min(max((self.target - policy_entropy) / self.target, -1.0), 1.0)
+        return min(max(value * math.exp(self.rate * off), self.min_fraction), self.max_fraction)
+
+
+@dataclass(frozen=True)
+class AdaptiveBonus(Controller):
+    """Raises an entropy bonus while the entropy is below a target, and lowers it above (Skywork-OR1).
+
+        coef_{k+1} = coef_k + delta where H_k < target, else coef_k - delta;  held in [0, max_coef]
+
+    He et al. 2025, arXiv 2505.22312, Section 3.2.5; H over all response tokens, H and `target` in nats/token. The
+    values are those of the released scripts (the paper's ablations use delta = 0.005); the bound max_coef is the
+    scripts'. There the bonus acts only in updates whose mean entropy is at most the target: `EntropyBonus(coef=0,
+    below=target)`.
+    """
+
+    name: ClassVar[str] = "adaptive-bonus"
+    field: ClassVar[str] = "coef"
+    steers: ClassVar[tuple[str, ...]] = ("entropy-bonus",)
+    target: float = 0.2
+    delta: float = 1e-4
+    max_coef: float = 5e-3
+
+    def __post_init__(self):
+        self.require(self.target > 0, "target", "above 0")
+        self.require(self.delta > 0, "delta", "above 0")
+        self.require(0 < self.max_coef < math.inf, "max_coef", "above 0 and finite")
+
+    def check(self, control: Control) -> None:
+        bounds = f"in [0, max_coef={self.max_coef:g}]"
+        self.require(0 <= self.value(control) <= self.max_coef, "the bonus's coef", bounds)
+
+    def moved(self, value: float, given: float, step: int, policy_entropy: float) -> float:
+        moved = value + (self.delta if policy_entropy < self.target else -self.delta)
+        return min(max(moved, 0.0), self.max_coef)
+
+
+@dataclass(frozen=True)
+class Schedule(Controller):
+    """Explore, then commit: leads a number of a control to another one.
+
+        as given for `start` updates, then straight to `to` over `length` updates, and there it stays
+
+    Ours. Clip-Cov at fraction 0 is no control; KL-Cov's surrogate stays unclipped.
+    """
+
+    name: ClassVar[str] = "schedule"
+    field: str = "fraction"
+    start: float = 400
+    length: float = 200
+    to: float = 0.0
+
+    def __post_init__(self):
+        self.require(0 <= self.start < math.inf, "start", "at least 0")
+        self.require(0 < self.length < math.inf, "length", "above 0")
+        self.require(math.isfinite(self.to), "to", "finite")
+
+    def check(self, control: Control) -> None:
+        dataclasses.replace(self.part_of(control), **{self.field: self.to})  # raises where the control refuses it
+
+    def moved(self, value: float, given: float, step: int, policy_entropy: float) -> float:
+        left = min(max(1 - (step - self.start) / self.length, 0.0), 1.0)
+        return given * left + self.to * (1 - left)

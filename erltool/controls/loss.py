@@ -1,0 +1,81 @@
+"""A surrogate and a control, made into one loss.
+
+    loss = sum_t (surrogate_t where t is not dropped, plus the control's terms) / N,   N = response tokens of the update
+
+One normaliser for all tokens, as in DAPO; a control whose loss is a mean of responses (GSPO) has 1 / (length *
+responses) in its place. Left out: the dual clip.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from erltool.controls.base import CLIP, Choice, Clip, Control, NoControl, check_tokens
+from erltool.covariance import as_tokens
+from erltool.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """A loss and its parts."""
+
+    loss: Tensor
+    """Scalar with gradient: what to minimise."""
+    token_loss: Tensor
+    """(B, T), no gradient, 0 outside the mask; sums to loss * normalizer."""
+    selected: Tensor
+    """(B, T) bool: tokens that the control acts on."""
+    clipped: Tensor
+    """(B, T) bool: tokens whose gradient the surrogate's clip has cut."""
+
+
+def control_loss(tokens: Tokens, choice: Choice) -> PolicyLoss:
+    """The loss of an update's tokens, or of a micro-batch of whole responses: `tokens.rows(r)` with `choice.rows(r)`.
+
+    The losses of micro-batches of any size sum to the update's. Advantages are the choice's.
+    """
+    tokens, control = tokens._replace(advantages=choice.advantages).without_padding(), choice.control
+    mask = tokens.response_mask
+    surrogate, clipped = control.owner.surrogate(tokens, choice.clip)
+    per_token = surrogate.masked_fill(choice.dropped, 0)
+    if (added := added_terms(tokens, choice)) is not None:
+        per_token = per_token + added
+    if control.mean_of_responses:
+        per_token = per_token / mask.sum(-1, keepdim=True).clamp(min=1)
+    per_token = per_token.masked_fill(~mask, 0)
+    loss = per_token.sum() / choice.normalizer
+    return PolicyLoss(loss, per_token.detach(), choice.selected, clipped & mask)
+
+
+def added_terms(tokens: Tokens, choice: Choice) -> Tensor | None:
+    """The sum of what the parts of the control add to each token's loss, (B, T); None where none adds anything."""
+    terms = [p.term(tokens, chosen) for p, chosen in zip(choice.control.parts, choice.chosen.unbind(-1), strict=True)]
+    terms = [term for term in terms if term is not None]
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+def policy_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    *,
+    control: Control = NoControl(),
+    clip: Clip = CLIP,
+    generator: torch.Generator | None = None,
+    **known: Tensor | int | None,
+) -> PolicyLoss:
+    """Loss of a whole update with a control.
+
+    All tensors are (B, T), log-probs in nats; `advantages` may be (B,). What lies outside `response_mask` is never
+    looked at. `clip` is the surrogate's, below and above ratio 1; `generator` serves the control's random draws.
+    `known` are further fields of `Tokens` that a control may need: `token_entropy`, `ref_log_probs` (B, T), `rewards`
+    (B,), `group_size`. Without tokens the loss is 0. For an update in micro-batches use `Control.choose` and
+    `control_loss`. Raises ErltoolError for shapes that disagree or a missing input.
+    """
+    of_tokens = as_tokens(advantages, response_mask)
+    tokens = Tokens(log_probs, old_log_probs, of_tokens, response_mask.bool(), **known)
+    check_tokens(tokens, control.name, control.needs)
+    tokens = tokens.without_padding()
+    return control_loss(tokens, control.choose(tokens, clip, generator))

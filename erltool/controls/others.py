@@ -1,0 +1,252 @@
+"""Entropy controls of other papers, one class each: the formula, the paper, and where it differs from it.
+
+Default values are the papers', which were found for models of billions of parameters. To add a control, write a class
+below: `catalog` finds it by its `name`.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from erltool.advantages import EPS
+from erltool.controls.base import ADVANTAGES, COVARIANCE, DROP, SURROGATE, Clip, Control, clipped_surrogate
+from erltool.covariance import masked_mean, token_covariance
+from erltool.tokens import Tokens, token_budget, top_tokens
+
+
+@dataclass(frozen=True)
+class HighEntropyMask(Control):
+    """Gradient only on the share of tokens with the highest entropy: forks, not the text between them.
+
+        sum_t [H_t >= tau] surrogate_t / N,  tau such that a `fraction` of the update's N tokens is above
+
+    Wang et al. 2025, arXiv 2506.01939 ("Beyond the 80/20 Rule"), fraction = 0.2; the dropped tokens stay in the
+    denominator. Ties at tau are cut to the share, and tau is that of the whole update. It selects the tokens
+    that it drops, 1 - fraction of them.
+    """
+
+    name: ClassVar[str] = "high-entropy-mask"
+    needs: ClassVar[tuple[str, ...]] = ("token_entropy",)
+    roles: ClassVar[tuple[str, ...]] = (DROP,)
+    fraction: float = 0.2
+
+    def __post_init__(self):
+        self.require(0 < self.fraction <= 1, "fraction", "in (0, 1]")
+
+    def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
+        mask = tokens.response_mask
+        return mask & ~top_tokens(tokens.token_entropy, mask, token_budget(self.fraction, int(mask.sum())))
+
+
+@dataclass(frozen=True)
+class EntropyShapedAdvantage(Control):
+    """Tokens of high entropy get a higher advantage.
+
+        A_t + min(alpha * H_t, |A_t| / kappa),  no gradient through H_t (nats)
+
+    Cheng et al. 2025, arXiv 2506.14758 ("Reasoning with Exploration"), alpha = 0.4, kappa = 2. As kappa > 1, no
+    advantage changes its sign; an advantage of 0 stays 0. Covariances are measured with the shaped advantages;
+    that of a group (Eq 8) takes each response's at its first token.
+    """
+
+    name: ClassVar[str] = "entropy-shaped-advantage"
+    needs: ClassVar[tuple[str, ...]] = ("token_entropy",)
+    alpha: float = 0.4
+    kappa: float = 2.0
+
+    def __post_init__(self):
+        self.require(0 <= self.alpha < math.inf, "alpha", "at least 0")
+        self.require(self.kappa > 1, "kappa", "above 1")
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        return tokens.advantages + torch.minimum(
+            self.alpha * tokens.token_entropy, tokens.advantages.abs() / self.kappa
+        )
+
+
+@dataclass(frozen=True)
+class CISPO(Control):
+    """The clip bounds each token's weight, and takes no token's gradient.
+
+        -sg(clip(ratio_t, 1 - clip_eps_low, 1 + clip_eps_high)) * A_t * log pi_t,  sg: no gradient
+
+    MiniMax 2025, arXiv 2506.13585 (MiniMax-M1), Eq 4-5, with the normaliser of all tokens as there. It sets no
+    lower bound, which is clip_eps_low = 1, and tunes clip_eps_high without naming it: 4 is ours, a weight of at
+    most 5. On the first update after sampling all weights are 1: it then is REINFORCE, as
+    GRPO is. The loss's value means nothing; its gradient does. `clip_fraction` is 0.
+    """
+
+    name: ClassVar[str] = "cispo"
+    min_updates: ClassVar[int] = 2
+    roles: ClassVar[tuple[str, ...]] = (SURROGATE,)
+    clipped_ratio: ClassVar[bool] = False
+    clip_eps_low: float = 1.0
+    clip_eps_high: float = 4.0
+
+    def __post_init__(self):
+        self.require(0 < self.clip_eps_low <= 1, "clip_eps_low", "in (0, 1]")
+        self.require(self.clip_eps_high > 0, "clip_eps_high", "above 0")
+
+    def surrogate(self, tokens: Tokens, clip: Clip) -> tuple[Tensor, Tensor]:
+        weight = tokens.log_ratio.detach().exp().clamp(1 - self.clip_eps_low, 1 + self.clip_eps_high)
+        return -weight * tokens.advantages * tokens.log_probs, torch.zeros_like(tokens.response_mask)
+
+
+@dataclass(frozen=True)
+class GSPO(Control):
+    """One ratio a response, clipped as a whole; every response counts the same, whatever its length.
+
+        s = exp(mean_t log_ratio_t);  mean over responses of max(-A s, -A clip(s, 1 - low, 1 + high))
+
+    Zheng et al. 2025, arXiv 2507.18071, Eq 5-7. Written token by token (its Eq 13-14): each token carries the
+    value s and the gradient of its own log-prob, which with one advantage a response is the same in value and
+    gradient. The clip (3e-4, 4e-4) is the paper's and small, because s averages over thousands of tokens: short
+    responses need a wider one.
+    """
+
+    name: ClassVar[str] = "gspo"
+    mean_of_responses: ClassVar[bool] = True
+    roles: ClassVar[tuple[str, ...]] = (SURROGATE,)
+    clipped_ratio: ClassVar[bool] = False
+    clip_eps_low: float = 3e-4
+    clip_eps_high: float = 4e-4
+
+    def __post_init__(self):
+        self.require(0 < self.clip_eps_low <= 1, "clip_eps_low", "in (0, 1]")
+        self.require(self.clip_eps_high > 0, "clip_eps_high", "above 0")
+
+    @property
+    def own_clip(self) -> Clip:
+        return self.clip_eps_low, self.clip_eps_high
+
+    def surrogate(self, tokens: Tokens, clip: Clip) -> tuple[Tensor, Tensor]:
+        mask = tokens.response_mask
+        per_token = tokens.log_ratio.detach().masked_fill(~mask, 0)
+        mean = per_token.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+        return clipped_surrogate(tokens.advantages, mean + tokens.log_probs - tokens.log_probs.detach(), clip)
+
+    def conflicts(self, config) -> Iterable[tuple[str, str]]:
+        if config.lora_dropout:
+            why = "control gspo clips whole responses by ratios close to 1, and dropout moves them at random"
+            yield "lora_dropout", f"{why}; use no dropout"
+
+
+@dataclass(frozen=True)
+class CEGPPO(Control):
+    """Tokens beyond the clip keep a bounded gradient, instead of none.
+
+        inside:  -ratio_t A_t;   risen and wanted:  -beta_high (1 + eps_high) sg(1 / ratio_t) ratio_t A_t
+                                 fallen and unwanted:  -beta_low (1 - eps_low) sg(1 / ratio_t) ratio_t A_t
+
+    Su et al. 2025, arXiv 2509.20712 (CE-GPPO): beta_low = beta_1 = 0.75, beta_high = beta_2 = 1 as in its released
+    code; sg: no gradient. The code also has verl's dual clip (3), which is left out. On the first update after
+    sampling no ratio is beyond the clip, and it is GRPO. `clip_fraction` counts the tokens beyond the clip.
+    """
+
+    name: ClassVar[str] = "ce-gppo"
+    min_updates: ClassVar[int] = 2
+    roles: ClassVar[tuple[str, ...]] = (SURROGATE,)
+    clipped_ratio: ClassVar[bool] = False
+    beta_low: float = 0.75
+    beta_high: float = 1.0
+
+    def __post_init__(self):
+        self.require(0 <= self.beta_low < math.inf, "beta_low", "at least 0")
+        self.require(0 <= self.beta_high < math.inf, "beta_high", "at least 0")
+
+    def surrogate(self, tokens: Tokens, clip: Clip) -> tuple[Tensor, Tensor]:
+        _, beyond = clipped_surrogate(tokens.advantages, tokens.log_ratio, clip)
+        ratio = tokens.log_ratio.exp()
+        bound = torch.where(tokens.advantages > 0, self.beta_high * (1 + clip[1]), self.beta_low * (1 - clip[0]))
+        weight = torch.where(beyond, bound / ratio.detach(), 1.0)
+        return -tokens.advantages * weight * ratio, beyond
+
+
+@dataclass(frozen=True)
+class CovarianceKernel(Control):
+    """Tokens of extreme covariance, of either sign, get a smaller advantage.
+
+        w_t = exp(-c_t^2 / (2 sigma^2)),  A_t <- A_t w_t N / sum w,  c_t the covariance (Eq 10), sigma its deviation
+
+    CW-GRPO, arXiv 2605.11538 ("Taming Extreme Tokens"); it has no parameter. c and sigma are of the whole update, where
+    sigma is 0 the advantages stay. Covariances are measured with the advantages that it makes.
+    """
+
+    name: ClassVar[str] = "cw-grpo"
+    roles: ClassVar[tuple[str, ...]] = (COVARIANCE,)
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        mask = tokens.response_mask
+        covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
+        variance = masked_mean((covariance - masked_mean(covariance, mask)).square(), mask)
+        weight = (-covariance.square() / (2 * variance).clamp(min=torch.finfo(covariance.dtype).tiny)).exp()
+        return tokens.advantages * weight / masked_mean(weight, mask)
+
+
+@dataclass(frozen=True)
+class NegativeReinforcement(Control):
+    """W-REINFORCE: what is wrong is pushed down, what is right is pushed up only a little.
+
+        A = coef * r - (1 - r):  coef for a right response, -1 for a wrong one, without a baseline
+
+    Zhu et al. 2025, arXiv 2506.01347, lambda = coef = 0.1; 0 is its NSR, negative samples alone. It replaces the
+    advantage estimator, so groups of equal rewards teach too. A reward between 0 and 1 is interpolated, where the
+    paper knows 0 and 1 only.
+    """
+
+    name: ClassVar[str] = "negative-reinforcement"
+    acts_without_advantage: ClassVar[bool] = True  # of the estimator's advantages, which it replaces
+    needs: ClassVar[tuple[str, ...]] = ("rewards",)
+    roles: ClassVar[tuple[str, ...]] = (ADVANTAGES,)
+    coef: float = 0.1
+
+    def __post_init__(self):
+        self.require(0 <= self.coef < math.inf, "coef", "at least 0")
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        rewards = tokens.rewards.to(tokens.advantages.dtype)
+        return (self.coef * rewards - (1 - rewards))[:, None].expand(tokens.advantages.shape)
+
+    def conflicts(self, config) -> Iterable[tuple[str, str]]:
+        return makes_advantages(self, config)
+
+
+@dataclass(frozen=True)
+class QuantileAdvantage(Control):
+    """A group's quantile as its baseline: only rare successes or remaining failures have an advantage.
+
+        A = (r - Q_K) / (std_group + eps),  Q_K the smallest reward with at least a share K of the group below or at it
+
+    Wu et al. 2025, arXiv 2509.22611, K = `quantile` = 0.4. With rewards 0 and 1 and p of the group right, Q_K is
+    0 where p <= 1 - K, which leaves the right responses, else 1, which leaves the wrong ones. The standard
+    deviation and eps are those of `grpo`, whose mean this replaces; a group of equal rewards has 0.
+    """
+
+    name: ClassVar[str] = "quantile-advantage"
+    needs: ClassVar[tuple[str, ...]] = ("rewards", "group_size")
+    roles: ClassVar[tuple[str, ...]] = (ADVANTAGES,)
+    quantile: float = 0.4
+
+    def __post_init__(self):
+        self.require(0 < self.quantile < 1, "quantile", "in (0, 1)")
+
+    def advantages(self, tokens: Tokens) -> Tensor:
+        groups = tokens.rewards.to(tokens.advantages.dtype).view(-1, tokens.group_size)
+        rank = math.ceil(self.quantile * tokens.group_size - 1e-9)  # 0.7 * 10 is 7.000000000000001; it means 7
+        baseline = groups.kthvalue(max(1, rank), -1, keepdim=True).values
+        advantages = (groups - baseline) / (groups.std(-1, keepdim=True) + EPS)
+        return advantages.view(-1, 1).expand(tokens.advantages.shape)
+
+    def conflicts(self, config) -> Iterable[tuple[str, str]]:
+        return makes_advantages(self, config)
+
+
+def makes_advantages(control: Control, config) -> Iterable[tuple[str, str]]:
+    """Of a control that makes the advantages from the rewards: another estimator than `grpo` would not count."""
+    if config.advantages != "grpo":
+        why = f"control {control.name} makes the advantages itself, from the rewards; leave the default estimator"
+        yield "advantages", why

@@ -1,0 +1,221 @@
+"""The controls of Cui et al. 2025 (arXiv 2505.22617), those it compares them with, and their random baselines.
+
+Clip-Cov and KL-Cov are its Eq 11-13; the covariance that they choose by is its Eq 10.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from erltool.controls.base import COVARIANCE, DROP, ENTROPY, SURROGATE, UNCLIPPED, Control
+from erltool.covariance import masked_mean, token_covariance
+from erltool.tokens import Tokens, drawn_tokens, kl_estimate, token_budget, top_tokens
+
+
+@dataclass(frozen=True)
+class ClipHigher(Control):
+    """A wider clip above than below (DAPO, Yu et al. 2025, arXiv 2503.14476): rare tokens may rise further."""
+
+    name: ClassVar[str] = "clip-higher"
+    min_updates: ClassVar[int] = 2  # ratios are 1 on the first update, and nothing is clipped
+    roles: ClassVar[tuple[str, ...]] = (SURROGATE,)
+    clip_eps_high: float = 0.28
+
+    def __post_init__(self):
+        self.require(self.clip_eps_high > 0, "clip_eps_high", "above 0")
+
+    @property
+    def own_clip(self) -> tuple[None, float]:
+        return None, self.clip_eps_high
+
+
+@dataclass(frozen=True)
+class EntropyBonus(Control):
+    """Subtracts coef * token entropy (nats) from every token's loss.
+
+    With `below` (nats/token) only in updates whose mean entropy is at most that; it then selects all their tokens, and
+    none without `below`.
+    """
+
+    name: ClassVar[str] = "entropy-bonus"
+    acts_without_advantage: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("token_entropy",)
+    roles: ClassVar[tuple[str, ...]] = (ENTROPY,)
+    coef: float = 0.01
+    below: float | None = None
+
+    def __post_init__(self):
+        self.require(math.isfinite(self.coef), "coef", "finite")
+        self.require(self.below is None or self.below > 0, "below", "above 0")
+
+    def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.below is None:
+            return super().choose_tokens(tokens, clipped, generator)
+        return tokens.response_mask & (masked_mean(tokens.token_entropy, tokens.response_mask) <= self.below)
+
+    def term(self, tokens: Tokens, chosen: Tensor) -> Tensor:
+        bonus = -self.coef * tokens.token_entropy
+        return bonus if self.below is None else bonus.masked_fill(~chosen, 0)
+
+
+@dataclass(frozen=True)
+class ReferenceKL(Control):
+    """Adds coef * KL(pi || reference) per token, by Schulman's k1 or k3, or k2 = log_ratio^2 / 2 (nats).
+
+    The value estimates the KL for each; only k2's gradient is the KL's (on-policy), k3's is close to it near
+    the reference, and k1's has mean 0: it is here because the literature tried it.
+    """
+
+    name: ClassVar[str] = "reference-kl"
+    acts_without_advantage: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("ref_log_probs",)
+    coef: float = 0.01
+    estimator: str = "k3"
+
+    def __post_init__(self):
+        self.require(self.coef >= 0, "coef", "at least 0")
+        self.require(self.estimator in ("k1", "k2", "k3"), "estimator", "k1, k2 or k3")
+
+    def term(self, tokens: Tokens, chosen: Tensor) -> Tensor:
+        return self.coef * kl_estimate(tokens.log_probs - tokens.ref_log_probs, self.estimator)
+
+
+@dataclass(frozen=True)
+class ClipCov(Control):
+    """Clip-Cov: a random share of the tokens with low < covariance < high gets no gradient.
+
+    Drawn uniformly, without replacement, among those that the clip has not already cut; the dropped tokens
+    stay in the denominator. An empty band drops nothing. `bounds` is "absolute" (nats, as in the paper, whose
+    band presumes advantages divided by their standard deviation) or "quantile" (low and high are fractions
+    of the response tokens ordered by covariance). `clip_eps` is the surrogate's clip on both sides, None for
+    that of the run: the paper's scripts use 1.
+    """
+
+    name: ClassVar[str] = "clip-cov"
+    fraction: float = 2e-4
+    low: float = 1.0
+    high: float = 5.0
+    bounds: str = "absolute"
+    clip_eps: float | None = None
+
+    def __post_init__(self):
+        self.require(0 <= self.fraction <= 1, "fraction", "in [0, 1]")
+        self.require(self.low < self.high, "low", "below high")
+        self.require(self.bounds in ("absolute", "quantile"), "bounds", "absolute or quantile")
+        if self.bounds == "quantile":
+            self.require(0 <= self.low and self.high <= 1, "low and high", "quantiles in [0, 1]")
+        self.require(self.clip_eps is None or self.clip_eps > 0, "clip_eps", "above 0")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (DROP, COVARIANCE) if self.clip_eps is None else (DROP, COVARIANCE, SURROGATE)
+
+    @property
+    def own_clip(self) -> tuple[float | None, float | None]:
+        return self.clip_eps, self.clip_eps
+
+    def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
+        mask = tokens.response_mask
+        covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
+        low, high = self.low, self.high
+        if self.bounds == "quantile" and mask.any():
+            ordered = covariance[mask].sort().values
+            low, high = (ordered[int(q * (len(ordered) - 1))] for q in (low, high))
+        band = mask & (covariance > low) & (covariance < high) & ~clipped
+        return drawn_tokens(band, token_budget(self.fraction, int(mask.sum())), generator)
+
+    def conflicts(self, config) -> Iterable[tuple[str, str]]:
+        why = (
+            f"the band ({self.low:g}, {self.high:g}) of clip-cov presumes advantages divided by their standard "
+            "deviation; use advantages that are, or bounds=quantile"
+        )
+        if self.bounds == "absolute" and config.advantages in ("dr_grpo", "rloo"):
+            yield "advantages", why
+        if self.bounds == "absolute" and any(part.name == "negative-reinforcement" for part in config.control.parts):
+            yield "control", why
+
+
+@dataclass(frozen=True)
+class KLCov(Control):
+    """KL-Cov: the share of tokens with the highest covariance pays coef * KL from the sampling policy.
+
+    The surrogate is unclipped on all tokens, as released, so fraction 0 is the plain surrogate without clip.
+    `estimator` is "k1" for |log_ratio|, the paper's, "k2" for log_ratio^2 / 2, "k3" for
+    exp(-log_ratio) - 1 + log_ratio, with log_ratio = log pi - log pi_old. All are 0 with gradient 0 on the
+    first update after sampling, so with one update per iteration it never acts.
+    """
+
+    name: ClassVar[str] = "kl-cov"
+    acts_without_advantage: ClassVar[bool] = True
+    min_updates: ClassVar[int] = 2
+    roles: ClassVar[tuple[str, ...]] = (COVARIANCE, SURROGATE)
+    own_clip: ClassVar[tuple[float, float]] = UNCLIPPED
+    fraction: float = 2e-3
+    coef: float = 1.0
+    estimator: str = "k1"
+
+    def __post_init__(self):
+        self.require(0 <= self.fraction <= 1, "fraction", "in [0, 1]")
+        self.require(self.coef >= 0, "coef", "at least 0")
+        self.require(self.estimator in ("k1", "k2", "k3"), "estimator", "k1, k2 or k3")
+
+    def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
+        mask = tokens.response_mask
+        covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
+        return top_tokens(covariance, mask, token_budget(self.fraction, int(mask.sum())))
+
+    def term(self, tokens: Tokens, chosen: Tensor) -> Tensor:
+        kl = tokens.log_ratio.abs() if self.estimator == "k1" else kl_estimate(tokens.log_ratio, self.estimator)
+        return self.coef * kl.masked_fill(~chosen, 0)
+
+    def conflicts(self, config) -> Iterable[tuple[str, str]]:
+        if config.lora_dropout:
+            why = f"the penalty of control {self.name} acts on any difference between log pi and log pi_old"
+            yield "lora_dropout", f"{why}, and dropout makes one at random; use no dropout"
+
+
+@dataclass(frozen=True)
+class RandomClip(Control):
+    """The random baseline of Clip-Cov: drops the same fraction of tokens, chosen at random.
+
+    Among all tokens with positive advantage that the clip has not cut, whatever their covariance: what
+    Clip-Cov gains over this is due to the covariance.
+    """
+
+    name: ClassVar[str] = "random-clip"
+    fraction: float = 2e-4
+    clip_eps: float | None = None
+
+    def __post_init__(self):
+        self.require(0 <= self.fraction <= 1, "fraction", "in [0, 1]")
+        self.require(self.clip_eps is None or self.clip_eps > 0, "clip_eps", "above 0")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (DROP,) if self.clip_eps is None else (DROP, SURROGATE)
+
+    own_clip = ClipCov.own_clip
+
+    def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
+        candidates = tokens.response_mask & (tokens.advantages > 0) & ~clipped
+        return drawn_tokens(candidates, token_budget(self.fraction, int(tokens.response_mask.sum())), generator)
+
+
+@dataclass(frozen=True)
+class RandomKL(KLCov):
+    """The random baseline of KL-Cov: the same number of tokens with the same penalty, chosen at random.
+
+    Among all response tokens, whatever their covariance; surrogate and penalty are KL-Cov's, so what KL-Cov
+    gains over this is due to the covariance.
+    """
+
+    name: ClassVar[str] = "random-kl"
+    roles: ClassVar[tuple[str, ...]] = (SURROGATE,)
+
+    def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
+        mask = tokens.response_mask
+        return drawn_tokens(mask, token_budget(self.fraction, int(mask.sum())), generator)
