@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from erltool.errors import ErltoolError, InUse
-from erltool.logtext import shown
+from erltool.text import shown
 
 LOCK = ".lock"  # in a folder that is written to, for as long as it is
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without them say

@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from erltool.errors import ErltoolError
-from erltool.fit import LawFit
-from erltool.forecasting import Forecast
-from erltool.runs import METRICS, Run
+from erltool.law.fit import LawFit
+from erltool.law.forecast import Forecast
+from erltool.runs.folder import METRICS, Run
 from erltool.text import visible
 
 # Okabe and Ito's colours that have at least 3:1 contrast on white, each with a marker of its own.

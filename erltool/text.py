@@ -1,7 +1,9 @@
 """Text from models, files and folders' names, made safe to show: on a terminal, on a page, in any encoding."""
 
 import codecs
+import itertools
 import unicodedata
+from collections.abc import Collection
 
 ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 PLAIN = {
@@ -30,6 +32,12 @@ def shown(text, width: int = 60) -> str:
     """`visible` text, cut in its middle to `width` characters."""
     text, half = visible(text), (width - 1) // 2
     return text if len(text) <= width else f"{text[:half]}\u2026{text[-half:]}"
+
+
+def listed(names: Collection, most: int = 12) -> str:
+    """Names for an error's text, safe for a terminal: the first ones, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(shown(name) for name in itertools.islice(names, most)) + more
 
 
 def plain(text: str) -> str:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from erltool.config import TrainConfig
 from erltool.resources import shipped
+from erltool.training.config import TrainConfig
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from erltool import ErltoolError, group_advantages
-from erltool.advantages import ESTIMATORS, zero_spread_fraction
+from erltool.entropy.advantages import ESTIMATORS, zero_spread_fraction
 
 REWARDS = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
 

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 import erltool
-from erltool import Alarm, EntropyBonus, TrainConfig, Watch, alarm_report, alarm_summary, cli, read_run
-from erltool.alarms import KINDS, line, noise
+from erltool import Alarm, EntropyBonus, TrainConfig, Watch, alarm_report, alarm_summary, read_run
+from erltool.cli import command as cli
 from erltool.resources import shipped
-from erltool.runs import Run
+from erltool.runs.alarms import KINDS, line, noise
+from erltool.runs.folder import Run
 
 UPDATES = 4
 

@@ -6,9 +6,9 @@ import time
 import pytest
 from answer_cases import CASES
 
-from erltool.answers import explicit_answer, extract_answer, last_lines, plain, tidy
-from erltool.equality import for_library, known_unit, number, plainly_same, same_number
-from erltool.judge import Judge
+from erltool.tasks.answers import explicit_answer, extract_answer, last_lines, plain, tidy
+from erltool.tasks.equality import for_library, known_unit, number, plainly_same, same_number
+from erltool.tasks.judge import Judge
 
 pytest.importorskip("math_verify")
 

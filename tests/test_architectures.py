@@ -13,7 +13,7 @@ from architectures import FAMILIES, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from erltool import ErltoolError, load_policy, response_log_probs, sample_groups
-from erltool.lora import lora_layers
+from erltool.policies.lora import lora_layers
 from erltool.resources import shipped
 
 PROMPTS = ["1 2 3=6:", "4 5 6=15:1+2+3+4", "7:", "12 13 14=24:1+2*3"]

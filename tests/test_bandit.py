@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from erltool import ErltoolError, bandit
-from erltool.advantages import group_advantages
+from erltool import ErltoolError
+from erltool.entropy import bandit
+from erltool.entropy.advantages import group_advantages
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from erltool.lessons import lesson_paths
+from erltool.lessons.copies import lesson_paths
 
 CHOSEN = os.environ.get("ERLTOOL_LESSONS", "")
 LESSONS = [p for n, p in lesson_paths().items() if not CHOSEN or n in map(int, CHOSEN.split(","))]
@@ -117,7 +117,7 @@ def test_a_reopened_lesson_shows_its_pictures_and_no_dead_widget(path):
 WIDGETS = """
 import erltool
 from erltool.resources import shipped
-from erltool.runs import read_runs
+from erltool.runs.folder import read_runs
 from erltool.widgets import ControlExplorer, CurveFitter, EntropyLab, RunForm, RunMonitor, TokenInspector
 run = erltool.read_run(shipped("data/runs/demo-none"))
 """

@@ -9,7 +9,8 @@ import torch
 
 import erltool
 from erltool import ErltoolError
-from erltool.chain import (
+from erltool.resources import shipped
+from erltool.tasks.chain import (
     REGIMES,
     SYMBOLS,
     Chain,
@@ -22,10 +23,9 @@ from erltool.chain import (
     describe_chain,
     parse_settings,
 )
-from erltool.countdown import in_held_out
-from erltool.resources import shipped
-from erltool.step import Described
-from erltool.tasks import load_task
+from erltool.tasks.countdown import in_held_out
+from erltool.tasks.task import load_task
+from erltool.training.step import Described
 
 PROBLEM = Chain("3+5-2*7:", (3, 8, 6, 2))
 

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 import erltool
-from erltool import TrainConfig, cli
+from erltool import TrainConfig
+from erltool.cli import command as cli
 from erltool.resources import shipped
 
 TINY = [
@@ -150,7 +151,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(train, tiny_policy, tmp_pat
 
 
 def test_demo_trains_fits_draws_and_reports(tmp_path, capsys, monkeypatch, tiny_policy):
-    from erltool import demo
+    from erltool.cli import demo
 
     monkeypatch.setitem(demo.LABELS, "none", "no <b>control</b>")  # names reach the page as text
     small = {
@@ -217,7 +218,7 @@ def test_eval_of_a_run_and_of_a_policy(train, tiny_policy, tmp_path, capsys):
 )
 def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("erltool.sources.hub_reachable", lambda: False)
+    monkeypatch.setattr("erltool.policies.sources.hub_reachable", lambda: False)
     assert cli.main(words) == 2
     assert message in one_line(capsys)
     assert not list(tmp_path.iterdir())
@@ -262,7 +263,7 @@ def test_a_value_that_cannot_be_is_refused_before_any_work(words, message, tmp_p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
-    for module in ("erltool.training.load_policy", "erltool.importers.read_log", "erltool.runs.read_run"):
+    for module in ("erltool.training.start.load_policy", "erltool.logs.read.read_log", "erltool.runs.folder.read_run"):
         monkeypatch.setattr(module, lambda *_, **__: pytest.fail("work was begun"))
     assert status_of(words.split()) == 2 and message in one_line(capsys)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]
@@ -274,8 +275,8 @@ def test_a_benchmark_out_of_reach_is_said_before_the_first_is_asked(monkeypatch,
             raise erltool.ErltoolError("minerva is out of reach")
         return erltool.load_task("countdown"), 1.0, 1
 
-    monkeypatch.setattr("erltool.evaluate.evaluation_task", load)
-    monkeypatch.setattr("erltool.training.load_policy", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr("erltool.training.evaluate.evaluation_task", load)
+    monkeypatch.setattr("erltool.training.start.load_policy", lambda *_, **__: pytest.fail("work was begun"))
     assert cli.main(["eval", "countdown", "--benchmark=all"]) == 2 and "minerva is out of reach" in one_line(capsys)
 
 

@@ -3,11 +3,18 @@ import pandas as pd
 import pytest
 
 from erltool import ErltoolError, read_run
-from erltool.compare import covariance_and_fall, differences, end_values, paired_difference, setting_of, share_by_step
 from erltool.controls.catalog import control_to_dict, parse_control
 from erltool.plots import plot_seeds
 from erltool.resources import shipped
-from erltool.runs import Run
+from erltool.runs.compare import (
+    covariance_and_fall,
+    differences,
+    end_values,
+    paired_difference,
+    setting_of,
+    share_by_step,
+)
+from erltool.runs.folder import Run
 
 BASE = pd.Series({0: 0.30, 1: 0.34, 2: 0.32})
 BETTER = pd.Series({2: 0.37, 0: 0.33, 1: 0.38})

@@ -11,8 +11,8 @@ from erltool.controls.catalog import (
     control_to_dict,
     controller_from_dict,
 )
-from erltool.covariance import token_covariance
-from erltool.tokens import Tokens, kl_estimate
+from erltool.entropy.covariance import token_covariance
+from erltool.entropy.tokens import Tokens, kl_estimate
 
 
 def make_tokens(generator, rows=6, width=20):

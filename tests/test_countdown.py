@@ -5,7 +5,13 @@ from fractions import Fraction
 import pytest
 
 from erltool import ErltoolError, load_task
-from erltool.countdown import countdown_problem, countdown_reward, integer_expressions, is_held_out, parse_expression
+from erltool.tasks.countdown import (
+    countdown_problem,
+    countdown_reward,
+    integer_expressions,
+    is_held_out,
+    parse_expression,
+)
 
 PROBLEM = countdown_problem((3, 5, 7), 22)
 
@@ -64,7 +70,7 @@ def test_every_problem_can_be_solved():
 
 def test_the_split_is_the_same_in_every_process():
     code = (
-        "from erltool.countdown import is_held_out; "
+        "from erltool.tasks.countdown import is_held_out; "
         "print(sum(is_held_out((a, b, 7), 20) << (a * 9 + b) for a in range(9) for b in range(9)))"
     )
     found = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from erltool import ErltoolError, mean_covariance, token_covariance
-from erltool.covariance import group_covariance, masked_mean, response_mean, top_means
+from erltool.entropy.covariance import group_covariance, masked_mean, response_mean, top_means
 
 
 def test_two_by_three_by_hand():
@@ -78,7 +78,7 @@ def test_hand_worked_eq_8():
 
 def test_eq_8_is_theorem_1_on_one_token_responses(generator):
     """Many one-token responses from a bandit: the group's covariance is the exact one of Theorem 1."""
-    from erltool import bandit
+    from erltool.entropy import bandit
 
     logits, values = torch.tensor([1.0, 0.0, -1.0]), torch.tensor([1.0, 0.0, 0.3])
     log_p, n = torch.log_softmax(logits, -1), 200_000

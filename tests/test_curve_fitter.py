@@ -12,10 +12,10 @@ import pytest
 
 import erltool
 from erltool import ErltoolError, align_points, fit_law
-from erltool.fit import LawFit
-from erltool.forecasting import forecast
+from erltool.law.fit import LawFit
+from erltool.law.forecast import forecast
+from erltool.law.rivals import RIVALS, compare_laws, verdict
 from erltool.resources import shipped
-from erltool.rivals import RIVALS, compare_laws, verdict
 from erltool.widgets import CurveFitter
 from erltool.widgets.curve_fitter import FORMATS, LAW, LAWS, Curve
 from erltool.widgets.points import Points

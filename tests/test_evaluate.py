@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from erltool import ErltoolError, load_policy, load_task
-from erltool.evaluate import (
+from erltool.tasks.task import dataset_folder
+from erltool.training.evaluate import (
     BENCHMARKS,
     Evaluation,
     evaluate,
@@ -16,7 +17,6 @@ from erltool.evaluate import (
     paper_table,
     pass_at_k,
 )
-from erltool.tasks import dataset_folder
 
 
 @pytest.mark.parametrize(("n", "k"), [(5, 1), (5, 3), (5, 5), (8, 4)])

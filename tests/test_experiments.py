@@ -10,13 +10,13 @@ import time
 import pytest
 
 from erltool import ErltoolError, TrainConfig, read_run, read_runs, train
-from erltool.cli import main
-from erltool.evaluate import evaluate
-from erltool.experiments import is_over, load_grid, locked, recorded_runs, run_grid
+from erltool.cli.command import main
 from erltool.resources import shipped
-from erltool.runs import METRICS, SPARSE, TIMED, record_runs
-from erltool.tasks import load_task
-from erltool.training import eval_problems, policy_for_evaluation
+from erltool.runs.folder import METRICS, SPARSE, TIMED, record_runs
+from erltool.tasks.task import load_task
+from erltool.training.evaluate import eval_problems, evaluate
+from erltool.training.experiments import is_over, load_grid, locked, recorded_runs, run_grid
+from erltool.training.start import policy_for_evaluation
 
 GRID = """
 question = "does it run?"
@@ -166,7 +166,7 @@ def test_runs_that_another_process_finished_meanwhile_are_recorded_too(finished,
         shutil.copytree(finished[0], out)
         yield from ()
 
-    monkeypatch.setattr("erltool.experiments.run_grid", elsewhere)
+    monkeypatch.setattr("erltool.training.experiments.run_grid", elsewhere)
     assert main(["experiment", str(grid_file), "--out", str(tmp_path / "out"), "--record", str(tmp_path / "kept")]) == 0
     assert list(read_runs(tmp_path / "kept")) == list(load_grid(grid_file).configs)
 

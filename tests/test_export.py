@@ -10,11 +10,11 @@ import pytest
 
 import erltool
 from erltool import ErltoolError, TrainConfig
-from erltool.cli import main
+from erltool.cli.command import main
 from erltool.controls.catalog import PRESETS, parse_control
-from erltool.export import export_verl, read_config, write_export
+from erltool.engines.verl import export_verl, read_config, write_export
 from erltool.resources import shipped
-from erltool.runs import read_runs
+from erltool.runs.folder import read_runs
 
 ACTOR = "actor_rollout_ref.actor."
 EXPORTED = ["none", "clip-higher", "clip-cov:verl", "kl-cov:paper-7b+entropy-bonus:coef=0.01", "gspo", "cispo",

@@ -6,7 +6,7 @@ import pytest
 from simulated import run_on_its_law
 
 from erltool import ErltoolError, forecast, read_run, read_runs, replay
-from erltool.importers import align_points
+from erltool.logs.read import align_points
 from erltool.resources import shipped
 from erltool.widgets.points import points_of
 

@@ -7,8 +7,9 @@ from decimal import Decimal
 
 import pytest
 
-from erltool import ErltoolError, gym, load_task
-from erltool.judge import Judge
+from erltool import ErltoolError, load_task
+from erltool.tasks import gym
+from erltool.tasks.judge import Judge
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 from reasoning_gym.factory import DATASETS  # noqa: E402

@@ -13,8 +13,11 @@ import pandas as pd
 import pytest
 
 import erltool
-from erltool import ErltoolError, cli, logformats, logrows
-from erltool.importers import align_points, log_report, read_log, write_run
+from erltool import ErltoolError
+from erltool.cli import command as cli
+from erltool.logs import formats as logformats
+from erltool.logs import rows as logrows
+from erltool.logs.read import align_points, log_report, read_log, write_run
 
 LOGS = Path(__file__).parent / "logs"
 ROWS = [json.loads(line) for line in open(LOGS / "verl.jsonl")]
@@ -303,7 +306,7 @@ def test_a_large_file_is_streamed_with_its_memory_bounded(tmp_path):
         f.writelines(f"{i},{0.5 + i % 7 / 100},{i / 60_000}{rest}" for i in range(54_000))
     assert (tmp_path / "big.csv").stat().st_size > 48 << 20
     code = (
-        "import resource, erltool.logformats as l; from erltool.importers import read_log; import pandas, pyarrow\n"
+        "import resource, erltool.logs.formats as l; from erltool.logs.read import read_log; import pandas, pyarrow\n"
         "l.LARGE = 1 << 20; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"log = read_log({str(tmp_path / 'big.csv')!r})\n"
         "print(len(log.metrics), log.metrics.shape[1], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from erltool import ErltoolError
-from erltool.judge import Judge
+from erltool.tasks.judge import Judge
 
 pytest.importorskip("math_verify")
 
@@ -110,14 +110,14 @@ def test_a_missing_library_is_named():
 
 
 def test_importing_the_judge_loads_no_library():
-    code = "import sys, erltool.judge; print({'math_verify', 'sympy', 'reasoning_gym'} & set(sys.modules))"
+    code = "import sys, erltool.tasks.judge; print({'math_verify', 'sympy', 'reasoning_gym'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 def test_limits_of_the_surroundings_are_kept_and_are_no_verdict():
     code = r"""
 import resource, signal
-from erltool.judge import Judge
+from erltool.tasks.judge import Judge
 for what, value in ((resource.RLIMIT_CPU, 500), (resource.RLIMIT_AS, 3 * 2**30), (resource.RLIMIT_CORE, 0)):
     resource.setrlimit(what, (value, value))
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF])
@@ -152,7 +152,9 @@ def gone(pids: list[int], seconds: float = 10) -> bool:
 
 def trainer(body: str) -> subprocess.Popen:
     """A process that runs `body`, which is to print the jury's id and go on."""
-    code = "from erltool.judge import Judge\njudge = Judge(seconds=30, batch_seconds=60)\n" + textwrap.dedent(body)
+    code = "from erltool.tasks.judge import Judge\njudge = Judge(seconds=30, batch_seconds=60)\n" + textwrap.dedent(
+        body
+    )
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
@@ -196,7 +198,7 @@ def test_an_idle_jury_ends_with_its_trainer_and_at_the_end_of_its_input():
     process.stdout.close()
     assert gone(pids)
     # As where no signal of a parent's death is to be had: the parent lives, and only its pipe is closed.
-    jury = subprocess.Popen([sys.executable, "-m", "erltool.jury", "math_verify", str(os.getpid())],
+    jury = subprocess.Popen([sys.executable, "-m", "erltool.tasks.jury", "math_verify", str(os.getpid())],
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
     assert jury.stdout.readline() == b'{"ready": true}\n'
     jury.stdin.close()
@@ -205,7 +207,9 @@ def test_an_idle_jury_ends_with_its_trainer_and_at_the_end_of_its_input():
 
 
 def test_a_jury_whose_trainer_is_gone_before_it_starts_does_not_stay():
-    jury = subprocess.run([sys.executable, "-m", "erltool.jury", "math_verify", "1"], stdin=subprocess.PIPE, timeout=60)
+    jury = subprocess.run(
+        [sys.executable, "-m", "erltool.tasks.jury", "math_verify", "1"], stdin=subprocess.PIPE, timeout=60
+    )
     assert jury.returncode == 0
 
 

@@ -15,7 +15,7 @@ import torch
 
 import erltool
 from erltool import ErltoolError, read_run
-from erltool.training import policy_for_evaluation
+from erltool.training.start import policy_for_evaluation
 
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree")
 load_task = functools.cache(erltool.load_task)
@@ -45,8 +45,8 @@ def watch(monkeypatch):
 
 @pytest.fixture
 def config(tiny_config, monkeypatch):
-    monkeypatch.setattr("erltool.tasks.Task.reward", lambda self, problem, text: float(len(text) % 2 == 0))
-    monkeypatch.setattr("erltool.training.load_task", load_task)
+    monkeypatch.setattr("erltool.tasks.task.Task.reward", lambda self, problem, text: float(len(text) % 2 == 0))
+    monkeypatch.setattr("erltool.training.loop.load_task", load_task)
     return tiny_config(steps=6, updates_per_iteration=2, max_response_tokens=4, eval_every=3, checkpoint_every=1)
 
 
@@ -183,7 +183,7 @@ def test_a_full_disk_while_safetensors_writes_is_the_same_line(watch, config, tm
     """It raises an error of its own, which is no OSError."""
     from safetensors import SafetensorError
 
-    from erltool.policy import Policy
+    from erltool.policies.policy import Policy
 
     def full(self, folder):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import erltool
 from erltool import ErltoolError, load_policy, response_log_probs, sample_groups
-from erltool.loading import ends_of_response
-from erltool.policy import BOXED, Template
+from erltool.policies.load import ends_of_response
+from erltool.policies.policy import BOXED, Template
 
 PROMPTS = ["1 2 3=6:", "4 5 6=15:1+2"]
 
@@ -347,14 +347,14 @@ def test_all_of_a_model_comes_back_also_in_pieces_and_under_the_hubs_names(tmp_p
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3_text", "starcoder2", "cohere2", "phi3"])
 def test_the_probe_finds_a_window_that_no_configuration_tells_of(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("erltool.probe.not_plain", lambda config: "")
+    monkeypatch.setattr("erltool.policies.probe.not_plain", lambda config: "")
     with pytest.warns(UserWarning, match="padded rows .packed: .* off by"):
         policy = load_policy(str(family(name, tmp_path)), lora_rank=0)
     assert policy.path.rows == "padded"
 
 
 def test_the_probe_finds_a_head_that_is_more_than_a_product(tmp_path, monkeypatch):
-    monkeypatch.setattr("erltool.probe.is_linear", lambda *args: True)
+    monkeypatch.setattr("erltool.policies.probe.is_linear", lambda *args: True)
     with pytest.raises(ErltoolError, match="no way to sample and score is the model's own .packed: sampled .* off by"):
         load_policy(str(family("granite", tmp_path)), lora_rank=0)
 
@@ -369,7 +369,7 @@ def test_a_policy_as_it_should_be_warns_of_nothing(tiny_policy):
 @pytest.mark.parametrize("name", ["gemma2", "granite", "recurrent_gemma", "qwen3_5_text"])
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_model_on_its_own_path_trains(monkeypatch, tmp_path, tiny_config, name, rank):
-    monkeypatch.setattr("erltool.tasks.Task.reward", lambda self, problem, text: float("1" in text))
+    monkeypatch.setattr("erltool.tasks.task.Task.reward", lambda self, problem, text: float("1" in text))
     config = tiny_config(
         policy=str(family(name, tmp_path)), lora_rank=rank, entropy_change_every=1, micro_batch=2,
         gradient_checkpointing=name == "gemma2", advantages="dr_grpo", learning_rate=3e-6,

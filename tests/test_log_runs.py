@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import erltool
-from erltool import ErltoolError, cli, read_log
-from erltool.fit import unit_of
-from erltool.importers import write_run
+from erltool import ErltoolError, read_log
+from erltool.cli import command as cli
+from erltool.law.fit import unit_of
+from erltool.logs.read import write_run
 
 CASES = Path(__file__).parent / "logs" / "cases"
 

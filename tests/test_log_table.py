@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from erltool import cli, read_log
-from erltool.importers import log_report
+from erltool import read_log
+from erltool.cli import command as cli
+from erltool.logs.read import log_report
 
 CASES = Path(__file__).parent / "logs" / "cases"
 N = 40

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from erltool import ErltoolError, token_log_probs
-from erltool.logprobs import entropy_changes
+from erltool.entropy.log_probs import entropy_changes
 
 
 def plain(logits, tokens, temperature=1.0):

@@ -3,10 +3,10 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
 from bitsandbytes.nn import Linear4bit
 
-from erltool import lora
-from erltool.loading import load_policy
-from erltool.rollouts import response_log_probs
-from erltool.sampling import sample_groups
+from erltool.policies import lora
+from erltool.policies.load import load_policy
+from erltool.policies.rollouts import response_log_probs
+from erltool.policies.sampling import sample_groups
 
 PROMPTS = ["3 5 7=22:", "1 2 3=6:", "9 9 1=80:"]
 

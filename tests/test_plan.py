@@ -5,9 +5,9 @@ import torch
 
 import erltool
 from erltool import ErltoolError, TrainConfig, load_policy
-from erltool.lora import lora_layers
-from erltool.plan import CARDS, GIB, advice, model_shape, plan_memory
-from erltool.sources import find_model
+from erltool.policies.lora import lora_layers
+from erltool.policies.sources import find_model
+from erltool.training.memory import CARDS, GIB, advice, model_shape, plan_memory
 
 
 @pytest.mark.parametrize("source", ["countdown", "tiny"])
@@ -21,7 +21,7 @@ def test_weights_and_adapter_are_counted_exactly(source, tiny_policy):
 
 
 def test_qwen_is_known_without_the_hub(monkeypatch):
-    monkeypatch.setattr("erltool.sources.hub_reachable", lambda: False)
+    monkeypatch.setattr("erltool.policies.sources.hub_reachable", lambda: False)
     shape = model_shape("Qwen/Qwen2.5-7B")
     assert shape.linear + shape.other == pytest.approx(7.61e9, rel=0.01)  # as its card says
     with pytest.raises(ErltoolError, match="copy the model's folder here"):
@@ -71,8 +71,8 @@ def test_advice_makes_it_fit_or_says_that_nothing_does():
 
 
 def test_what_does_not_fit_is_refused_before_loading(monkeypatch):
-    monkeypatch.setattr("erltool.plan.free_memory", lambda device: 2e9)
-    monkeypatch.setattr("erltool.training.load_policy", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr("erltool.training.memory.free_memory", lambda device: 2e9)
+    monkeypatch.setattr("erltool.training.start.load_policy", lambda *a, **k: pytest.fail("loaded"))
     config = TrainConfig(policy="Qwen/Qwen2.5-7B", task="addition", device="cpu")
     with pytest.raises(ErltoolError, match=r"needs about [\d.]+ GiB \(.*\) and 1.9 are free; use a smaller policy"):
         erltool.train(config)

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import erltool
-from erltool import cli
-from erltool.demo import LABELS, demo_figure
+from erltool.cli import command as cli
+from erltool.cli.demo import LABELS, demo_figure
 from erltool.plots import as_text, plot_entropy_change, plot_fit, plot_forecast, plot_run, plot_seeds
 from erltool.resources import shipped
 from erltool.text import visible

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import erltool
 from erltool import ErltoolError, TrainConfig, load_policy
-from erltool.attention import _plain_attention
-from erltool.loading import resolve_dtype
-from erltool.plan import plan_memory
-from erltool.policy import Template
-from erltool.rollouts import response_log_probs
-from erltool.sources import find_model
-from erltool.training import policy_for_evaluation
+from erltool.policies.attention import _plain_attention
+from erltool.policies.load import resolve_dtype
+from erltool.policies.policy import Template
+from erltool.policies.rollouts import response_log_probs
+from erltool.policies.sources import find_model
+from erltool.training.memory import plan_memory
+from erltool.training.start import policy_for_evaluation
 
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 
@@ -109,7 +109,7 @@ def test_int8_trains_its_adapter(tiny_policy, tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_run_is_evaluated_with_what_it_trained(monkeypatch, tiny_config, tmp_path, rank):
-    monkeypatch.setattr("erltool.tasks.Task.reward", lambda self, problem, text: float(len(text) % 2 == 0))
+    monkeypatch.setattr("erltool.tasks.task.Task.reward", lambda self, problem, text: float(len(text) % 2 == 0))
     config = tiny_config(lora_rank=rank, learning_rate=0.05, eval_every=0)
     last = list(erltool.train(config, tmp_path / "run"))[-1]
     policy, found = policy_for_evaluation(str(tmp_path / "run"))

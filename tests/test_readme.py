@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from erltool import compare, fit_law, forecast
+from erltool import fit_law, forecast
 from erltool.controls.catalog import CONTROLLERS, CONTROLS, PRESETS
-from erltool.runs import METRICS, read_runs
+from erltool.runs import compare
+from erltool.runs.folder import METRICS, read_runs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -3,8 +3,8 @@ import pytest
 from simulated import neighbours, run_on_its_law
 
 from erltool import fit_law
-from erltool.fit import METHODS
-from erltool.residuals import LARGEST, autoregression, diagnose, entropy_noise, gain_of
+from erltool.law.fit import METHODS
+from erltool.law.residuals import LARGEST, autoregression, diagnose, entropy_noise, gain_of
 
 
 def designs(rng, n):

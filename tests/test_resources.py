@@ -3,8 +3,8 @@
 import pytest
 
 from erltool import ErltoolError, TrainConfig, load_task, read_runs
+from erltool.policies.sources import find_model
 from erltool.resources import POLICIES, shipped
-from erltool.sources import find_model
 
 
 def test_what_is_shipped_is_found_and_what_is_missing_has_a_remedy():

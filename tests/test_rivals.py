@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from erltool import ErltoolError, compare_laws
-from erltool.rivals import RIVALS, verdict
+from erltool.law.rivals import RIVALS, verdict
 
 H = np.linspace(2.0, 0.05, 60)
 STEPS = np.arange(1, 61) * 10.0

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from erltool import ErltoolError, load_policy, response_log_probs, sample_groups
-from erltool.rollouts import PACKED_ROW, Rollouts, concatenate, pack
+from erltool.policies.rollouts import PACKED_ROW, Rollouts, concatenate, pack
 
 PROMPTS = ["1 2 3=6:", "4 5 6=15:", "7 8 9=24:"]
 
@@ -168,7 +168,7 @@ def test_batches_of_like_length_give_whole_groups_in_the_order_of_the_prompts(ti
 
 
 def test_top_p_keeps_to_the_likeliest_and_temperature_zero_to_the_best():
-    from erltool.sampling import _Draw
+    from erltool.policies.sampling import _Draw
 
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(4000, 1)
     for top_p, allowed in ((1.0, {0, 1, 2, 3}), (0.81, {0, 1, 2}), (0.8, {0, 1}), (0.49, {0}), (1e-9, {0})):

@@ -4,7 +4,7 @@ import pytest
 
 import erltool
 from erltool import ErltoolError, KLCov, TrainConfig
-from erltool.plan import GIB, plan_memory
+from erltool.training.memory import GIB, plan_memory
 from erltool.widgets import RunForm, RunMonitor
 
 
@@ -62,7 +62,7 @@ def test_what_cannot_be_is_one_line_and_can_be_mended(changes, words, monkeypatc
 
 
 def test_a_plan_above_what_is_free_says_what_to_lower(monkeypatch):
-    monkeypatch.setattr("erltool.plan.free_memory", lambda device: 8 * GIB)
+    monkeypatch.setattr("erltool.training.memory.free_memory", lambda device: 8 * GIB)
     form = RunForm(TrainConfig(policy="Qwen/Qwen2.5-7B", device="cpu"))
     assert "8.0 are free. It would be refused here; use " in form.sentence and not form.problem
 

@@ -8,7 +8,7 @@ import erltool
 from erltool import ErltoolError, fit_law, forecast, plot_fit, plot_run, read_run, read_runs
 from erltool.plots import plot_forecast
 from erltool.resources import shipped
-from erltool.runs import METRICS, SPARSE, TIMED, TOKEN_COLUMNS, former_control
+from erltool.runs.folder import METRICS, SPARSE, TIMED, TOKEN_COLUMNS, former_control
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 
 from erltool import ErltoolError, fit_law, fit_scaling, law_differences
+from erltool.law.scaling import held_out
 from erltool.resources import shipped
-from erltool.scaling import held_out
 
 # Parameters without embeddings of Qwen2.5, from its model cards.
 QWEN = {"0.5B": 0.36e9, "1.5B": 1.31e9, "3B": 2.77e9, "7B": 6.53e9, "32B": 31.0e9}

@@ -7,9 +7,9 @@ import pyarrow.parquet
 import pytest
 
 from erltool import ErltoolError, load_task, train
-from erltool.evaluate import evaluate
-from erltool.loading import load_policy
-from erltool.tasks import BatchVerifier, Problem, Task, dataset_folder, in_held_out, problems_of, read_rows
+from erltool.policies.load import load_policy
+from erltool.tasks.task import BatchVerifier, Problem, Task, dataset_folder, in_held_out, problems_of, read_rows
+from erltool.training.evaluate import evaluate
 
 
 def dapo_row(index, number):
@@ -137,7 +137,7 @@ def test_a_batch_is_asked_at_once_and_a_verifier_of_ones_own_is_kept():
 def test_training_and_evaluation_ask_for_a_batch(tiny_config, tiny_policy, monkeypatch):
     calls = []
     task = counted(calls)
-    monkeypatch.setattr("erltool.training.load_task", lambda name: task)
+    monkeypatch.setattr("erltool.training.loop.load_task", lambda name: task)
     steps = list(train(tiny_config(steps=2, eval_every=0)))
     assert calls == [16] and {int(r) for r in steps[0].rewards} <= {0, 1}
     found = evaluate(load_policy(str(tiny_policy), lora_rank=0), task, task.held_out[:3], 2, max_response_tokens=4)
@@ -161,7 +161,7 @@ def test_bad_files_are_named(tmp_path):
 
 
 def test_out_of_reach_says_what_to_place_where(datasets_here, monkeypatch):
-    monkeypatch.setattr("erltool.tasks.hub_reachable", lambda: False)
+    monkeypatch.setattr("erltool.tasks.task.hub_reachable", lambda: False)
     with pytest.raises(ErltoolError, match="split train by datasets' to_parquet, and place it here as .*gsm8k-train"):
         load_task("gsm8k")
 

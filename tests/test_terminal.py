@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from erltool import ErltoolError, TrainConfig, cli, terminal
+from erltool import ErltoolError, TrainConfig
+from erltool.cli import command as cli
+from erltool.cli import terminal
+from erltool.cli.terminal import Lines, Parser, progress
 from erltool.controls.catalog import CONTROLS
-from erltool.terminal import Lines, Parser, progress
 
 VERL = str(Path(__file__).parent / "logs/verl_console.log")
 TINY = ["--steps=8", "--prompts-per-iteration=4", "--group-size=4", "--updates-per-iteration=2", "--lora-rank=4",
@@ -64,7 +66,7 @@ def test_four_hundred_quick_steps_are_ten_lines(capsys):
 
 def test_slow_steps_are_a_line_each_half_minute_with_the_time_that_is_left(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("erltool.terminal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("erltool.cli.terminal.time.monotonic", lambda: now[0])
     bar = Lines(1000, "train")
     for _ in range(21):
         now[0] += 10
@@ -79,7 +81,7 @@ def test_slow_steps_are_a_line_each_half_minute_with_the_time_that_is_left(capsy
 
 def test_a_run_that_goes_on_is_timed_from_where_it_began(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("erltool.terminal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("erltool.cli.terminal.time.monotonic", lambda: now[0])
     bar = Lines(100, "train")
     bar.update(51)
     for _ in range(20):

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from erltool import cli, threads
+from erltool import threads
+from erltool.cli import command as cli
 from erltool.threads import CHOICES, CROWDED, Crowding
 
 LINUX = pytest.mark.skipif(not os.path.isdir(threads.TASKS), reason="needs Linux")

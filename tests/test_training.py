@@ -32,18 +32,20 @@ from erltool import (
     RandomClip,
     ReferenceKL,
     TrainConfig,
-    cli,
     read_run,
 )
+from erltool.cli import command as cli
 from erltool.controls import catalog
 from erltool.controls.base import CLIP, Choice
-from erltool.export import read_config
-from erltool.loading import load_policy
-from erltool.rollouts import response_log_probs
-from erltool.runs import METRICS, SPARSE, TIMED
-from erltool.runwriter import RunWriter
-from erltool.step import covariance_by_accuracy
-from erltool.training import _Trainer, config_of, policy_for_evaluation
+from erltool.engines.verl import read_config
+from erltool.policies.load import load_policy
+from erltool.policies.rollouts import response_log_probs
+from erltool.runs.folder import METRICS, SPARSE, TIMED
+from erltool.runs.writer import RunWriter
+from erltool.training.loop import _Trainer
+from erltool.training.start import config_of, policy_for_evaluation
+from erltool.training.step import covariance_by_accuracy
+from erltool.training.update import Updater
 
 CONTROLS = [
     KLCov(0.2, 2.0),
@@ -69,7 +71,7 @@ def untimed(steps):
 
 def random_rewards(monkeypatch):
     """A verifier that gives a group spread, whatever a random policy says: 1 for texts of even length."""
-    monkeypatch.setattr("erltool.tasks.Task.reward", lambda self, problem, text: float(len(text) % 2 == 0))
+    monkeypatch.setattr("erltool.tasks.task.Task.reward", lambda self, problem, text: float(len(text) % 2 == 0))
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda c: c.name)
@@ -105,7 +107,7 @@ def test_selection_loss_and_gradient_are_equal_for_any_micro_batch(monkeypatch, 
 
 def test_kl_cov_pulls_at_nothing_while_the_policy_has_not_moved(monkeypatch, tiny_config):
     """Without spread there is no gradient, so the second update's log-ratio is rounding: it must not count."""
-    monkeypatch.setattr("erltool.tasks.Task.reward", lambda self, problem, text: 1.0)
+    monkeypatch.setattr("erltool.tasks.task.Task.reward", lambda self, problem, text: 1.0)
     for size in (1, 0):
         config = tiny_config(micro_batch=size, control=KLCov(0.3, 50.0), eval_every=0)
         steps = [s.metrics for s in erltool.train(config)]
@@ -130,7 +132,7 @@ def test_leaving_rows_without_advantage_out_of_the_graph_changes_nothing(monkeyp
     left_out = list(erltool.train(config))
     assert 0 < left_out[0].metrics["zero_spread_fraction"] < 1
     monkeypatch.setattr(
-        _Trainer, "live_rows", lambda self, rollouts, *_, **__: torch.ones(len(rollouts), dtype=torch.bool)
+        Updater, "live_rows", lambda self, rollouts, *_, **__: torch.ones(len(rollouts), dtype=torch.bool)
     )
     for one, other in zip(left_out, erltool.train(config), strict=True):
         assert torch.equal(one.selected, other.selected)
@@ -204,21 +206,25 @@ def test_an_update_waits_for_the_device_as_often_for_many_tokens_as_for_few(monk
     found = []
     for tokens in (3, 12):
         config = tiny_config(max_response_tokens=tokens, eval_every=0, steps=2, control=KLCov(0.2), record_every=0)
-        update, reads = _Trainer.update, []
+        reads = []
 
-        def counted(self, *args, update=update, reads=reads):
-            with HostReads() as mode, pytest.MonkeyPatch.context() as patch:
-                patch.setattr(torch.Tensor, "tolist", mode.counting(torch.Tensor.tolist))
-                step = update(self, *args)
-            reads.append(mode.count)
-            return step
+        def counting(method, reads=reads):
+            def counted(*args):
+                with HostReads() as mode, pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(torch.Tensor, "tolist", mode.counting(torch.Tensor.tolist))
+                    made = method(*args)
+                reads.append(mode.count)
+                return made
+
+            return counted
 
         with monkeypatch.context() as patch:
-            patch.setattr(_Trainer, "update", counted)
+            for name in ("choose", "backward", "optimise"):
+                patch.setattr(Updater, name, counting(getattr(Updater, name)))
             list(erltool.train(config))
         found.append(reads)
     # The rows' numbers and width, the control's budget, what was measured, the tokens' ids (a mask, then a list).
-    assert found[0] == found[1] and max(found[0]) <= 6
+    assert found[0] == found[1] and max(sum(found[0][at : at + 3]) for at in range(0, len(found[0]), 3)) <= 6
 
 
 class HostReads(TorchDispatchMode):
@@ -293,7 +299,7 @@ def test_an_inexact_sampler_is_noticed_and_its_log_probs_made_again(monkeypatch,
 
     config = tiny_config(eval_every=0, steps=4, control=KLCov(0.5, 1.0))
     exact = list(erltool.train(config))
-    monkeypatch.setattr("erltool.training.sample_groups", off)
+    monkeypatch.setattr("erltool.training.loop.sample_groups", off)
     mended = list(erltool.train(config))
     assert mended[0].metrics["sampler_mismatch"] == pytest.approx(0.01, rel=1e-2)
     for one, other in zip(exact, mended, strict=True):
@@ -302,7 +308,7 @@ def test_an_inexact_sampler_is_noticed_and_its_log_probs_made_again(monkeypatch,
 
 def test_dynamic_sampling_trains_on_groups_with_spread(monkeypatch, tiny_config):
     monkeypatch.setattr(
-        "erltool.tasks.Task.reward", lambda self, problem, text: float(problem.target % 2 and len(text) % 2)
+        "erltool.tasks.task.Task.reward", lambda self, problem, text: float(problem.target % 2 and len(text) % 2)
     )
     plain, dynamic = (list(erltool.train(tiny_config(dynamic_sampling=d, eval_every=0))) for d in (False, True))
     without_spread = lambda steps: sum((s.rewards.view(-1, 4).std(-1) == 0).sum().item() for s in steps)  # noqa: E731
@@ -315,7 +321,7 @@ def test_full_fine_tuning_trains_every_weight(tiny_config):
     trainer = _Trainer(
         tiny_config(lora_rank=0), erltool.load_task("countdown"), load_policy(tiny_config().policy, lora_rank=0)
     )
-    assert len(trainer.parameters) == len(list(trainer.policy.model.parameters()))
+    assert len(trainer.updates.parameters) == len(list(trainer.policy.model.parameters()))
     with pytest.raises(ErltoolError, match="keeps no reference"):
         erltool.train(tiny_config(lora_rank=0, control=ReferenceKL()))
 
@@ -439,7 +445,7 @@ def test_ctrl_c_ends_with_a_readable_resumable_run(tiny_config, tmp_path):
 def test_a_reward_that_is_not_finite_stops_before_the_update(monkeypatch, tiny_config, tmp_path):
     calls = itertools.count()
     monkeypatch.setattr(
-        "erltool.tasks.Task.reward", lambda self, problem, text: float("nan") if next(calls) > 40 else 0.0
+        "erltool.tasks.task.Task.reward", lambda self, problem, text: float("nan") if next(calls) > 40 else 0.0
     )
     steps = erltool.train(tiny_config(eval_every=0, checkpoint_every=1), tmp_path / "run")
     with pytest.raises(ErltoolError, match="reward of a response to .* is nan; the verifier"):
@@ -452,13 +458,13 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(monkeypatch, tin
     trainer = _Trainer(tiny_config(eval_every=0), erltool.load_task("countdown"), load_policy(tiny_config().policy))
     steps = trainer.steps()
     next(steps)
-    before = [p.detach().clone() for p in trainer.parameters]
-    hook = trainer.parameters[-1].register_hook(lambda g: g * float("nan"))
+    before = [p.detach().clone() for p in trainer.updates.parameters]
+    hook = trainer.updates.parameters[-1].register_hook(lambda g: g * float("nan"))
     with pytest.raises(ErltoolError, match="step 2: grad_norm is nan; the update was not made"):
         next(steps)
     hook.remove()
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer.parameters, strict=True))
-    assert all(p.grad is None for p in trainer.parameters)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.updates.parameters, strict=True))
+    assert all(p.grad is None for p in trainer.updates.parameters)
 
 
 def test_a_folder_that_holds_a_run_is_refused_unless_resumed(tiny_config, tmp_path):
@@ -714,7 +720,7 @@ def test_a_writer_that_ends_in_whatever_way_lets_others_write(monkeypatch, tiny_
         steps.close()
     elif use == "failed":
         with monkeypatch.context() as patch:
-            patch.setattr("erltool.tasks.Task.reward", lambda *_: float("nan"))
+            patch.setattr("erltool.tasks.task.Task.reward", lambda *_: float("nan"))
             with pytest.raises(ErltoolError, match="nan"):
                 next(steps)
     else:

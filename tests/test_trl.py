@@ -46,8 +46,8 @@ from datasets import Dataset  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
-import erltool.trl as ours  # noqa: E402
-from erltool.trl import EntropyControlGRPOTrainer, EntropyControlMixin, check_settings, check_trainer  # noqa: E402
+import erltool.engines.trl as ours  # noqa: E402
+from erltool.engines.trl import EntropyControlGRPOTrainer, EntropyControlMixin, check_settings, check_trainer  # noqa: E402
 
 GROUP = 4
 
@@ -324,7 +324,7 @@ def test_settings_that_are_right_are_not(tmp_path):
 
 def test_a_method_that_is_gone_is_named_at_construction(monkeypatch):
     monkeypatch.delattr(GRPOTrainer, "_compute_loss")
-    with pytest.raises(ErltoolError, match="has no _compute_loss, which erltool.trl needs; use trl=="):
+    with pytest.raises(ErltoolError, match="has no _compute_loss, which erltool.engines.trl needs; use trl=="):
         EntropyControlGRPOTrainer("no-such-model", None, None, control=KLCov())
 
 
@@ -336,7 +336,7 @@ def test_a_parameter_that_is_gone_is_named(monkeypatch):
 
 def test_an_untested_version_is_warned_of(monkeypatch):
     monkeypatch.setattr(ours.trl, "__version__", "1.99.0")
-    with pytest.warns(UserWarning, match=r"trl 1.99.0: erltool.trl was tested with trl 1.16.\* only"):
+    with pytest.warns(UserWarning, match=r"trl 1.99.0: erltool.engines.trl was tested with trl 1.16.\* only"):
         check_trainer(GRPOTrainer)
 
 

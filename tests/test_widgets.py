@@ -12,10 +12,11 @@ import torch
 
 import erltool
 import erltool.widgets
-from erltool import ErltoolError, bandit
+from erltool import ErltoolError
+from erltool.entropy import bandit
+from erltool.entropy.tokens import Tokens
 from erltool.resources import shipped
 from erltool.tables import Table
-from erltool.tokens import Tokens
 from erltool.widgets import EntropyLab, TokenInspector
 from erltool.widgets.token_inspector import visible
 

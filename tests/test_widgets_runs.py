@@ -12,10 +12,10 @@ import pytest
 
 import erltool
 from erltool import ErltoolError, TrainConfig, parse_control
-from erltool.alarms import Alarm
-from erltool.compare import end_values
 from erltool.resources import shipped
-from erltool.runs import METRICS
+from erltool.runs.alarms import Alarm
+from erltool.runs.compare import end_values
+from erltool.runs.folder import METRICS
 from erltool.tables import Table
 from erltool.widgets import ControlExplorer, RunMonitor, TokenInspector
 from erltool.widgets.control_explorer import POINTS, binned, middles
@@ -286,7 +286,7 @@ def test_what_is_wrong_is_a_line_in_the_panel(tiny_config, tmp_path, monkeypatch
     def broken(*args):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr("erltool.training.train", broken)
+    monkeypatch.setattr("erltool.training.loop.train", broken)
     failed = RunMonitor(tiny_config()).start()
     assert failed.wait(60) and failed.problem == "RuntimeError: out of memory"
 

@@ -9,11 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from erltool import bandit, cli, lessons, workshop
+from erltool.cli import command as cli
+from erltool.entropy import bandit
 from erltool.errors import ErltoolError
-from erltool.lessons import SESSIONS, lesson_path, lesson_paths, participant_copy, plan, read_lesson, write_workshop
+from erltool.lessons import copies as lessons
+from erltool.lessons import workshop
+from erltool.lessons.copies import (
+    SESSIONS,
+    lesson_path,
+    lesson_paths,
+    participant_copy,
+    plan,
+    read_lesson,
+    write_workshop,
+)
+from erltool.lessons.workshop import EXERCISES
 from erltool.resources import shipped
-from erltool.workshop import EXERCISES
 
 MISTAKES = [(name, sentence) for name, exercise in EXERCISES.items() for sentence in exercise.mistakes]
 NOTEBOOKS = {number: nbformat.read(path, as_version=4) for number, path in lesson_paths().items()}
@@ -219,7 +230,7 @@ def test_an_unknown_lesson_is_one_line_that_names_those_that_exist(started, tmp_
 
 def test_a_wheel_is_opened_as_a_copy_that_is_kept_and_fresh_makes_another(started, tmp_path, monkeypatch):
     assert lessons.lessons_folder() == shipped("notebooks")
-    monkeypatch.setattr("erltool.lessons.in_clone", lambda: False)
+    monkeypatch.setattr("erltool.lessons.copies.in_clone", lambda: False)
     monkeypatch.chdir(tmp_path)
     folder = lessons.lessons_folder()
     lesson_path(1, folder).write_text("mine")

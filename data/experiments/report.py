@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import erltool.runs
-from erltool import compare
+import erltool.runs.folder
+from erltool.law.scaling import held_out
 from erltool.plots import COLOURS, LINES, new_axes, plot_seeds
 from erltool.resources import shipped
-from erltool.scaling import held_out
+from erltool.runs import compare
 from erltool.widgets.points import points_of
 
 
 @functools.cache
-def record(grid: str) -> tuple[dict[str, erltool.runs.Run], pd.DataFrame]:
+def record(grid: str) -> tuple[dict[str, erltool.runs.folder.Run], pd.DataFrame]:
     """Runs of a recorded grid, and their end values with each field of the control as a column of its own."""
     runs = erltool.read_runs(shipped(f"data/runs/{grid}"))
     fields = pd.DataFrame([r.config["control"] for r in runs.values()], index=list(runs))
@@ -75,7 +75,7 @@ def regime_differences(grid: str) -> list[str]:
     return lines
 
 
-def takeover(run: erltool.runs.Run) -> float:
+def takeover(run: erltool.runs.folder.Run) -> float:
     """The iteration from which on more than half of a run's responses work step by step; NaN where that never comes."""
     thinks = run.metrics.groupby("iteration")["thinking_fraction"].mean() > 0.5
     below = thinks.index[~thinks]
@@ -196,13 +196,13 @@ def figures() -> list[str]:
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def runs_of(grid: str, arm: str) -> list[erltool.runs.Run]:
+def runs_of(grid: str, arm: str) -> list[erltool.runs.folder.Run]:
     """The runs of an arm, one a seed."""
     found = record(grid)[0]
     return [found[name] for name, its in arms(grid)["arm"].items() if its == arm]
 
 
-def held_out_points(run: erltool.runs.Run):
+def held_out_points(run: erltool.runs.folder.Run):
     """(H, R): held-out accuracy at the temperature of training, and the mean entropy since the one before."""
     points = points_of(run, "eval_accuracy")
     return np.stack([points.entropy, points.performance])
@@ -225,7 +225,7 @@ def held(grid: str) -> str:
     return f"{ratio:.1f}× no control's ({low:.1f} to {high:.1f})"
 
 
-def length(runs: list[erltool.runs.Run]) -> str:
+def length(runs: list[erltool.runs.folder.Run]) -> str:
     """Response length beside accuracy."""
     found = [r.evaluated()[["response_length", "eval_accuracy"]].corr().iloc[0, 1] for r in runs]
     ends = pd.concat([r.evaluated()["response_length"].iloc[[0, -1]].reset_index(drop=True) for r in runs], axis=1)

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from erltool.countdown import countdown_problems, integer_expressions
+from erltool.tasks.countdown import countdown_problems, integer_expressions
 
 RIGHT_SHARE = 0.3  # attempts that are drawn among the right ones; the others are any expression
 GO_ON = 0.6  # chance of another attempt after a miss

@@ -20,7 +20,7 @@ from make import fit, make_model, make_tokenizer
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from erltool.chain import REGIMES, SYMBOLS, Chain, ChainProblems, ChainSettings, apply
+from erltool.tasks.chain import REGIMES, SYMBOLS, Chain, ChainProblems, ChainSettings, apply
 
 DEMONSTRATIONS = 10**9  # problems to draw from: none is drawn twice but by its text
 

@@ -8,8 +8,8 @@ The policy `countdown`, without control and with KL-Cov, three seeds each: 64 pr
 same order for both, then 4 updates of 128 responses; LoRA of rank 16 on all linear layers, learning rate, AdamW, clip
 range and advantages are the same. TRL deals an iteration's responses out to its updates at random, where an update of
 ours is of whole groups: "trl" is TRL as it is, and "trl-in-order" is TRL with that shuffle taken out, which was added
-after "trl" had shown a lower entropy than ours without control. What stays different is what erltool/trl.py names: the
-control's share is of the generation batch, and random draws are each engine's own.
+after "trl" had shown a lower entropy than ours without control. What stays different is what erltool/engines/trl.py
+names: the control's share is of the generation batch, and random draws are each engine's own.
 
 A run that is whole is kept in FOLDER, and skipped by the next call; one that was cut is begun again.
 """
@@ -24,7 +24,7 @@ from scipy import stats
 
 import erltool
 from erltool.plots import COLOURS, LINES, new_axes
-from erltool.runs import Run, read_runs, record_runs
+from erltool.runs.folder import Run, read_runs, record_runs
 
 HERE = Path(__file__).parent
 RECORD, FIGURE = HERE / "through-trl", HERE.parent / "figures" / "through-trl.png"
@@ -54,9 +54,10 @@ def with_trl(config: erltool.TrainConfig, folder: Path, shuffled: bool) -> None:
     from trl import GRPOConfig
     from trl.trainer import grpo_trainer
 
-    from erltool.sources import find_model
-    from erltool.training import _Trainer, configured_policy
-    from erltool.trl import EntropyControlGRPOTrainer
+    from erltool.engines.trl import EntropyControlGRPOTrainer
+    from erltool.policies.sources import find_model
+    from erltool.training.loop import _Trainer
+    from erltool.training.start import configured_policy
 
     task = erltool.load_task(config.task)
     order = _Trainer(config, task, configured_policy(config, task))

@@ -21,8 +21,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from erltool.entropy.tokens import OF_RESPONSES, Tokens
 from erltool.errors import ErltoolError
-from erltool.tokens import OF_RESPONSES, Tokens
 
 Clip = tuple[float, float]
 CLIP: Clip = (0.2, 0.2)  # of the ratio, below and above 1

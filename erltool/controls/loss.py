@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from erltool.controls.base import CLIP, Choice, Clip, Control, NoControl, check_tokens
-from erltool.covariance import as_tokens
-from erltool.tokens import Tokens
+from erltool.entropy.covariance import as_tokens
+from erltool.entropy.tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erltool.advantages import EPS
 from erltool.controls.base import ADVANTAGES, COVARIANCE, DROP, SURROGATE, Clip, Control, clipped_surrogate
-from erltool.covariance import masked_mean, token_covariance
-from erltool.tokens import Tokens, token_budget, top_tokens
+from erltool.entropy.advantages import EPS
+from erltool.entropy.covariance import masked_mean, token_covariance
+from erltool.entropy.tokens import Tokens, token_budget, top_tokens
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from erltool.controls.base import COVARIANCE, DROP, ENTROPY, SURROGATE, UNCLIPPED, Control
-from erltool.covariance import masked_mean, token_covariance
-from erltool.tokens import Tokens, drawn_tokens, kl_estimate, token_budget, top_tokens
+from erltool.entropy.covariance import masked_mean, token_covariance
+from erltool.entropy.tokens import Tokens, drawn_tokens, kl_estimate, token_budget, top_tokens
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ import pandas as pd
 import traitlets
 from matplotlib.figure import Figure
 
-from erltool.compare import end_values, paired_difference
-from erltool.config import TrainConfig
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, LABELS, as_text, new_axes
-from erltool.runs import METRICS, Run, read_run, read_runs
+from erltool.runs.compare import end_values, paired_difference
+from erltool.runs.folder import METRICS, Run, read_run, read_runs
 from erltool.tables import Table
 from erltool.text import visible
+from erltool.training.config import TrainConfig
 from erltool.widgets.view import View, javascript, message
 
 SHOWN = ("policy_entropy", "eval_accuracy", "response_length", "mean_covariance")

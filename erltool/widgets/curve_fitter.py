@@ -12,11 +12,11 @@ import traitlets
 from matplotlib.figure import Figure
 
 from erltool.errors import ErltoolError
-from erltool.fit import LawFit, fit_law
-from erltool.forecasting import Forecast, forecast
+from erltool.law.fit import LawFit, fit_law
+from erltool.law.forecast import Forecast, forecast
+from erltool.law.rivals import RIVALS, compare_laws, verdict
 from erltool.plots import COLOURS, new_axes, plot_fit
-from erltool.rivals import RIVALS, compare_laws, verdict
-from erltool.runs import Run
+from erltool.runs.folder import Run
 from erltool.text import visible
 from erltool.widgets.points import Points, named_points, points_of
 from erltool.widgets.view import View, javascript, message

@@ -8,7 +8,7 @@ import torch
 import traitlets
 from matplotlib.figure import Figure
 
-from erltool import bandit
+from erltool.entropy import bandit
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, new_axes
 from erltool.text import visible
@@ -38,7 +38,7 @@ class EntropyLab(View):
 
     Sliders set each action's probability and advantage; Step and Play make policy gradient ("pg", Theorem 1) or
     natural policy gradient ("npg", Theorem 2) steps of size `eta`. The arithmetic is in the browser and equals
-    erltool.bandit's. Fewer than two actions, probabilities that are not positive and finite, advantages or names
+    entropy/bandit.py's. Fewer than two actions, probabilities that are not positive and finite, advantages or names
     that do not fit: said in the widget, `problem`; `.result` then raises ErltoolError with it.
     """
 

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from erltool.errors import ErltoolError
-from erltool.fit import UNITS, unit_of
-from erltool.importers import align_points
-from erltool.logmetrics import OWN
-from erltool.runs import Run
+from erltool.law.fit import UNITS, unit_of
+from erltool.logs.metrics import OWN
+from erltool.logs.read import align_points
+from erltool.runs.folder import Run
 from erltool.widgets.control_explorer import opened
 
 

@@ -6,14 +6,14 @@ import typing
 import traitlets
 from matplotlib.figure import Figure
 
-from erltool.chain import REGIMES
-from erltool.compare import control_text
-from erltool.config import BASES, TrainConfig
 from erltool.controls.catalog import CONTROLS, PRESETS, control_to_dict, parse_control
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, new_axes
 from erltool.resources import POLICIES
+from erltool.runs.compare import control_text
+from erltool.tasks.chain import REGIMES
 from erltool.text import visible
+from erltool.training.config import BASES, TrainConfig
 from erltool.widgets.view import View, javascript, message
 
 GIB = 2**30
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 class RunForm(View):
     """`RunForm(config)`: choose policy, base, task, control and sizes; `.result` is the TrainConfig, for the next cell.
 
-    Beside the fields stands the memory plan for this machine (plan.py, prompts of PROMPT_TOKENS tokens), what is free,
+    Beside the fields stands the memory plan for this machine (prompts of PROMPT_TOKENS tokens), what is free,
     and what to lower for common GPUs; nothing is loaded and nothing starts. Fields that the form does not ask for stay
     as in `config`. `values` are the fields as text; `choose` sets them from Python. What cannot be, a field's text or a
     combination or a policy that is not there, is said in one line, `problem`; `.result` then raises ErltoolError with
@@ -151,8 +151,8 @@ def _value(name: str, text: str):
 
 def _plan(config: TrainConfig) -> dict:
     """What the view shows of the plan for the device that the configuration asks for."""
-    from erltool.loading import resolve_device
-    from erltool.plan import CARDS, advice, free_memory, plan_memory
+    from erltool.policies.load import resolve_device
+    from erltool.training.memory import CARDS, advice, free_memory, plan_memory
 
     device = resolve_device(config.device)
     plan, free = plan_memory(config, PROMPT_TOKENS, device.type), free_memory(device)

@@ -16,17 +16,17 @@ import pandas as pd
 import traitlets
 from matplotlib.figure import Figure
 
-from erltool.config import TrainConfig
 from erltool.controls.catalog import control_to_dict
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, LABELS, new_axes
-from erltool.runs import METRICS, read_run
+from erltool.runs.folder import METRICS, read_run
 from erltool.text import visible
+from erltool.training.config import TrainConfig
 from erltool.widgets.control_explorer import binned, label_of, middles, parts_of
 from erltool.widgets.view import View, javascript, message
 
 if TYPE_CHECKING:  # they load transformers, which takes seconds: not before a run starts
-    from erltool.step import Step
+    from erltool.training.step import Step
 
 DRAWN = ("policy_entropy", "reward", "eval_accuracy", "mean_covariance")
 STATES = ("ready", "running", "paused", "stopped", "done", "failed")
@@ -172,7 +172,7 @@ class RunMonitor(View):
         end, problem = "failed", ""
         try:
             with _TURN:
-                from erltool.training import train
+                from erltool.training.loop import train
 
                 steps = train(self._config, self._out, self._resume)
                 if self._resume:

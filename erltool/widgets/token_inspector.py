@@ -8,12 +8,12 @@ import torch
 import traitlets
 from matplotlib.figure import Figure
 
-from erltool.covariance import mean_covariance
+from erltool.entropy.covariance import mean_covariance
+from erltool.entropy.tokens import token_budget
 from erltool.errors import ErltoolError
 from erltool.plots import new_axes
-from erltool.runs import TOKEN_COLUMNS, Run
+from erltool.runs.folder import TOKEN_COLUMNS, Run
 from erltool.text import shown, visible
-from erltool.tokens import token_budget
 from erltool.widgets.view import View, javascript, message
 
 QUANTITIES = ("covariance", "entropy", "log_prob", "ratio", "selected")

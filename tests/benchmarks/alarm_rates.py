@@ -19,9 +19,9 @@ import pandas as pd
 from scipy.signal import savgol_filter
 
 from erltool import Watch, alarm_report, alarm_summary, read_runs
-from erltool.alarms import KINDS
 from erltool.resources import shipped
-from erltool.runs import Run
+from erltool.runs.alarms import KINDS
+from erltool.runs.folder import Run
 
 GRIDS = {
     "collapse": {"collapse": (0.3, 0.4, 0.5), "floor": (0.1, 0.15, 0.2)},

@@ -10,7 +10,7 @@ import time
 import torch
 
 import erltool
-from erltool import rollouts
+from erltool.policies import rollouts
 
 WARM, TIMED = 45, 12  # iterations; before, responses are so short that both ways pack the same rows
 RATES = {"sharpening": 3e-4, "discovery": 1e-4, "trap": 3e-4}

@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from erltool import fit_law
-from erltool.fit import RESAMPLES
+from erltool.law.fit import RESAMPLES
 
 POINTS = 500
 

@@ -7,7 +7,7 @@ Runs are simulated (tests/simulated.py): entropy that falls in five shapes, a an
 often a forecast says that a run has left its law (`left`) or that it missed, on runs that follow the law, by run length
 and cut and by shape, at noise of 3 % of the gain; by the size of a true departure; the same of the warnings of a fit;
 and how often intervals hold the truth, by points, autocorrelation and noise in H, beside what the sentences in
-erltool/doubts.py and erltool/forecasting.py say of it.
+erltool/law/doubts.py and erltool/law/forecast.py say of it.
 """
 
 import itertools
@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from erltool import fit_law, forecast, forecasting
-from erltool.doubts import FEW, HELD_FEW, HELD_NOISY, HELD_TOGETHER
+from erltool import fit_law, forecast
+from erltool.law import forecast as forecasting
+from erltool.law.doubts import FEW, HELD_FEW, HELD_NOISY, HELD_TOGETHER
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from simulated import SHAPES, Simulated, run_on_its_law  # noqa: E402
@@ -115,7 +116,7 @@ def coverage(rng: np.random.Generator, runs: int) -> pd.DataFrame:
 
 
 def spoken_of(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """What of `coverage` the sentences of erltool/doubts.py speak of, by what they say."""
+    """What of `coverage` the sentences of erltool/law/doubts.py speak of, by what they say."""
     noisy, together, points = (table.index.get_level_values(i) for i in range(3))
     parts = {
         f"fewer than {FEW} points, said {HELD_FEW}": (points < FEW) & (noisy == 0),

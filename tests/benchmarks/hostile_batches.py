@@ -15,7 +15,7 @@ import statistics
 import time
 import warnings
 
-from erltool.judge import WORKERS, Judge
+from erltool.tasks.judge import WORKERS, Judge
 
 HOSTILE = (
     "9^{9^{9^{9^{%d}}}}",

@@ -36,8 +36,9 @@ SMOLLM2 = dict(
 
 
 def measure(row: dict) -> None:
-    from erltool import EntropyBonus, TrainConfig, train, training
-    from erltool.plan import plan_memory
+    from erltool import EntropyBonus, TrainConfig, train
+    from erltool.training import loop as training
+    from erltool.training.memory import plan_memory
 
     load = training.configured_policy
 

@@ -11,13 +11,13 @@ import time
 
 import torch
 
-import erltool.loading
+import erltool.policies.load
 from erltool import ErltoolError, load_policy
 
 
 def measured(**options) -> tuple[float, float]:
     """Seconds of a load, and of the probe in it."""
-    inside, probe = [], erltool.loading.choose_path
+    inside, probe = [], erltool.policies.load.choose_path
 
     def timed(policy):
         begun = time.process_time()
@@ -25,12 +25,12 @@ def measured(**options) -> tuple[float, float]:
         inside.append(time.process_time() - begun)
         return path
 
-    erltool.loading.choose_path = timed
+    erltool.policies.load.choose_path = timed
     begun = time.process_time()
     try:
         load_policy(**options)
     finally:
-        erltool.loading.choose_path = probe
+        erltool.policies.load.choose_path = probe
     return time.process_time() - begun, inside[0]
 
 

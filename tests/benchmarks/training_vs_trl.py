@@ -47,9 +47,11 @@ import transformers
 from datasets import Dataset
 
 from erltool import TrainConfig, load_task, sample_groups
-from erltool.loading import cpu_has_bf16
-from erltool.sources import find_model
-from erltool.training import SAMPLER_IS_EXACT, _Trainer, configured_policy
+from erltool.policies.load import cpu_has_bf16
+from erltool.policies.sources import find_model
+from erltool.training.loop import _Trainer
+from erltool.training.start import configured_policy
+from erltool.training.update import SAMPLER_IS_EXACT
 
 GROUP, RANK, ALPHA, SEED, WARM_UP = 8, 16, 32.0, 0, 2
 

@@ -20,7 +20,7 @@ def measure(length: int, checkpointing: bool) -> None:
     import torch
 
     from erltool import load_policy, response_log_probs
-    from erltool.rollouts import Rollouts
+    from erltool.policies.rollouts import Rollouts
 
     policy = load_policy("smollm2-135m", device="cpu", gradient_checkpointing=checkpointing)
     prompt = policy.tokenizer("What is 1+1?")["input_ids"]

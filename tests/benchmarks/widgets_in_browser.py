@@ -32,7 +32,7 @@ HOSTILE = '<img src=x onerror="window.hostile=1">'
 
 SETUP = f"""
 import dataclasses, numpy as np, pandas as pd
-from erltool.runs import read_runs
+from erltool.runs.folder import read_runs
 from erltool.resources import shipped
 from erltool.widgets import ControlExplorer, CurveFitter, EntropyLab, RunMonitor, TokenInspector
 import erltool

@@ -1,0 +1,5 @@
+import sys
+
+from erltool.cli import main
+
+sys.exit(main())

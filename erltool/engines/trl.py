@@ -1,0 +1,558 @@
+"""Any entropy control inside TRL's GRPOTrainer, on as many devices as accelerate runs it on. Needs the extra `trl`.
+
+    from erltool.engines.trl import EntropyControlGRPOTrainer
+    trainer = EntropyControlGRPOTrainer(model, reward_funcs, GRPOConfig(..., num_iterations=2), control=KLCov(), ...)
+
+The control reshapes advantages and selects tokens once a generation batch, over the responses of all ranks, by the
+log-probs of the policy that sampled them: the answer depends neither on the micro-batch nor on the number of ranks.
+TRL's own loss is then given advantages (B, T) in which the tokens that the control takes have 0, and the control's
+penalty is added with the same normaliser; a surrogate of the control's own (CISPO, GSPO) is added in place of TRL's.
+
+Where this differs from `erltool.train`: a share is of the generation batch, not of an update, which may hold more or
+fewer of the chosen tokens; covariances are those before the first update; `dapo` divides an update by the generation
+batch's tokens per update, which is the update's own number where there is one update to a batch.
+
+The output folder is also a run: `read_run` opens it. A row of metrics is an update that TRL logs (logging_steps=1
+for all); `eval_accuracy` is TRL's eval_reward. An evaluation's own loss is TRL's, without the control.
+"""
+
+import inspect
+import json
+import logging
+import math
+import platform
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import erltool
+from erltool.controls.base import ENTROPY, SURROGATE, Choice, Control
+from erltool.controls.catalog import control_from_dict, control_to_dict
+from erltool.controls.controllers import Controller
+from erltool.controls.loss import added_terms
+from erltool.entropy.advantages import zero_spread_fraction
+from erltool.entropy.covariance import token_covariance
+from erltool.entropy.tokens import Tokens
+from erltool.errors import ErltoolError
+from erltool.files import Hold, sync, write_whole, writing
+from erltool.policies.rollouts import Rollouts
+from erltool.resources import commit
+from erltool.runs.alarms import Watch
+from erltool.runs.folder import read_config, read_lines, read_tokens, write_table
+from erltool.runs.writer import continued
+from erltool.text import shown
+from erltool.training.step import Step, measure
+
+try:
+    import trl
+    from trl import GRPOConfig, GRPOTrainer
+except ImportError as e:
+    raise ErltoolError(f"erltool.engines.trl needs TRL ({e}): pip install 'erltool[trl]'") from e
+
+TESTED = "1.16"  # of TRL, any patch release
+PRIVATE = {  # methods of the trainer that are called or extended, with the parameters that are given by name
+    "_generate_and_score_completions": (),
+    "_calculate_rewards": (),
+    "_get_per_token_logps_and_entropies": ("batch_size", "compute_entropy"),
+    "_compute_loss": (),
+    "_save_checkpoint": (),
+}
+LOSSES = ("grpo", "dr_grpo", "dapo")
+SHOWN = ("mean_covariance", "group_covariance", "covariance_top", "selected", "control_value", "clip_fraction", "kl_")
+STATE = "entropy_control.json"  # in TRL's checkpoints: what a controller has made of the control
+logger = logging.getLogger(__name__)
+
+
+class EntropyControlMixin:
+    """A control for a subclass of TRL's GRPOTrainer, before which it stands among the bases.
+
+    `control` is any of erltool's, `controller` what changes it from update to update. `record_every` and
+    `record_prompts` are TrainConfig's: iterations between recordings of tokens (0 for none), and prompts recorded.
+    Raises ErltoolError at construction for settings under which the control cannot act or the result would be wrong,
+    naming the setting, and for a trainer without a method it needs.
+    """
+
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args: GRPOConfig | None = None,
+        *more,
+        control: Control,
+        controller: Controller | None = None,
+        record_every: int = 10,
+        record_prompts: int = 4,
+        **kwargs,
+    ):
+        check_trainer(super())
+        if args is not None:  # before a large model is loaded
+            check_settings(args, control)
+        super().__init__(model, reward_funcs, args, *more, **kwargs)
+        check_settings(self.args, control)
+        check_dropout(self.model, control)
+        if controller is not None:
+            controller.check(control)
+        self.entropy_control = self._given_control = control  # the controller changes the first from update to update
+        self.controller = controller
+        self.clip_eps = self.epsilon_low, self.epsilon_high
+        self.record_every, self.record_prompts = record_every, record_prompts
+        self.epsilon_low, self.epsilon_high = control.clip_of(self.clip_eps)
+        self._folder: _Folder | None = None
+        self._window: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+        self._row: dict[str, float] | None = None
+        self._clock = time.perf_counter()
+
+    # --- once a generation batch ----------------------------------------------------------------------
+
+    def _calculate_rewards(self, *args):
+        found = super()._calculate_rewards(*args)
+        self._rewards = (found * self.reward_weights.to(found.device)).nansum(1)  # of all ranks
+        return found
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            return output
+        if self._folder is None:
+            self._open()
+        mask, step = loss_mask(output), self.state.global_step
+        log_probs, entropy = self._score(output)
+        columns = {"log_prob": log_probs, "entropy": entropy, "mask": mask}
+        columns = {name: x.masked_fill(~mask, 0) for name, x in columns.items() if x is not None}
+        every, of_rows = gathered(self.accelerator, columns, {"advantage": output["advantages"]})
+        of_tokens = of_rows["advantage"].float()[:, None].expand(every["log_prob"].shape)
+        tokens = Tokens(
+            every["log_prob"],
+            every["log_prob"],
+            of_tokens,
+            every["mask"].bool(),
+            every.get("entropy"),
+            rewards=self._rewards,
+            group_size=self.num_generations,
+        )
+        generator = _generator(self.args.seed, step, self._step % self.args.gradient_accumulation_steps)
+        rows = torch.arange(len(mask), device=mask.device) + self.accelerator.process_index * len(mask)
+        choice = self.entropy_control.choose(tokens, self.clip_eps, generator).rows(rows, mask.shape[1])
+        output["advantages"], output["chosen"] = choice.advantages, choice.chosen
+        output["reward"] = self._rewards[rows]
+        # A window of several generations has their responses one after the other.
+        output["row"] = rows + len(tokens.log_probs) * (self._step // self._generate_every)
+        self._sampled_at, self._prompts = step, list(self._logs["prompt"])
+        self._zero_spread = zero_spread_fraction(self._rewards, self.num_generations)
+        return output
+
+    def _score(self, output) -> tuple[Tensor, Tensor | None]:
+        """Log-probs (B, T) of this rank's responses before any update, and their entropies where they are needed."""
+        if "old_per_token_logps" in output and "token_entropy" not in self.entropy_control.needs:
+            return output["old_per_token_logps"], None
+        ids, attention = (
+            torch.cat([output[f"prompt_{what}"], output[f"completion_{what}"]], 1) for what in ("ids", "mask")
+        )
+        takes = inspect.signature(super()._get_per_token_logps_and_entropies).parameters
+        images = {name: output[name] for name in takes if name in output}
+        with torch.no_grad():
+            return super()._get_per_token_logps_and_entropies(
+                self.model,
+                ids,
+                attention,
+                output["completion_ids"].shape[1],
+                batch_size=self.args.per_device_train_batch_size,
+                compute_entropy=True,
+                **images,
+            )[:2]
+
+    @property
+    def _generate_every(self) -> int:
+        """Micro-batches from one generation batch."""
+        return self.args.steps_per_generation * self.args.num_iterations
+
+    # --- once a micro-batch ---------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._scored = found[:2]
+        return found
+
+    def _compute_loss(self, model, inputs):
+        if not self.model.training:
+            return super()._compute_loss(model, inputs)
+        inputs, control = dict(inputs), self.entropy_control
+        # TRL shuffles and splits the batch by rows, so what was chosen travels with them.
+        choice = Choice(control, inputs["advantages"], inputs["chosen"], control.clip_of(self.clip_eps), 1.0)
+        if self.state.global_step == self._sampled_at:
+            # The weights are the sampler's: TRL then takes a ratio of exactly 1, where scoring again gives about 1,
+            # and the gradient of |log pi - log pi_old| is 1 at any difference.
+            inputs.pop("old_per_token_logps", None)
+        left = choice.advantages.masked_fill(choice.dropped, 0)
+        inputs["advantages"] = left if control.owner.clipped_ratio else torch.zeros_like(left)
+        loss = super()._compute_loss(model, inputs)
+        (log_probs, entropy), self._scored = self._scored, None
+        old = inputs.get("old_per_token_logps", log_probs.detach())
+        tokens = Tokens(log_probs, old, choice.advantages, loss_mask(inputs), entropy)
+        surrogate, clipped = control.owner.surrogate(tokens, choice.clip)
+        added = [added_terms(tokens, choice)]
+        if not control.owner.clipped_ratio:
+            added.append(surrogate.masked_fill(choice.dropped, 0))
+        for per_token in added:
+            if per_token is not None:
+                loss = loss + self._normalised(per_token.masked_fill(~tokens.response_mask, 0), inputs)
+        self._note(tokens, choice.selected, clipped & tokens.response_mask, inputs)
+        return loss
+
+    def _normalised(self, per_token: Tensor, inputs) -> Tensor:
+        """Sum over this micro-batch's tokens, divided as TRL divides its own loss."""
+        micro_batches, kind = self.current_gradient_accumulation_steps, self.args.loss_type
+        if kind == "grpo":
+            return (per_token.sum(-1) / loss_mask(inputs).sum(-1).clamp(min=1)).mean() / micro_batches
+        if kind == "dr_grpo":
+            return per_token.sum() / (len(per_token) * self.max_completion_length * micro_batches)
+        share = micro_batches / self.args.steps_per_generation / self.accelerator.num_processes
+        return per_token.sum() / (inputs["num_items_in_batch"].clamp(min=1) * share)
+
+    # --- once an update -------------------------------------------------------------------------------
+
+    def _note(self, tokens: Tokens, selected: Tensor, clipped: Tensor, inputs) -> None:
+        """Keeps a micro-batch's tokens; the last of an update has them measured, over all ranks."""
+        mask = tokens.response_mask
+        ids, last = inputs["completion_ids"], inputs["completion_mask"].sum(-1).clamp(min=1) - 1
+        ends = torch.tensor([*self.eos_token_ids], device=mask.device)
+        columns = {
+            "log_prob": tokens.log_probs, "old_log_prob": tokens.old_log_probs, "entropy": tokens.token_entropy,
+            "advantage": tokens.advantages, "mask": mask, "selected": selected, "clipped": clipped, "token_id": ids,
+        }  # fmt: skip
+        columns = {name: x.detach().masked_fill(~mask, 0) for name, x in columns.items()}
+        finished = torch.isin(ids.gather(1, last[:, None])[:, 0], ends)
+        self._window.append((columns, {"row": inputs["row"], "reward": inputs["reward"], "finished": finished}))
+        if self.accelerator.sync_gradients:
+            self._measure_update()
+
+    def _measure_update(self) -> None:
+        parts, self._window = self._window, []
+        columns, of_rows = joined([c for c, _ in parts]), {k: torch.cat([r[k] for _, r in parts]) for k in parts[0][1]}
+        columns, of_rows = gathered(self.accelerator, columns, of_rows)
+        order = of_rows["row"].argsort()
+        x, of_rows = {k: v[order] for k, v in columns.items()}, {k: v[order] for k, v in of_rows.items()}
+        mask, rows, group = x["mask"].bool(), of_rows["row"].long(), self.num_generations
+        selected, clipped, rewards = x["selected"].bool(), x["clipped"].bool(), of_rows["reward"].float()
+        whole = len(rows) % group == 0 and bool((rows.view(-1, group) == rows[::group, None] // group * group
+                                                 + torch.arange(group, device=rows.device)).all())  # fmt: skip
+        prompts = [self._prompts[int(row) % len(self._prompts)] for row in rows]
+        ids = x["token_id"].long()
+        part = Rollouts([_as_text(p) for p in prompts], [], [], ids, mask, x["log_prob"], of_rows["finished"].bool())
+        tokens = Tokens(x["log_prob"], x["old_log_prob"], x["advantage"], mask, x["entropy"])
+        covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
+        grad_norm = torch.zeros(())  # known after the backward pass: `log` has it
+        row = measure(part, rewards, tokens, covariance, selected, clipped, grad_norm, group if whole else 1)
+        if not whole:  # responses are shuffled into updates: of parts of groups nothing can be said
+            row = {name: value for name, value in row.items() if not name.startswith(("group_covariance", "all_"))}
+        step = self.state.global_step + 1
+        iteration, nth = divmod(self.state.global_step * self.args.gradient_accumulation_steps, self._generate_every)
+        seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
+        row |= {"step": step, "iteration": iteration, "zero_spread_fraction": self._zero_spread}
+        row["tokens_per_second"] = row["response_tokens"] / seconds
+        if self.controller is not None:
+            row["control_value"] = self.controller.value(self.entropy_control)
+            given, entropy = self._given_control, row["policy_entropy"]
+            self.entropy_control = self.controller.after(self.entropy_control, given, step, entropy)
+        self._row = row
+        for name, value in row.items():
+            if name.startswith(SHOWN):
+                self._metrics["train"][f"erltool/{name}"].append(float(value))
+        last_of_iteration = nth + self.args.gradient_accumulation_steps >= self._generate_every
+        due = self.record_every and iteration % self.record_every == 0 and last_of_iteration
+        if due and self.accelerator.is_main_process:
+            texts = [self._tokenizer.decode([i]) for i in ids[mask].tolist()]
+            update = Step(row, part, rewards, tokens, covariance, selected, texts, group)
+            self._folder.tokens.append(_table(update, rows % len(self._prompts), self.record_prompts))
+
+    # --- the output folder ----------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """At the first generation, when TRL knows how long the run is, and whether it goes on from a checkpoint."""
+        step, folder = self.state.global_step, Path(self.args.output_dir)
+        saved = folder / f"checkpoint-{step}" / STATE
+        if step and self.controller is not None:
+            self.entropy_control = read_control(saved, self.entropy_control.name)
+        every = self.state.logging_steps if self.args.logging_strategy == "steps" else math.inf
+        self._folder = _Folder(folder, every)
+        if self.accelerator.is_main_process:
+            self._folder.open(step, {"config": self._config(), "made_by": self._made_by()})
+
+    def _config(self) -> dict:
+        """The settings under the names of TrainConfig."""
+        a, low_high = self.args, self.clip_eps
+        dataset = getattr(self.train_dataset, "info", None)
+        return {
+            "task": (dataset and dataset.dataset_name) or "trl", "policy": self.model.config.name_or_path,
+            "control": control_to_dict(self._given_control), "controller": control_to_dict(self.controller)
+            if self.controller else None, "steps": self.state.max_steps, "seed": a.seed,
+            "advantages": {"group": "grpo", "none": "dr_grpo"}.get(str(a.scale_rewards), str(a.scale_rewards)),
+            "prompts_per_iteration": a.generation_batch_size // self.num_generations,
+            "group_size": self.num_generations,
+            "updates_per_iteration": max(1, self._generate_every // a.gradient_accumulation_steps),
+            "micro_batch": a.per_device_train_batch_size, "learning_rate": a.learning_rate,
+            "temperature": a.temperature, "top_p": a.top_p, "max_response_tokens": a.max_completion_length,
+            "clip_eps_low": low_high[0], "clip_eps_high": low_high[1], "loss_type": a.loss_type,
+        }  # fmt: skip
+
+    def _made_by(self) -> dict:
+        return {
+            "erltool": erltool.__version__, "commit": commit(), "trl": trl.__version__, "torch": torch.__version__,
+            "python": platform.python_version(), "ranks": self.accelerator.num_processes,
+            "device": str(self.accelerator.device.type),
+        }  # fmt: skip
+
+    def train(self, *args, **kwargs):
+        """As the trainer's own; the folder is this process's until it ends."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._folder is not None:
+                self._folder.close()
+            self._folder = None
+
+    def log(self, logs, start_time=None):
+        super().log(logs, start_time)
+        if self._folder is None or not self.accelerator.is_main_process:
+            return
+        if "eval_reward" in logs:
+            self._folder.evaluated(logs["eval_reward"], last=self.state.global_step >= self.state.max_steps)
+        elif "loss" in logs and self._row is not None:
+            row, self._row = self._row | {"grad_norm": logs.get("grad_norm")}, None
+            for alarm in self._folder.write(row):
+                logger.warning(str(alarm))
+        elif "train_runtime" in logs:
+            self._folder.write_tokens()
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self._folder is not None and self.accelerator.is_main_process:
+            self._folder.write_tokens()
+            self._folder.sync()
+            file = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / STATE
+            with writing(file):
+                write_whole(file, json.dumps(control_to_dict(self.entropy_control)).encode())
+
+
+class EntropyControlGRPOTrainer(EntropyControlMixin, GRPOTrainer):
+    """TRL's GRPOTrainer with an entropy control; see EntropyControlMixin."""
+
+
+# --- what is refused ------------------------------------------------------------------------------------
+
+
+def check_trainer(base) -> None:
+    """Raises ErltoolError, naming it, where the trainer `base` has no method that is needed, or it takes no parameter
+    of this name; warns where TRL's version is none of those tested."""
+    for name, parameters in PRIVATE.items():
+        method = getattr(base, name, None)
+        lacks = [p for p in parameters if method and p not in inspect.signature(method).parameters]
+        if method is None or lacks:
+            what = f"{name} takes no {lacks[0]}" if lacks else f"the trainer has no {name}"
+            raise ErltoolError(f"trl {trl.__version__}: {what}, which erltool.engines.trl needs; use trl=={TESTED}.*")
+    if trl.__version__.split(".")[:2] != TESTED.split("."):
+        text = (
+            f"trl {trl.__version__}: erltool.engines.trl was tested with trl {TESTED}.* only; compare a short run first"
+        )
+        warnings.warn(text, stacklevel=4)
+
+
+def check_settings(args: GRPOConfig, control: Control) -> None:
+    """Raises ErltoolError, naming the setting to change, where the control could not act or would act wrongly."""
+    micro_batches = args.steps_per_generation * args.num_iterations
+    unscaled = str(args.scale_rewards) in ("none", "False")
+    _check_conflicts(control, advantages="dr_grpo" if unscaled else "grpo", scale_rewards=args.scale_rewards)
+    owns = [part.name for part in control.parts if SURROGATE in part.roles]
+    corrects = args.use_vllm and args.vllm_importance_sampling_correction
+    refused = (
+        (args.loss_type not in LOSSES, "loss_type", f"weights tokens otherwise; use one of {', '.join(LOSSES)}"),
+        (control.mean_of_responses and args.loss_type != "grpo", "loss_type",
+         f"control {control.name} is a mean of responses; use grpo"),
+        (args.importance_sampling_level != "token", "importance_sampling_level",
+         "a token without a gradient would get one through its response's ratio; use token, and control gspo"),
+        (args.use_liger_kernel, "use_liger_kernel", "its loss knows no control; use model_init_kwargs={'use_kernels': "
+         "True}"),
+        (args.top_entropy_quantile < 1, "top_entropy_quantile",
+         "it masks by the entropies of a micro-batch; use 1.0, and control high-entropy-mask"),
+        ((args.entropy_coef or args.use_adaptive_entropy) and any(ENTROPY in p.roles for p in control.parts),
+         "entropy_coef", f"control {control.name} rewards entropy too; use 0"),
+        ("ref_log_probs" in control.needs, "beta", "control reference-kl is TRL's own here; set beta to its coef"),
+        (micro_batches < control.min_updates * args.gradient_accumulation_steps, "num_iterations",
+         f"control {control.name} cannot act, because an update that is the first after sampling has pi = pi_old and "
+         f"what it acts on is 0; use num_iterations={control.min_updates}, or steps_per_generation of at least "
+         f"{control.min_updates} * gradient_accumulation_steps"),
+        (owns and args.delta is not None, "delta", f"clips the surrogate of control {', '.join(owns)}; use None"),
+        (not control.owner.clipped_ratio and (args.off_policy_mask_threshold is not None or corrects),
+         "vllm_importance_sampling_correction" if corrects else "off_policy_mask_threshold",
+         f"it is not applied to the surrogate of control {control.name}; turn it off"),
+    )  # fmt: skip
+    for holds, name, why in refused:
+        if holds:
+            raise ErltoolError(f"{name}={getattr(args, name)}: {why}")
+
+
+def check_dropout(model, control: Control) -> None:
+    """Raises ErltoolError for a model that drops at random under a control that this would mislead."""
+    drops = max((m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)), default=0.0)
+    _check_conflicts(control, lora_dropout=drops, disable_dropout=False)
+
+
+def _check_conflicts(control: Control, advantages: str = "grpo", lora_dropout: float = 0.0, **setting) -> None:
+    """Raises ErltoolError where the control cannot go together with what `setting` of TRL's amounts to in ours."""
+    config = SimpleNamespace(control=control, advantages=advantages, lora_dropout=lora_dropout)
+    for part in control.parts:
+        for name, why in part.conflicts(config):
+            where = [f"control {control.name}"] if name == "control" else [f"{k}={v}" for k, v in setting.items()]
+            raise ErltoolError(f"{where[0]}: {why}")
+
+
+# --- small parts ----------------------------------------------------------------------------------------
+
+
+def loss_mask(inputs) -> Tensor:
+    """Tokens (B, T) that count in TRL's loss: the policy's own, without a tool's."""
+    mask = inputs["completion_mask"]
+    return (mask * inputs["tool_mask"] if "tool_mask" in inputs else mask).bool()
+
+
+def gathered(
+    accelerator, columns: dict[str, Tensor], of_rows: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The same of all ranks, in their order: `columns` (B, T) in fp32, padded with 0 to the longest; `of_rows` (B,)
+    in fp64."""
+    stacked = torch.stack([x.float() for x in columns.values()], -1)
+    stacked = accelerator.gather(accelerator.pad_across_processes(stacked, dim=1))
+    rows = accelerator.gather(torch.stack([x.double() for x in of_rows.values()], -1))
+    return dict(zip(columns, stacked.unbind(-1), strict=True)), dict(zip(of_rows, rows.unbind(-1), strict=True))
+
+
+def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Micro-batches' columns (B, T) below one another, padded with 0 to the longest."""
+    width = max(x.shape[1] for part in parts for x in part.values())
+    return {
+        name: torch.cat([torch.nn.functional.pad(p[name], (0, width - p[name].shape[1])) for p in parts])
+        for name in parts[0]
+    }
+
+
+def _generator(seed: int, step: int, micro_batch: int) -> torch.Generator:
+    """The same on every rank."""
+    words = np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0] >> 1))
+
+
+def _as_text(prompt) -> str:
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, default=str)
+
+
+def _table(update: Step, rows: Tensor, prompts: int) -> pd.DataFrame:
+    """The update's tokens of the batch's first prompts that it holds; `rows` (B,) are the responses' places there."""
+    table, group = update.table(), update.group_size
+    rows = rows.cpu().numpy()[table["prompt_index"] * group + table["response_index"]]
+    table = table.assign(prompt_index=rows // group, response_index=rows % group)
+    return table[table["prompt_index"].isin(sorted(set(table["prompt_index"]))[:prompts])]
+
+
+def read_control(file: Path, name: str) -> Control:
+    """The control that a checkpoint goes on with. Raises ErltoolError where its file is missing, or is of another."""
+    if not file.is_file():
+        raise ErltoolError(f"{file}: not there, so {name} cannot go on; start another run")
+    try:
+        control = control_from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as e:
+        raise ErltoolError(f"{file}: damaged ({shown(e, 120)}), so {name} cannot go on; start another run") from e
+    if control.name != name:
+        raise ErltoolError(f"{file}: is of control {control.name}, not {name}; start another run")
+    return control
+
+
+class _Folder:
+    """The run's files in TRL's output folder; written by the main process only, and by one at a time."""
+
+    def __init__(self, path: Path, every: float = 1):
+        self.path, self.watch = path, Watch()
+        self.every = every  # steps from one row to the next
+        self.tokens: list[pd.DataFrame] = []
+        self.held_out: dict[str, float] = {}
+        self.hold: Hold | None = None
+
+    def open(self, step: int, document: dict) -> None:
+        """Begins a run, or goes on after `step`, without what was written later. Raises ErltoolError over another."""
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self.hold = Hold(self.path)
+        try:
+            if (self.path / "metrics.jsonl").is_file():
+                document = self.go_on(step, document)
+            with writing(self.path):
+                write_whole(self.path / "config.json", (json.dumps(document, indent=1) + "\n").encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets others write."""
+        if self.hold is not None:
+            self.hold.release()
+
+    def go_on(self, step: int, document: dict) -> dict:
+        """Takes back what was written after `step`; returns what config.json then says."""
+        if not step:
+            raise ErltoolError(
+                f"run {self.path}: already holds a run; use train(resume_from_checkpoint=True), or another output_dir"
+            )
+        document = continued(read_config(self.path), document, step)
+        kept = [row for row in self.rows() if row["step"] <= step]
+        last = kept[-1]["step"] if kept else 0
+        if step - last >= self.every:
+            logger.warning(f"{self.path / 'metrics.jsonl'}: ends at step {last}, and the run goes on from step {step}")
+        self.write_rows(kept)
+        for row in kept:
+            self.watch.see(row)
+        if (self.path / "tokens.parquet").is_file():
+            tokens = read_tokens(self.path / "tokens.parquet")
+            self.tokens = [tokens[tokens["step"] <= step]]
+            self.write_tokens()
+        return document
+
+    def rows(self) -> list[dict]:
+        """The whole lines: a kill leaves the last one torn."""
+        return read_lines(self.path / "metrics.jsonl")[0]
+
+    def write_rows(self, rows: list[dict]) -> None:
+        with writing(self.path / "metrics.jsonl"):
+            write_whole(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def write(self, row: dict):
+        """Appends a step; returns the alarms that it raises."""
+        self.hold.check()
+        row = {k: v for k, v in (row | self.held_out).items() if v is not None and math.isfinite(v)}
+        self.held_out = {}
+        with writing(self.path / "metrics.jsonl"), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
+            f.write(json.dumps(row) + "\n")
+        return self.watch.see(row)
+
+    def sync(self) -> None:
+        """Has the disk hold the rows: a power cut must not leave fewer of them than a checkpoint counts on."""
+        if (self.path / "metrics.jsonl").is_file():
+            with writing(self.path / "metrics.jsonl"):
+                sync(self.path / "metrics.jsonl")
+
+    def evaluated(self, accuracy: float, last: bool) -> None:
+        """Held-out accuracy belongs to the update that follows; after the last one to that."""
+        rows = self.rows() if last else []
+        if rows:
+            self.write_rows([*rows[:-1], rows[-1] | {"eval_accuracy": accuracy}])
+        else:
+            self.held_out = {"eval_accuracy": accuracy}
+
+    def write_tokens(self) -> None:
+        if self.tokens:
+            with writing(self.path / "tokens.parquet"):
+                write_table(self.path / "tokens.parquet", self.tokens)

@@ -1,0 +1,403 @@
+"""The law R = -a exp(H) + b between policy entropy and performance, its uncertainty, and when not to believe it.
+
+Cui et al. 2025 (arXiv 2505.22617), Eq 6. In x = exp(H) the law is a line, so the fit is least squares in closed
+form. Points of a run are autocorrelated: intervals are the wider of two, of a moving-block bootstrap of the residuals
+(Kuensch 1989), which keeps the x as they are, and of errors that are a first-order autoregression (residuals.py).
+forecast.py, rivals.py and scaling.py build on it.
+"""
+
+import html
+import re
+import textwrap
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from scipy import stats
+
+from erltool.errors import ErltoolError
+from erltool.law.doubts import doubts
+from erltool.law.residuals import Autoregression, Diagnostics, autoregression, diagnose
+
+RESAMPLES = 2000
+UNITS = ("fraction", "percentage points", "as given")
+SURELY = 0.5  # standard errors by which autocorrelation is taken higher than it shows: fewer points tell less of it
+BIAS = 0.2  # of half an interval, which a bias may have before it counts: coverage of 95 % sinks to 93 %
+METHODS = ("bootstrap", "autoregression", "analytic")  # of an interval
+TERMS = {"a": (-1.0, 0.0), "b": (0.0, 1.0), "ceiling": (1.0, 1.0)}  # the shares of slope and intercept in them
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """A fitted law. a, b, ceiling, rmse and performance are in `unit`."""
+
+    a: float
+    """Performance bought per unit of exp(H)."""
+    b: float
+    """Performance that would remain if exp(H) were 0, which it cannot be: see `ceiling`."""
+    r_squared: float
+    """Share of the variance of performance that the law explains; NaN where performance does not vary."""
+    rmse: float
+    """Root of the (weighted) mean square of the residuals, with n in the denominator."""
+    entropy: np.ndarray
+    """(n,) nats, in the order of the run"""
+    performance: np.ndarray
+    """(n,)"""
+    weights: np.ndarray | None
+    """(n,) where they were given"""
+    unit: str
+    """Of performance: one of UNITS."""
+    unit_stated: bool
+    """False where it was read off the values."""
+    entropy_average: str
+    """Which average of token entropies `entropy` is; "not stated" where nobody said."""
+    method: str
+    """"least squares", "weighted least squares" or "errors in both"."""
+    line_covariance: np.ndarray
+    """(2, 2) of (slope, intercept) in exp(H), as theory gives it for independent errors."""
+    block_length: int
+    """Points in a block of the bootstrap."""
+    seed: int
+
+    @property
+    def ceiling(self) -> float:
+        """b - a: the performance at entropy 0."""
+        return self.b - self.a
+
+    @property
+    def residuals(self) -> np.ndarray:
+        return self.performance - self.predict(self.entropy)
+
+    def predict(self, entropy):
+        """Performance that the law gives at an entropy (nats); scalar or array."""
+        return self.b - self.a * np.exp(entropy)
+
+    def interval(self, level: float = 0.95, method: str | None = None) -> dict[str, tuple[float, float]]:
+        """Interval of a, b and ceiling at a level in (0, 1).
+
+        `method` is one of METHODS; by default the wider of bootstrap and autoregression, but the bootstrap alone where
+        a block_length of 1 takes points as independent, and analytic for errors in both. Each is the estimate plus and
+        minus Student's quantile times a standard deviation: over RESAMPLES refits to residuals drawn in blocks, with
+        n / block_length - 2 degrees of freedom (at least 1), because so many blocks tell of the spread; of errors that
+        are autocorrelated as the residuals show, and by SURELY standard errors more, with Satterthwaite's; or of least
+        squares with n - 2, right for independent errors only. The default is longer on one side where noise in H makes
+        a too small (`flattened`). tests/benchmarks/forecast_alarms.py measures the coverage, and
+        `warnings` says where it is too low. Raises ErltoolError for a level outside (0, 1), or an interval of errors in
+        both that is not analytic.
+        """
+        found = {name: self._between(getattr(self, name), level, method, *at) for name, at in TERMS.items()}
+        return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+
+    def band(self, entropy, level: float = 0.95, method: str | None = None, *, new_point: bool = False):
+        """(low, high) of the law's R at an entropy (nats), or of a new measurement there; scalars or arrays."""
+        return self._between(self.predict(entropy), level, method, np.exp(entropy), 1.0, new_point)
+
+    def standard_error(self, entropy, method: str | None = None, *, new_point: bool = False):
+        """Standard deviation of `predict` at an entropy (nats), or of a new measurement about it, by one of METHODS:
+        without one the bootstrap, or analytic for errors in both."""
+        return self._error(self._methods(method)[0], np.exp(entropy), 1.0, new_point)
+
+    def quantile(self, level: float, method: str | None = None) -> float:
+        """Student's quantile of an interval at a level, with the degrees of freedom that the method takes."""
+        if not 0 < level < 1:
+            raise ErltoolError(f"interval level {level}: must be between 0 and 1, as 0.95")
+        n, method = len(self.entropy), self._methods(method)[0]
+        if method == "autoregression":
+            degrees = self._autoregressive.degrees
+        else:
+            degrees = n - 2 if method == "analytic" else n / self.block_length - 2
+        return float(stats.t.ppf((1 + level) / 2, max(1.0, degrees)))
+
+    def _between(self, value, level: float, method: str | None, x, one: float, new_point: bool = False):
+        """(low, high) about a value of slope * x + intercept * one: the widest of the methods'; where none is named,
+        longer to the side where the value goes when `flattened` is put right, by what exceeds BIAS of the half."""
+        half = np.max([self.quantile(level, m) * self._error(m, x, one, new_point) for m in self._methods(method)], 0)
+        shift = 0.0 if method else -self.flattened * (x - one * np.exp(self.entropy).mean())
+        more = np.maximum(0, abs(shift) - BIAS * half)
+        return value - half - more * (shift < 0), value + half + more * (shift > 0)
+
+    @property
+    def flattened(self) -> float:
+        """By how much noise in H makes a too small, in its unit; 0 where errors in both were fitted."""
+        share = min(0.5, self.diagnostics.attenuation)  # of more than that the noise is no correction
+        return 0.0 if self.method == "errors in both" else self.a * share / (1 - share)
+
+    def _error(self, method: str, x, one: float, new_point: bool):
+        """Standard deviation of slope * x + intercept * one, or of a measurement about it."""
+        c, n = self._covariance(method), len(self.entropy)
+        scatter = self.rmse**2 * n / (n - 2) if new_point else 0.0
+        return np.sqrt(np.maximum(0, c[0, 0] * x**2 + 2 * c[0, 1] * x * one + c[1, 1] * one) + scatter)
+
+    def _covariance(self, method: str) -> np.ndarray:
+        """(2, 2) of slope and intercept."""
+        if method == "analytic":
+            return self.line_covariance
+        return self._bootstrapped if method == "bootstrap" else self._autoregressive.covariance
+
+    def _methods(self, method: str | None) -> tuple[str, ...]:
+        """The methods whose widest interval is meant."""
+        allowed = METHODS[-1:] if self.method == "errors in both" else METHODS
+        if method is not None:
+            if method not in allowed:
+                raise ErltoolError(f"interval method {method!r}: use {' or '.join(allowed)}")
+            return (method,)
+        return allowed[: 1 if self.block_length == 1 else 2]
+
+    @cached_property
+    def _autoregressive(self) -> Autoregression:
+        """The errors of slope and intercept, autocorrelated as the residuals show, and somewhat more."""
+        n, x = len(self.entropy), np.exp(self.entropy)
+        if self._exact:
+            return Autoregression(0.0, np.zeros((2, 2)), n - 2.0)
+        root = np.ones(n) if self.weights is None else np.sqrt(self.weights)
+        centred = np.column_stack([(x - x.mean()) / x.std(), np.ones(n)]) * root[:, None]
+        found = autoregression(self.residuals * root, centred, surely=SURELY)
+        back = np.array([[1 / x.std(), 0.0], [-x.mean() / x.std(), 1.0]])
+        return replace(found, covariance=back @ found.covariance @ back.T)
+
+    @property
+    def _exact(self) -> bool:
+        return np.sum(self.residuals**2) <= 1e-20 * np.sum(self.performance**2)
+
+    @cached_property
+    def _bootstrapped(self) -> np.ndarray:
+        """(2, 2) covariance of slope and intercept over the bootstrap's refits.
+
+        Both are linear in the residuals, so a refit is a sum over its blocks of what each block would add there.
+        """
+        n, length = len(self.entropy), self.block_length
+        count = -(-n // length)
+        scale = np.ones(n) if self.weights is None else np.sqrt(self.weights)
+        # Residuals of a fit with two parameters are too small by sqrt((n - 2) / n).
+        residuals = self.residuals * scale * np.sqrt(n / (n - 2))
+        windows = np.lib.stride_tricks.sliding_window_view(residuals, length)
+        starts = np.random.default_rng(self.seed).integers(0, n - length + 1, (RESAMPLES, count))
+        adds = np.zeros((2, count * length))
+        adds[:, :n] = _line_coefficients(np.exp(self.entropy), self.weights) / scale
+        refits = [(a.reshape(count, length) @ windows.T)[np.arange(count), starts].sum(1) for a in adds]
+        return np.cov(*refits, bias=True)
+
+    @cached_property
+    def diagnostics(self) -> Diagnostics:
+        """What the residuals say of the fit; NaN where the fit is exact or points are below 6."""
+        return diagnose(self.entropy, self.performance, self.residuals)
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against believing this fit, one sentence each; empty where nothing was found."""
+        return doubts(self)
+
+    def summary(self) -> str:
+        """The fit in a few lines of text of at most 80 columns, with its warnings."""
+        interval, d = self.interval(), self.diagnostics
+        lines = [
+            f"R = -a exp(H) + b on {len(self.entropy)} points, "
+            f"H from {self.entropy.min():.3f} to {self.entropy.max():.3f} nats",
+            *textwrap.wrap(f"R in {self._unit_words}; entropy: {self.entropy_average}", 80),
+        ]
+        for name in ("a", "b", "ceiling"):
+            low, high = interval[name]
+            what = "  (b - a, at H = 0)" if name == "ceiling" else ""
+            lines.append(f"{name:>8} = {getattr(self, name):8.4f}   95 % interval {low:8.4f} to {high:8.4f}{what}")
+        lines.append(f"R² = {self.r_squared:.3f}, RMSE = {self.rmse:.4f}, {self.method}, blocks of {self.block_length}")
+        lines.append(f"residuals: autocorrelation {d.autocorrelation:.2f}, {d.independent_points:.0f} independent")
+        return "\n".join([*lines, *(line for w in self.warnings for line in textwrap.wrap(f"note: {w}", 80))])
+
+    @property
+    def _unit_words(self) -> str:
+        return self.unit if self.unit_stated or self.unit == "as given" else f"{self.unit} (read off the values)"
+
+    def to_dict(self, level: float = 0.95) -> dict:
+        """The numbers of the fit, ready for JSON; None for what is not a number."""
+        numbers = {n: _json(getattr(self, n)) for n in ("a", "b", "ceiling", "r_squared", "rmse")}
+        return numbers | {
+            "unit": self.unit, "unit_stated": self.unit_stated, "entropy_average": self.entropy_average,
+            "points": len(self.entropy), "method": self.method, "level": level,
+            "interval": {k: list(map(float, v)) for k, v in self.interval(level).items()},
+            "diagnostics": {k: _json(v) for k, v in vars(self.diagnostics).items()}, "warnings": list(self.warnings),
+        }  # fmt: skip
+
+    def latex(self, level: float = 0.95) -> str:
+        """The coefficients with their intervals as a LaTeX tabular."""
+        rows = [
+            f"{symbol} & {getattr(self, name):.4f} & [{low:.4f}, {high:.4f}] \\\\"
+            for (name, (low, high)), symbol in zip(
+                self.interval(level).items(), ("$a$", "$b$", "$b-a$"), strict=True
+            )
+        ]  # fmt: skip
+        head = f"coefficient & {self.unit} & {100 * level:g}\\,\\% interval \\\\"
+        foot = f"$R^2$ & {self.r_squared:.3f} & {len(self.entropy)} points \\\\"
+        return "\n".join(
+            ["\\begin{tabular}{lrr}", "\\hline", head, "\\hline", *rows, "\\hline", foot, "\\hline", "\\end{tabular}"]
+        )
+
+    def _repr_html_(self) -> str:
+        interval = self.interval()
+        cells = "".join(
+            f"<tr><th scope='row'>{name}</th><td>{getattr(self, name):.4f}</td><td>{low:.4f} to {high:.4f}</td></tr>"
+            for name, (low, high) in interval.items()
+        )
+        notes = "".join(f"<li>{html.escape(w)}</li>" for w in self.warnings)
+        return (
+            "<table class='tex2jax_ignore mathjax_ignore'>"
+            f"<caption>R = −a·exp(H) + b, {len(self.entropy)} points, R² {self.r_squared:.3f}, RMSE "
+            f"{self.rmse:.4f}</caption><thead><tr><th></th><th scope='col'>{self._unit_words}</th>"
+            f"<th scope='col'>95 % interval</th></tr></thead><tbody>{cells}</tbody></table>"
+            + (f"<ul>{notes}</ul>" if notes else "")
+        )
+
+
+def fit_law(
+    entropy, performance, *, weights=None, entropy_error=None, performance_error=None, unit: str | None = None,
+    entropy_average: str = "not stated", block_length: int | None = None, seed: int = 0,
+) -> LawFit:  # fmt: skip
+    """The least-squares fit of R = -a exp(H) + b to points (H, R) in the order of the run.
+
+    `entropy` in nats and `performance`, both of shape (n,). `weights` (n,) weigh the squares, as inverse variances
+    do. With `entropy_error` and `performance_error`, standard deviations in the units of H and R, scalars or (n,), the
+    fit is orthogonal: errors in both (ODRPACK95). `unit` is one of UNITS; without it `unit_of` reads
+    it off the values, and the result says so. `entropy_average` says which average H
+    is, such as "token mean" or "mean of responses (Eq 5)". `block_length` is the number of points in a block of the
+    bootstrap, by default round(n^(1/2)); 1 takes the points as independent. Raises ErltoolError for fewer than 3
+    points, lengths that differ, values that are not finite, entropy that does not vary, fractions mixed with
+    percentage points, weights or errors that are not positive, or one error without the other.
+    """
+    h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
+    if len(h) != len(r):
+        raise ErltoolError(f"fit_law: {len(h)} entropies but {len(r)} performances; give as many of both")
+    if len(h) < 3:
+        raise ErltoolError(f"fit_law: {len(h)} points; at least 3 are needed for two parameters and their interval")
+    if not (np.isfinite(h).all() and np.isfinite(r).all()):
+        bad = int((~(np.isfinite(h) & np.isfinite(r))).sum())
+        raise ErltoolError(f"fit_law: {bad} of {len(h)} points are not finite; drop them first (DataFrame.dropna)")
+    with np.errstate(over="ignore"):
+        x = np.exp(h)
+    if not np.isfinite(x).all() or np.ptp(x) <= 1e-12 * np.abs(x).max():
+        raise ErltoolError("fit_law: entropy does not vary (or overflows), so no law can be fitted to it")
+    if block_length is None:
+        block_length = min(len(h) // 2, max(1, round(len(h) ** 0.5)))
+    if not 1 <= block_length <= len(h) // 2:
+        raise ErltoolError(f"fit_law: block_length {block_length}; must be from 1 to half of the {len(h)} points")
+    if (entropy_error is None) != (performance_error is None):
+        raise ErltoolError("fit_law: errors in both need entropy_error and performance_error; give the other one too")
+    w = _positive("weights", weights, len(h))
+    method = "least squares" if w is None else "weighted least squares"
+    if entropy_error is not None:
+        if w is not None:
+            raise ErltoolError("fit_law: give weights, or the errors of both, not all three")
+        errors = [_positive(n, v, len(h)) for n, v in (("entropy_error", entropy_error),
+                                                       ("performance_error", performance_error))]  # fmt: skip
+        method, (slope, intercept, covariance) = "errors in both", _orthogonal(h, r, *errors)
+    else:
+        slope, intercept = _line(x, r, w)
+        covariance = _line_covariance(x, r - (intercept + slope * x), w)
+    residuals, mass = r - (intercept + slope * x), np.ones(len(h)) if w is None else w
+    total = np.sum(mass * (r - np.average(r, weights=mass)) ** 2)
+    r_squared = 1 - np.sum(mass * residuals**2) / total if total > 0 else np.nan
+    rmse = np.sqrt(np.average(residuals**2, weights=mass))
+    return LawFit(
+        float(-slope), float(intercept), float(r_squared), float(rmse), h, r, w, unit_of(r, unit), unit is not None,
+        entropy_average, method, covariance, block_length, seed,
+    )  # fmt: skip
+
+
+def unit_of(performance, unit: str | None = None, name: str = "performance") -> str:
+    """The unit of performances in their order, one of UNITS: the one stated, else read off their name and values.
+
+    Values in [0, 1] are fractions. Values up to 100 are percentage points where their name says percent or accuracy
+    (then from above 2), or says nothing and they reach above 10. All else is "as given": a reward, a score or a sum of
+    rewards is no percentage, whatever its size. What is not finite is left out. Raises ErltoolError for an unknown
+    unit, fractions outside [0, 1], a percentage that never reaches 1, or fractions mixed with percentage points:
+    neighbours that jump about hundredfold across 1, from 0.31 to 31.
+    """
+    values = np.asarray(performance, dtype=float)
+    values = values[np.isfinite(values)]
+    low, high = values.min(initial=np.inf), values.max(initial=-np.inf)
+    if unit is not None:
+        if unit not in UNITS:
+            raise ErltoolError(f"unit {unit!r} is not known: use one of {', '.join(UNITS)}")
+        if unit == "fraction" and not 0 <= low <= high <= 1:
+            raise ErltoolError(
+                f"{name} from {low:g} to {high:g} is no fraction; use unit='percentage points' or 'as given'"
+            )
+        return unit
+    if not len(values) or low < 0 or high > 100:
+        return "as given"
+    percent = re.search(r"%|percent|pct", name, re.I)
+    if high <= 1:
+        if percent and high > 0:
+            raise ErltoolError(f"{name} never exceeds {high:g}, which is little for a percentage; state the unit")
+        return "fraction"
+    reward = re.search(r"reward|score|return", name, re.I)
+    accuracy = not reward and re.search(r"acc(?![a-z])|accura|correct|pass|solve|success|match|(mean|avg)@", name, re.I)
+    if high > (20 if reward else 1 if percent or accuracy else 2):
+        _refuse_mixed(values, name)
+    if percent or (accuracy and high > 2) or (not reward and high > 10):
+        return "percentage points"
+    return "as given"
+
+
+def _refuse_mixed(values: np.ndarray, name: str) -> None:
+    before, after = values[:-1], values[1:]
+    small, large = np.minimum(before, after), np.maximum(before, after)
+    mixed = (small > 0) & (small <= 1) & (large > 1) & (large > 60 * small) & (large < 160 * small)
+    if mixed.any():
+        i = int(np.argmax(mixed))
+        raise ErltoolError(
+            f"{name} jumps from {before[i]:g} to {after[i]:g}: fractions and percentage points are mixed; bring it to "
+            "one unit, or state the unit"
+        )
+
+
+def _positive(name: str, values, n: int) -> np.ndarray | None:
+    if values is None:
+        return None
+    values = (
+        np.broadcast_to(np.asarray(values, dtype=float), (n,)) if np.ndim(values) == 0 else np.asarray(values, float)
+    )
+    if values.shape != (n,) or not (np.isfinite(values).all() and (values > 0).all()):
+        raise ErltoolError(f"fit_law: {name} must be above 0 and finite, one or {n} of them")
+    return values
+
+
+def _line(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
+    """Slope and intercept of least squares of y on x, both (n,); y is centred first, which keeps digits."""
+    w = np.full(len(x), 1 / len(x)) if weights is None else weights / weights.sum()
+    mean = w @ y
+    slope, intercept = _line_coefficients(x, weights) @ (y - mean)
+    return slope, intercept + mean
+
+
+def _line_coefficients(x: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """(2, n): what slope and intercept of least squares on x take of each y."""
+    w = np.full(len(x), 1 / len(x)) if weights is None else weights / weights.sum()
+    centre = w @ x
+    slope = w * (x - centre) / (w @ (x - centre) ** 2)
+    return np.stack([slope, w - centre * slope])
+
+
+def _line_covariance(x: np.ndarray, residuals: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """(2, 2) covariance of slope and intercept for independent errors of variance proportional to 1 / weights."""
+    w = np.ones(len(x)) if weights is None else weights
+    centre = np.average(x, weights=w)
+    variance = np.sum(w * residuals**2) / (len(x) - 2)
+    slope = variance / np.sum(w * (x - centre) ** 2)
+    return np.array([[slope, -centre * slope], [-centre * slope, variance / w.sum() + centre**2 * slope]])
+
+
+def _orthogonal(h, r, entropy_error, performance_error) -> tuple[float, float, np.ndarray]:
+    """Slope, intercept in exp(H) and their covariance, with errors in H and R."""
+    from odrpack import odr_fit  # needed here alone
+
+    start = np.array(_line(np.exp(h), r))
+    fitted = odr_fit(
+        lambda x, beta: beta[0] * np.exp(x) + beta[1], h, r, start,
+        weight_x=1 / entropy_error**2, weight_y=1 / performance_error**2,
+    )  # fmt: skip
+    if not fitted.success:
+        raise ErltoolError(f"fit_law: errors in both did not converge ({fitted.stopreason}); fit without entropy_error")
+    return float(fitted.beta[0]), float(fitted.beta[1]), np.array(fitted.cov_beta) * fitted.res_var
+
+
+def _json(value) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""What the notebooks need beside the package: checks of exercises, copies for participants."""

@@ -1,0 +1,473 @@
+"""Checks of the lessons' exercises, which name the mistake that was made: `workshop.check_NAME(your_function)`.
+
+An exercise is data: the right function, fixed inputs, and the classic wrong functions with a sentence each. A check
+runs the learner's function on the inputs; where its answers are those of a wrong function, it says which mistake
+that is, else by how much it is off and where. What to write, and in how many minutes, stands in the lesson.
+"""
+
+import copy
+import math
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from erltool.controls.loss import policy_loss
+from erltool.entropy import bandit
+from erltool.entropy.advantages import group_advantages
+from erltool.entropy.covariance import group_covariance, masked_mean, response_mean, token_covariance
+from erltool.entropy.log_probs import token_log_probs
+from erltool.entropy.tokens import token_budget, top_tokens
+from erltool.runs.compare import paired_difference
+
+TOLERANCE = 1e-3  # of the largest right number of a case: whoever adds another small epsilon is right too
+
+
+@dataclass(frozen=True, repr=False)
+class Verdict:
+    """What a check found. It shows itself as its message."""
+
+    passed: bool
+    message: str
+    """One line."""
+
+    def __repr__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A function to write; calling it with the learner's function checks that."""
+
+    right: Callable
+    cases: Mapping[str, tuple]
+    """Arguments by what is special about them."""
+    mistakes: Mapping[str, Callable]
+    """Wrong functions by the sentence that names the mistake, to be read after "when"."""
+
+    def __call__(self, your_function: Callable) -> Verdict:
+        """Whether the function gives the right numbers on every case, and if not, what went wrong: a Verdict.
+
+        Its arguments are copies. An exception of the function is reported, never raised.
+        """
+        if not callable(your_function):
+            return Verdict(False, "not yet: give the check the function itself, without calling it")
+        yours, right = {}, self.answers(self.right)
+        for case, arguments in self.cases.items():
+            try:
+                yours[case] = _numbers(your_function(*copy.deepcopy(arguments)))
+            except Exception as e:
+                return Verdict(False, f"not yet, {case}: {_raised(e, your_function)}")
+        wrong = [case for case in right if not _same(yours[case], right[case])]
+        if not wrong:
+            off = max(float((yours[c] - right[c]).abs().max()) for c in right)
+            return Verdict(True, f"right: {'; '.join(right)}; largest difference {off:.1g}")
+        for sentence, function in self.mistakes.items():
+            if all(_same(yours[case], answer) for case, answer in self.answers(function).items()):
+                return Verdict(False, f"not yet: this comes out when {sentence}. {_difference(yours, right)}")
+        return Verdict(False, f"not yet, {wrong[0]}: {_off(yours[wrong[0]], right[wrong[0]])}")
+
+    def answers(self, function: Callable) -> dict[str, Tensor]:
+        """What a function returns for each case, as numbers."""
+        return {case: _numbers(function(*copy.deepcopy(arguments))) for case, arguments in self.cases.items()}
+
+
+def _numbers(value) -> Tensor:
+    if value is None:
+        raise TypeError("it returned None, as a function without return does")
+    try:
+        return torch.as_tensor(value, dtype=torch.float64).detach()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f"it returned {type(value).__name__}, where numbers are wanted") from e
+
+
+def _same(yours: Tensor, answer: Tensor) -> bool:
+    scale = float(answer.nan_to_num().abs().max())
+    return yours.shape == answer.shape and torch.allclose(
+        yours, answer, rtol=0, atol=max(TOLERANCE * scale, 1e-6), equal_nan=True
+    )
+
+
+def _difference(yours: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> str:
+    """The cases' means, or where those agree the number that is off most."""
+    means = [(case, *(f"{round(float(x[case].mean()), 6) + 0.0:.3g}" for x in (yours, right))) for case in right]
+    if any(mine != other for _, mine, other in means):
+        return "Means: " + ", ".join(f"{case}: {mine} (right {other})" for case, mine, other in means)
+    case = max(right, key=lambda c: float((yours[c] - right[c]).abs().max()))
+    return f"{case.capitalize()}: {_off(yours[case], right[case])}"
+
+
+def _off(yours: Tensor, right: Tensor) -> str:
+    if yours.shape != right.shape:
+        return f"shape {tuple(yours.shape)} where {tuple(right.shape)} is right"
+    gap = (yours - right).abs().nan_to_num(nan=torch.inf)
+    at = np.unravel_index(int(gap.argmax()), tuple(right.shape))
+    where = f" at {[int(i) for i in at]}" if at else ""
+    return f"off by {float(gap.max()):.3g}{where}: {float(yours[at]):.4g} where {float(right[at]):.4g} is right"
+
+
+def _raised(error: Exception, function: Callable) -> str:
+    code = getattr(function, "__code__", None)
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code is code]
+    text = " ".join(str(error).split())[:200]
+    if not lines:
+        return text
+    return f"line {lines[-1] - code.co_firstlineno + 1} of your function: {type(error).__name__}: {text}"
+
+
+# --- the exercises, lesson by lesson -------------------------------------------------------------
+
+
+def _t(*values) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+check_law = Exercise(
+    lambda entropy, a, b: -a * math.exp(entropy) + b,
+    {"at entropy 0.5": (0.5, 0.35, 0.73), "with nothing left to spend": (0.0, 0.35, 0.73)},
+    {
+        "the law is taken to be straight in H, without the exponential": lambda h, a, b: -a * h + b,
+        "the sign of a is lost, so that entropy adds to accuracy": lambda h, a, b: a * math.exp(h) + b,
+        "the exponential falls with H instead of rising": lambda h, a, b: -a * math.exp(-h) + b,
+    },
+)
+
+
+def _without_epsilon(rewards, group_size):
+    groups = rewards.view(-1, group_size)
+    return ((groups - groups.mean(-1, keepdim=True)) / groups.std(-1, keepdim=True)).flatten()
+
+
+check_advantages_of = Exercise(
+    group_advantages,
+    {"two groups": (_t(1, 0, 0, 1, 0, 0, 0, 1), 4), "a group without spread": (_t(1, 1, 1, 1, 1, 0, 0, 0), 4)},
+    {
+        "nothing is divided by the standard deviation, as in Dr. GRPO": partial(group_advantages, estimator="dr_grpo"),
+        "the standard deviation has n in its denominator instead of n - 1": lambda r, n: (
+            group_advantages(r, n) * math.sqrt(n / (n - 1))
+        ),
+        "all rewards are centred and scaled together instead of group by group": partial(
+            group_advantages, estimator="reinforce++"
+        ),
+        "the divisor has no small epsilon, so that a group without spread is 0/0": _without_epsilon,
+    },
+)
+
+# Four responses of 3, 2, 1 and 3 tokens; what stands in the padding would show in any mean that looks there.
+_A = _t(1.5, -0.5, 1.0, -1.0)
+_LOG_PROBS = _t([-0.1, -0.4, -2.0], [-0.3, -3.0, -9.0], [-0.2, -9.0, -9.0], [-1.5, -0.7, -0.1])
+_OLD = _LOG_PROBS - _t([0.5, -0.5, 0.1], [0.4, -0.6, 2.0], [-0.4, 2.0, -2.0], [0.3, -0.7, 0.05])
+_MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]], dtype=torch.bool)
+
+check_covariance_of = Exercise(
+    token_covariance,
+    {"responses of 3, 2, 1 and 3 tokens": (_A, _LOG_PROBS, _MASK)},
+    {
+        "the means look at the padding too": lambda a, x, m: (x - x.mean()) * (a - a.mean())[:, None] * m,
+        "nothing is centred": lambda a, x, m: x * a[:, None] * m,
+        "each response is centred on its own mean, from which its one advantage never differs": lambda a, x, m: 0 * x,
+        "the mean advantage counts responses instead of tokens": lambda a, x, m: (
+            (x - masked_mean(x, m)) * (a - a.mean())[:, None] * m
+        ),
+        "padding is left in the result": lambda a, x, m: (
+            (x - masked_mean(x, m)) * (a[:, None] - masked_mean(a[:, None].expand(m.shape), m))
+        ),
+    },
+)
+
+
+def _loss(x, old, a, m, eps, worse=torch.maximum, average=masked_mean):
+    ratio = (x - old).exp()
+    return average(worse(-a[:, None] * ratio, -a[:, None] * ratio.clamp(1 - eps, 1 + eps)), m)
+
+
+check_clipped_loss = Exercise(
+    lambda x, old, a, m, eps: policy_loss(x, old, a, m, clip=(eps, eps)).loss,
+    {"after an update": (_LOG_PROBS, _OLD, _A, _MASK, 0.2), "at ratio 1": (_LOG_PROBS, _LOG_PROBS, _A, _MASK, 0.2)},
+    {
+        "each response is averaged first, as a loop over single ones does: long ones' tokens count less": partial(
+            _loss, average=lambda loss, m: response_mean(loss, m).mean()
+        ),
+        "the lesser loss is taken (min) where the larger one is meant (max)": partial(_loss, worse=torch.minimum),
+        "the clipped term stands alone, and what has moved the wrong way is not pushed back": partial(
+            _loss, worse=lambda plain, clipped: clipped
+        ),
+        "the ratio is upside down, old over new": lambda x, old, a, m, eps: _loss(old, x, a, m, eps),
+        "the sign is that of something to maximise": lambda *args: -_loss(*args),
+    },
+)
+
+_Z = _t(0.55, 0.25, 0.15, 0.05).log()
+_STEPS = {"likely pushed up": (_Z, _t(0.1, 0, 0, 0)), "two pushed at once": (_t(3, 0, -3), _t(0, 0.1, -0.05))}
+
+check_first_order = Exercise(
+    bandit.first_order_change,
+    _STEPS,
+    {
+        "the minus sign is forgotten: entropy falls where the covariance is positive": lambda z, dz: (
+            -bandit.first_order_change(z, dz)
+        ),
+        "the means are plain ones over actions instead of under the policy": lambda z, dz: (
+            -((z - z.mean()) * (dz - dz.mean())).mean()
+        ),
+        "the product is averaged under the policy, but nothing is centred": lambda z, dz: (
+            -(torch.softmax(z, -1) * torch.log_softmax(z, -1) * dz).sum()
+        ),
+    },
+)
+
+
+check_policy_gradient_change = Exercise(
+    bandit.predicted_change,
+    {"likely is good": (_Z, _t(1, 0, 0, 0), 0.1), "rare is good": (_Z, _t(0, 0, 0, 1), 0.1)},
+    {
+        "the step has no factor pi: that is the natural policy gradient's, Theorem 2": partial(
+            bandit.predicted_change, method="npg"
+        ),
+        "values stand where advantages are meant: subtract their mean under the policy first": lambda z, v, eta: (
+            bandit.first_order_change(z, eta * torch.softmax(z, -1) * v)
+        ),
+        "the minus sign is forgotten": lambda *args: -bandit.predicted_change(*args),
+    },
+)
+
+
+def _top_share(covariance, share, part=lambda c: c.clamp(min=0), count=token_budget):
+    values, n = part(covariance), count(share, len(covariance))
+    return values.sort(descending=True).values[:n].sum() / values.sum()
+
+
+_TEN = _t(-1.6, 0.9, 0.1, -0.3, 2.4, 0.0, 0.4, -0.1, 0.2, -0.2)
+
+check_top_share = Exercise(
+    _top_share,
+    {"a fifth of ten tokens": (_TEN, 0.2), "a share of less than one token": (_TEN, 0.01)},
+    {
+        "large negative covariances count too, by their absolute value": partial(_top_share, part=torch.abs),
+        "the denominator is the sum of all, negative ones included": partial(_top_share, part=lambda c: c),
+        "a share of less than one token is no token": partial(_top_share, count=lambda share, n: int(share * n)),
+        "the lowest are taken instead of the highest": lambda c, share: (
+            c.clamp(min=0).sort().values[: token_budget(share, len(c))].sum() / c.clamp(min=0).sum()
+        ),
+    },
+)
+
+
+def _cov(x, y, n=None):
+    return ((x - x.mean()) * (y - y.mean())).sum() / (n or len(x))
+
+
+check_group_cov = Exercise(
+    lambda log_pi, a: group_covariance(a, log_pi[:, None], torch.ones(len(a), 1), len(a))[0],
+    {"four responses": (_t(-0.2, -0.5, -1.0, -2.0), _t(0.9, 0.9, -0.9, -0.9))},
+    {
+        "the factor pi is missing: Cov(log pi, A) is Theorem 2's, Equation 8 is Theorem 1's": _cov,
+        "n - 1 stands in the denominator, where the paper takes the mean": lambda x, a: _cov(
+            x, x.exp() * a, len(x) - 1
+        ),
+        "the products are averaged without centring": lambda x, a: (x * x.exp() * a).mean(),
+    },
+)
+
+check_optimum = Exercise(
+    lambda reward, bonus: torch.softmax(reward / bonus, -1),
+    {"a bonus of 0.3": (_t(0, 1, 0, 0.5), 0.3), "a bonus of 3": (_t(0, 1, 0, 0.5), 3.0)},
+    {
+        "the reward is multiplied by the bonus: more bonus would then sharpen": lambda r, c: torch.softmax(r * c, -1),
+        "the bonus does not enter": lambda r, c: torch.softmax(r, -1),
+        "only the best action is played, as without a bonus": lambda r, c: (r == r.max()).double(),
+    },
+)
+
+
+def _pass_at_k(right, n, k):
+    from erltool.training.evaluate import pass_at_k  # which imports the models
+
+    return float(pass_at_k(np.array(right), n, k))
+
+
+check_pass_at_k = Exercise(
+    _pass_at_k,
+    {"1 right of 16, k = 8": (1, 16, 8), "4 of 8, k = 2": (4, 8, 2), "fewer than k wrong": (12, 16, 8)},
+    {
+        "draws are taken with replacement: 1 - (1 - c/n)^k is biased, too low": lambda c, n, k: 1 - (1 - c / n) ** k,
+        "the share that is right is returned, which is pass@1": lambda c, n, k: c / n,
+        "all k have to be right instead of one": lambda c, n, k: math.comb(c, k) / math.comb(n, k),
+    },
+)
+
+check_entropy_of = Exercise(
+    lambda logits, tokens, temperature: token_log_probs(logits, tokens, temperature=temperature)[1].mean(),
+    {f"temperature {t}": (_t([2.0, 0.5, 0.0], [0.0, 1.0, 3.0]), torch.tensor([0, 1]), t) for t in (0.5, 1.0)},
+    {
+        "the sampled tokens' -log pi is averaged: a one-sample estimate, not the entropy": lambda z, tokens, t: (
+            -token_log_probs(z, tokens, temperature=t)[0].mean()
+        ),
+        "the temperature is left out": lambda z, tokens, t: bandit.entropy(z).mean(),
+        "the logits are multiplied by the temperature": lambda z, tokens, t: bandit.entropy(z * t).mean(),
+        "the logarithm is of base 2: bits, not nats": lambda z, tokens, t: bandit.entropy(z / t).mean() / math.log(2),
+    },
+)
+
+
+def _kl_cov_mask(covariance, mask, fraction):
+    return top_tokens(covariance, mask, token_budget(fraction, int(mask.sum())))
+
+
+_COVARIANCE = token_covariance(_A, _LOG_PROBS, _MASK)
+
+check_kl_cov_mask = Exercise(
+    _kl_cov_mask,
+    {"a third": (_COVARIANCE, _MASK, 0.34), "less than one token": (_COVARIANCE, _MASK, 0.01),
+     "nine tenths": (_COVARIANCE, _MASK, 0.9)},
+    {
+        "the absolute covariance is ranked: tokens that raise the entropy are taken too": lambda c, m, f: (
+            _kl_cov_mask(c.abs(), m, f)
+        ),
+        "each response gives its own share, at least one token of each": lambda c, m, f: torch.cat(
+            [_kl_cov_mask(row, rows, f) for row, rows in zip(c[:, None], m[:, None], strict=True)]
+        ),
+        "a share of less than one token is no token": lambda c, m, f: top_tokens(c, m, int(f * m.sum())),
+        "the share is of all places, padding included": lambda c, m, f: top_tokens(c, m, token_budget(f, m.numel())),
+        "padding competes with its covariance of 0": lambda c, m, f: (
+            top_tokens(c, torch.ones_like(m), token_budget(f, int(m.sum())))
+        ),
+    },
+)  # fmt: skip
+
+
+def _in_parts(advantages, log_probs, mask, size, centred="ax"):
+    """Covariance with what is named in `centred` centred inside each micro-batch, the rest over all."""
+    parts = [slice(b, b + size) for b in range(0, len(mask), size)]
+    found = []
+    for value, name in ((advantages, "a"), (log_probs, "x")):
+        whole = masked_mean(value, mask)
+        found.append([value[s] - (masked_mean(value[s], mask[s]) if name in centred else whole) for s in parts])
+    return torch.cat([a * x * mask[s] for a, x, s in zip(*found, parts, strict=True)])
+
+
+check_covariance_in_parts = Exercise(
+    lambda a, x, m, size: token_covariance(a, x, m),
+    {
+        name: (_A[:, None].expand(4, 3), _LOG_PROBS, _MASK, size)
+        for name, size in {"micro-batch 1": 1, "micro-batch 2": 2, "the whole update": 4}.items()
+    },
+    {
+        "both means are taken inside each micro-batch: three sizes, three answers": _in_parts,
+        "the advantages are still centred inside each micro-batch": partial(_in_parts, centred="a"),
+        "the log-probabilities are still centred inside each micro-batch": partial(_in_parts, centred="x"),
+    },
+)
+
+
+def _paired(values, baseline):
+    d = paired_difference(pd.Series(values), pd.Series(baseline))
+    return d.mean, d.low, d.high
+
+
+def _interval(mean, half):
+    return mean, mean - half, mean + half
+
+
+check_paired_interval = Exercise(
+    _paired,
+    {"five seeds": (np.array([0.41, 0.35, 0.52, 0.44, 0.38]), np.array([0.33, 0.30, 0.40, 0.41, 0.29]))},
+    {
+        "the seeds are not paired: the spread between seeds stays in": lambda v, b: _interval(
+            (v - b).mean(), stats.t.ppf(0.975, 2 * len(v) - 2) * math.sqrt((v.var(ddof=1) + b.var(ddof=1)) / len(v))
+        ),
+        "1.96 stands for Student's t, which is 2.78 with five seeds": lambda v, b: _interval(
+            (v - b).mean(), 1.96 * (v - b).std(ddof=1) / math.sqrt(len(v))
+        ),
+        "the standard deviation has n in its denominator instead of n - 1": lambda v, b: _interval(
+            (v - b).mean(), stats.t.ppf(0.975, len(v) - 1) * (v - b).std() / math.sqrt(len(v))
+        ),
+        "the spread of one difference is given, not of their mean: divide by the root of n": lambda v, b: _interval(
+            (v - b).mean(), stats.t.ppf(0.975, len(v) - 1) * (v - b).std(ddof=1)
+        ),
+    },
+)
+
+
+def _forecast_error(h, r, k, shape=np.exp, fitted=None, judged=None, power=2):
+    """Error of the law fitted to the points `fitted`, by default the first k, on `judged`, by default the others."""
+    x, n = shape(h), len(h)
+    known = slice(0, k if fitted is None else fitted(n))
+    slope, intercept = np.polyfit(x[known], r[known], 1)
+    error = np.abs(r - intercept - slope * x)[k if judged is None else judged :]
+    return np.mean(error**power) ** (1 / power)
+
+
+_H = np.array([0.9, 0.7, 0.62, 0.5, 0.43, 0.31, 0.22, 0.15, 0.12, 0.08])
+_R = np.array([0.21, 0.29, 0.35, 0.36, 0.41, 0.47, 0.46, 0.52, 0.49, 0.54])
+check_forecast_error = Exercise(
+    _forecast_error,
+    {"the first 3 points": (_H, _R, 3), "the first half": (_H, _R, 5)},
+    {
+        "the law is fitted to all points, also to those that it should forecast": partial(_forecast_error, fitted=int),
+        "the fitted points are among those that are judged": partial(_forecast_error, judged=0),
+        "the law is taken to be straight in H": partial(_forecast_error, shape=np.asarray),
+        "errors are averaged without being squared": partial(_forecast_error, power=1),
+    },
+)
+
+
+def _entropy_before(steps, entropy, at, window, inside=lambda s, at, window: (s > at - window) & (s <= at)):
+    return entropy[inside(steps, at, window)].mean()
+
+
+check_entropy_before = Exercise(
+    _entropy_before,
+    {
+        "every fourth step": (np.arange(4, 44, 4), np.linspace(1, 0.1, 10) ** 2, 24, 8),
+        "every step": (np.arange(1, 21), np.linspace(1, 0.3, 20) ** 3, 10, 5),
+    },
+    {
+        "the window holds both its ends, so a step counts for two measurements": partial(
+            _entropy_before, inside=lambda s, at, w: (s >= at - w) & (s <= at)
+        ),
+        "steps after the measurement are averaged in": partial(
+            _entropy_before, inside=lambda s, at, w: abs(s - at) <= w / 2
+        ),
+        "all steps up to the measurement are averaged": partial(_entropy_before, inside=lambda s, at, w: s <= at),
+        "the step of the measurement is left out": partial(
+            _entropy_before, inside=lambda s, at, w: (s >= at - w) & (s < at)
+        ),
+    },
+)
+
+check_adapter_weights = Exercise(
+    lambda shapes, rank: sum(rank * (i + o) for i, o in shapes),
+    {"one layer": ([(576, 1536)], 16), "three layers": ([(576, 576), (576, 192), (1536, 576)], 8)},
+    {
+        "the weights that stay are counted too": lambda shapes, r: sum(i * o + r * (i + o) for i, o in shapes),
+        "one of the two factors is forgotten": lambda shapes, r: sum(r * i for i, _ in shapes),
+        "the factors' sizes are multiplied instead of added": lambda shapes, r: sum(r * i * r * o for i, o in shapes),
+        "only the layers' inputs and outputs are counted, without the rank": lambda shapes, r: sum(map(sum, shapes)),
+    },
+)
+
+check_seconds_left = Exercise(
+    lambda tokens, rate, left: left * (tokens / rate).mean(),
+    {
+        "a slow update among fast ones": (_t(4000, 4000, 4000), _t(2000, 500, 2000), 10),
+        "responses that grow": (_t(1000, 2000, 6000), _t(2000, 1500, 1000), 4),
+    },
+    {
+        "rates are averaged, where a slow update counts by its rate and not by its time": lambda tokens, rate, left: (
+            left * tokens.mean() / rate.mean()
+        ),
+        "the last update is taken for all": lambda tokens, rate, left: left * tokens[-1] / rate[-1],
+        "the updates already made are counted again": lambda tokens, rate, left: (
+            (left + len(tokens)) * (tokens / rate).mean()
+        ),
+    },
+)
+
+EXERCISES = {name.removeprefix("check_"): e for name, e in list(globals().items()) if isinstance(e, Exercise)}

@@ -1,0 +1,266 @@
+"""Other tools' log files as tables of numbers: which format a file has, and what it holds.
+
+verl (console, JSONL), TRL (trainer_state.json, what it prints, notebooks), OpenRLHF (console), W&B and SwanLab (their
+exports), MLflow's and TensorBoard's folders, CSV, TSV, Parquet, Markdown, HTML, JSON and JSONL, of whatever tool. A
+file is untrusted text: nothing of it is evaluated, and text for a terminal goes through `shown`. It is read as a
+stream, in chunks; of a large one only the columns asked for are kept.
+"""
+
+import contextlib
+import csv
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from erltool.errors import ErltoolError
+from erltool.logs import folders as logfolders
+from erltool.logs import rows as logrows
+from erltool.logs import tables as logtables
+from erltool.logs.numbers import NUMBER_WIDTH, decimal_signs, number
+from erltool.logs.rows import SOURCE, STEP, document_of, document_rows, first_row, has_step
+from erltool.logs.tables import CHUNK_ROWS, MAX_COLUMNS, STEP_WORD, csv_kind, has_markdown_table, is_csv
+from erltool.logs.text import CONTROLS, Counts, first_lines, is_wide, lines_of
+from erltool.text import shown
+
+LARGE = 64 << 20  # bytes; of a larger file only the columns that have a role are kept
+MAX_ROWS = 1_000_000
+
+ROWS = {
+    "verl console": logrows.verl_console, "verl JSONL": logrows.json_rows,
+    "OpenRLHF console": logrows.openrlhf_console, "TRL trainer_state": logrows.json_rows,
+    "TRL console": logrows.trl_console, "W&B history": logrows.json_rows, "JSONL": logrows.json_rows,
+    "JSON": logrows.json_rows,
+}  # fmt: skip
+FOLDERS = ("TensorBoard", "MLflow")
+TABLES = {
+    "W&B CSV": logtables.csv_chunks, "SwanLab CSV": logtables.csv_chunks, "CSV": logtables.csv_chunks,
+    "Parquet": logtables.parquet_chunks, "Markdown table": logtables.markdown_chunks,
+    "HTML table": logtables.html_chunks, "notebook": logtables.notebook_chunks,
+}  # fmt: skip
+KINDS = (*ROWS, *FOLDERS, *TABLES, "erltool run")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a log holds."""
+
+    numbers: pd.DataFrame
+    """(rows, columns) float64 in the file's order; what is missing or not a finite number is NaN."""
+    texts: pd.DataFrame
+    """The columns without a number, of the same rows; SOURCE is the part of the log that a row comes from."""
+    percents: Mapping[str, int]
+    """Columns of numbers with a percent sign: how many of their numbers lack it."""
+    unclear: frozenset[str]
+    """Columns whose decimal sign cannot be told."""
+    skipped: Counts
+    run: str = ""
+    """The run of a folder that holds one or several."""
+    notes: tuple[str, ...] = ()
+
+    def rows(self, at) -> "Table":
+        """Of the rows at these positions the columns that hold a number there."""
+        numbers, texts = (part.iloc[at].reset_index(drop=True) for part in (self.numbers, self.texts))
+        return replace(self, numbers=numbers.dropna(axis=1, how="all"), texts=texts)
+
+    def holding(self, numbers: pd.DataFrame) -> "Table":
+        return replace(self, numbers=numbers)
+
+
+# --- which format --------------------------------------------------------------------------------
+
+
+def detect(path: Path) -> str:
+    """The kind of a log file or folder, one of KINDS. Raises ErltoolError for what is empty, binary or not a log."""
+    if path.is_dir():
+        return _detect_folder(path)
+    with open(path, "rb") as f:
+        head = f.read(1 << 16)
+    lines = first_lines(path)
+    if not head.strip() or not lines:
+        raise ErltoolError(f"{shown(path)}: empty; is the run still starting?")
+    if "tfevents" in path.name:
+        return "TensorBoard"
+    if head.startswith(b"PAR1"):
+        return "Parquet"
+    if not is_wide(head) and sum(map(head.count, CONTROLS)) > len(head) / 30:
+        raise ErltoolError(f"{shown(path)}: a binary file and no log; give one of: {', '.join(KINDS)}")
+    if logrows.is_printed_dict(lines[0]):
+        return "TRL console"
+    if (lines[0].lstrip()[:1] in ("{", "[") or has_step(first_row(lines))) and (kind := _detect_json(path)):
+        return kind
+    if lines[0].lstrip().startswith("<"):
+        return "HTML table"
+    table = csv_kind(lines[0])
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return table
+    if kind := _detect_lines(path):
+        return kind
+    with contextlib.suppress(csv.Error, ValueError):  # a single line, or a field beyond csv's limit
+        if is_csv(*(*lines, "")[:2]):
+            return table
+    raise ErltoolError(
+        f"{shown(path)}: not a log that is known: no metrics found in it; give one of: {', '.join(KINDS)}"
+    )
+
+
+def _detect_folder(path: Path) -> str:
+    if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
+        return "erltool run"
+    if (path / "trainer_state.json").is_file():
+        return "TRL trainer_state"
+    if any(path.rglob("*tfevents*")):
+        return "TensorBoard"
+    if logfolders.mlflow_runs(path):
+        return "MLflow"
+    raise ErltoolError(
+        f"{shown(path)}: holds no erltool run, no trainer_state.json and no TensorBoard event files or MLflow metrics"
+    )
+
+
+def _detect_lines(path: Path) -> str | None:
+    """The kind of text that has metrics in one of its lines."""
+    before = ""
+    with lines_of(path, Counter()) as lines:
+        for line in lines:
+            if kind := logrows.kind_of_line(line):
+                return kind
+            if has_markdown_table(before, line):
+                return "Markdown table"
+            before = line
+    return None
+
+
+def _detect_json(path: Path) -> str | None:
+    """The kind of a file that begins like JSON; None where it is no JSON after all, as a console's printed config."""
+    try:
+        document = document_of(path)
+    except ErltoolError:
+        if path.suffix.lower() in (".json", ".jsonl"):
+            raise
+        return None
+    if document is None:
+        row = first_row(first_lines(path)) or {}
+        return "verl JSONL" if set(row) == {STEP, "data"} else "W&B history" if "_step" in row else "JSONL"
+    if isinstance(document, dict) and "log_history" in document:
+        return "TRL trainer_state"
+    if isinstance(document, dict) and "nbformat" in document:
+        return "notebook"
+    rows = document_rows(document)
+    return "W&B history" if rows and "_step" in rows[0] else "JSON"
+
+
+# --- what it holds -------------------------------------------------------------------------------
+
+
+def read_table(path: Path, kind: str, keep: Callable[[str], bool], run: str | None = None) -> Table:
+    """The numbers of a log, its texts, and what was skipped by reason. `run` names one of a folder that holds several.
+
+    Numbers that are not finite are NaN and counted. Of a file larger than LARGE only the columns are kept for which
+    `keep(name)`, and rows up to MAX_ROWS. Raises ErltoolError for a file that cannot be read as this kind, and for a
+    folder of several runs that does not hold `run`.
+    """
+    skipped: Counts = Counter()
+    left_out: set[str] = set()
+
+    def kept(name: str) -> bool:
+        if name != SOURCE and not keep(name):
+            left_out.add(name)
+        return name not in left_out
+
+    large = path.is_file() and path.stat().st_size > LARGE
+    parts, count = [], 0
+    folder, chunks = _chunks(path, kind, run, skipped, kept if large else None)
+    with contextlib.closing(chunks):
+        for chunk in chunks:
+            parts.append(_compact(chunk)[: MAX_ROWS - count])
+            count += len(chunk)
+            if count > MAX_ROWS:
+                skipped[f"the rest of the file, after {MAX_ROWS:,} rows"] = 1
+                break
+    whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    skipped["columns without a role, of a large file"] = len(left_out)
+    return replace(_numbers_and_texts(whole, skipped), run=folder)
+
+
+def _chunks(path: Path, kind: str, run: str | None, skipped: Counts, keep) -> tuple[str, Iterator[pd.DataFrame]]:
+    """The run that was chosen in a folder of several, and its chunks."""
+    if kind in TABLES:
+        return "", TABLES[kind](path, skipped, keep)
+    name = ""
+    if kind == "TensorBoard":
+        runs = logfolders.event_runs(path, skipped)
+        name = logfolders.chosen(runs, run, path)
+        rows = logfolders.event_rows(runs[name], f"{name}/" if len(runs) > 1 else "", skipped)
+    elif kind == "MLflow":
+        folders = logfolders.mlflow_runs(path)
+        name = logfolders.chosen(folders, run, path)
+        rows = logfolders.mlflow_rows(folders[name], skipped)
+    else:
+        file = path / "trainer_state.json" if kind == "TRL trainer_state" and path.is_dir() else path
+        rows = ROWS[kind](file, skipped)
+    return name, _framed(path, rows, keep)
+
+
+def _framed(path: Path, rows: Iterator[dict], keep: Callable[[str], bool] | None) -> Iterator[pd.DataFrame]:
+    names: set[str] = set()
+    while part := list(itertools.islice(rows, CHUNK_ROWS)):
+        names.update(*part)
+        if len(names) > MAX_COLUMNS:
+            raise ErltoolError(
+                f"{shown(path)}: over {MAX_COLUMNS:,} different metrics, as {shown(min(names))}; no log has"
+            )
+        yield pd.DataFrame([row if keep is None else {k: v for k, v in row.items() if keep(k)} for row in part])
+
+
+def _compact(chunk: pd.DataFrame) -> pd.DataFrame:
+    """A chunk with floats where it has numbers alone, so that rows of the longest logs fit into memory."""
+    columns = {}
+    for name, values in chunk.items():
+        plain = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
+        columns[str(name)] = values.to_numpy(float, na_value=np.nan) if plain else values.astype(object)
+    return pd.DataFrame(columns, index=chunk.index)
+
+
+def _numbers_and_texts(whole: pd.DataFrame, skipped: Counts) -> Table:
+    """The columns of a log's chunks read as numbers, where they are some, and as texts."""
+    plain = {name: values for name, values in whole.items() if values.dtype == float}
+    tokens = {name: {v for v in values.unique() if isinstance(v, str) and len(v) <= NUMBER_WIDTH}
+              for name, values in whole.items() if name not in plain}  # fmt: skip
+    signs = decimal_signs(tokens, any((values[np.isfinite(values)] % 1 != 0).any() for values in plain.values()))
+    numbers, percents, bad = {}, {}, 0
+    for name, values in whole.items():
+        read = values if name in plain else _read(name, values, signs[name] or ".")
+        finite = read.where(np.isfinite(read))
+        if finite.isna().all():
+            continue
+        numbers[name] = finite
+        bad += int((finite.isna() & values.notna()).sum())
+        if any("%" in token for token in tokens.get(name, ())):
+            marked = values.map(lambda v: isinstance(v, str) and v.rstrip().endswith("%"))
+            percents[name] = int((finite.notna() & ~marked).sum())
+    texts = whole[[name for name in whole if name not in numbers]]
+    commas = any(signs.get(name) == "," for name in numbers)
+    skipped["values that are not finite numbers"] += bad
+    unclear = frozenset(name for name in numbers if not signs.get(name, "."))
+    notes = ("numbers: read with decimal commas",) if commas else ()
+    said = Counter({reason: n for reason, n in skipped.items() if n})
+    return Table(pd.DataFrame(numbers, index=whole.index), texts, percents, unclear, said, notes=notes)
+
+
+def _read(name: str, values: pd.Series, sign: str) -> pd.Series:
+    """A column of texts and numbers as floats, NaN for what is no number."""
+    counts_steps = bool(STEP_WORD.search(name.replace("_", " ")))
+    codes, found = pd.factorize(values)
+    read = np.full(len(found) + 1, np.nan)  # the last is of code -1, what is missing
+    for i, value in enumerate(found):
+        if isinstance(value, str):
+            value = number(value, sign, counts_steps) if len(value) <= NUMBER_WIDTH else None
+        elif isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+            value = None
+        read[i] = np.nan if value is None else value
+    return pd.Series(read[codes], index=values.index)

@@ -1,0 +1,222 @@
+"""Rows of other tools' logs, a dict a row: what consoles print, JSON and JSONL.
+
+A value is a number, or a text that formats.py reads as one. A row may say under SOURCE which part of the log it
+comes from, where that may be another run.
+"""
+
+import bisect
+import contextlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from erltool.errors import ErltoolError
+from erltool.logs.text import ESCAPES, Counts, encoding_of, first_lines, lines_of
+from erltool.text import shown
+
+STEP = "step"
+COUNTED = "step (counted)"
+SOURCE = "(source)"
+JSON_LIMIT = 256 << 20  # bytes of a JSON document, which is parsed whole
+DEEPEST = 4  # levels of nested metrics
+TEXT_WIDTH = 200  # characters; a longer text is neither a number nor a run's name
+WRAPPERS = ("data", "metrics", "logs", "log", "scalars", "values")  # of these the name says nothing of the metric
+
+NUMBER = r"[-+]?(?:\d+(?:\.\d*)?(?:e[-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
+VERL = re.compile(r"(?<![\w/])step:(\d+) - (\S.*)")
+VERL_FIELD = re.compile(rf"^(\S.*?):\s*(?:np\.\w+\()?({NUMBER})\)?\s*$", re.I)
+OPENRLHF = re.compile(r"[Gg]lobal[ _]step (\d+)(?:: |, eval_metrics: )(\{.*)")
+OPENRLHF_ITEM = re.compile(rf"'([^']+)': (?:np\.\w+\()?({NUMBER})", re.I)
+PRINTED = re.compile(r"\{('[^{}]*)\}")
+PRINTED_ITEM = re.compile(r"'([^'{}]+)': (?:np\.\w+\()?['\"]?([^,'\"()]{1,40})")
+TRAINER_KEYS = {"loss", "epoch", "reward", "train_loss", "eval_loss", "eval_reward"}
+
+Row = dict[str, float | str]
+
+
+def kind_of_line(line: str) -> str | None:
+    """The kind of console that prints such a line; None for any other line."""
+    line = ESCAPES.sub("", line)
+    if VERL.search(line):
+        return "verl console"
+    if OPENRLHF.search(line):
+        return "OpenRLHF console"
+    return "TRL console" if any(True for _ in _printed(line)) else None
+
+
+def is_printed_dict(line: str) -> bool:
+    """Whether a line is a row of metrics as Python prints a dict, which a JSON file cannot begin with."""
+    return line.lstrip().startswith("{'") and kind_of_line(line) == "TRL console"
+
+
+# --- consoles ------------------------------------------------------------------------------------
+
+
+def verl_console(path: Path, skipped: Counts) -> Iterator[Row]:
+    with lines_of(path, skipped) as lines:
+        for line in lines:
+            if not (found := VERL.search(ESCAPES.sub("", line))):
+                continue
+            fields = [VERL_FIELD.match(field) for field in found[2].split(" - ")]
+            skipped["unreadable fields"] += fields.count(None)
+            yield {STEP: float(found[1])} | {f[1].strip(): float(f[2]) for f in fields if f}
+
+
+def openrlhf_console(path: Path, skipped: Counts) -> Iterator[Row]:
+    with lines_of(path, skipped) as lines:
+        for line in lines:
+            if found := OPENRLHF.search(ESCAPES.sub("", line)):
+                yield {STEP: float(found[1])} | {k: float(v) for k, v in OPENRLHF_ITEM.findall(found[2])}
+
+
+def trl_console(path: Path, skipped: Counts) -> Iterator[Row]:
+    """The dicts that a Hugging Face trainer prints, one a row. TRL's have no step: see `printed_rows`."""
+    with lines_of(path, skipped) as lines:
+        yield from printed_rows(lines)
+
+
+def printed_rows(lines) -> Iterator[Row]:
+    """Rows of the metrics that are printed in lines of text, each with a step.
+
+    Where a row has none of its own, rows of training are counted from 1, and an evaluation belongs to the row before
+    it. What counts on with the run (tokens seen, else the epoch) falls back where the run was resumed or another began:
+    the count then goes on from the row that was as far.
+    """
+    clocks: list[float] = []
+    counter = ""
+    for line in lines:
+        for row in _printed(ESCAPES.sub("", line)):
+            if "train_runtime" in row:  # the summary of a run that is over
+                continue
+            if not any(re.search(r"(^|/|_)steps?($|/)", name) for name in row):
+                if not any(name.startswith("eval_") for name in row):
+                    counter = counter or ("num_tokens" if "num_tokens" in row else "epoch")
+                    _count_on(clocks, row.get(counter, ""))
+                row[COUNTED] = float(len(clocks))
+            yield row
+
+
+def _printed(line: str) -> Iterator[Row]:
+    """The dicts of a trainer's metrics in a line."""
+    for found in PRINTED.finditer(line):
+        row = dict(PRINTED_ITEM.findall(found[1]))
+        if len(row) > 1 and TRAINER_KEYS & set(row):
+            yield row
+
+
+def _count_on(clocks: list[float], clock: str) -> None:
+    """Appends a row's clock to those of the rows before it; where it falls back, those as far or further go."""
+    latest = before = clocks[-1] if clocks else 0.0
+    with contextlib.suppress(ValueError):
+        latest = float(clock)
+    if not math.isfinite(latest):
+        latest = before
+    if clocks and clocks[-1] > latest:
+        del clocks[bisect.bisect_left(clocks, latest) :]
+    clocks.append(latest)
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+def json_rows(path: Path, skipped: Counts) -> Iterator[Row]:
+    """Rows of JSONL as a stream, or those of a document, which is read whole."""
+    if (document := document_of(path)) is not None:
+        yield from map(flat, document_rows(document))
+        return
+    with lines_of(path, skipped) as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict):
+                yield flat(row)
+            else:
+                skipped["unreadable lines"] += bool(line.strip())
+
+
+def document_of(path: Path):
+    """What a JSON file holds; None where it is JSONL, a row a line. Raises ErltoolError where it is neither."""
+    head = first_lines(path)
+    if first_row(head[:1]):
+        return None
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise ValueError(f"over {JSON_LIMIT >> 20} MiB; write it as JSONL, a row a line")
+        with open(path, encoding=encoding_of(path, Counter()), errors="replace") as f:
+            return json.load(f)
+    except (ValueError, RecursionError) as e:
+        if has_step(first_row(head)) or _are_rows(head[:2]):  # JSONL: its first line is torn, or all of it is nested
+            return None
+        reason = shown(str(e).splitlines()[0])
+        raise ErltoolError(f"{shown(path)}: damaged JSON ({reason}); restore it, or give JSONL or CSV") from e
+
+
+def document_rows(document) -> list[dict]:
+    """Rows of a JSON document: a list of them, TRL's "log_history", lists of them by run's name, or columns as
+    DataFrame.to_json writes them."""
+    if isinstance(document, dict) and isinstance(document.get("log_history"), list):
+        document = document["log_history"]
+    elif isinstance(document, dict) and not has_step(document):
+        inner = (document[name] for name in WRAPPERS if isinstance(document.get(name), dict | list))
+        document = next(inner, document)
+    if not isinstance(document, dict):
+        return [row for row in document if isinstance(row, dict)] if isinstance(document, list) else []
+    lists = {k: v for k, v in document.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    if lists:
+        named = [(name, row) for name, rows in lists.items() for row in rows if isinstance(row, dict)]
+        return [row | ({SOURCE: name} if len(lists) > 1 else {}) for name, row in named]
+    # Scalars beside the columns say of no row.
+    columns = {k: v if isinstance(v, dict) else dict(enumerate(v)) for k, v in document.items()
+               if isinstance(v, dict | list)}  # fmt: skip
+    rows: dict = {}
+    for name, values in columns.items():
+        for at, value in values.items():
+            rows.setdefault(at, {})[name] = value
+    return list(rows.values())
+
+
+def first_row(lines: list[str]) -> dict | None:
+    """The first of the lines that is a row of JSONL, and neither a whole document nor columns."""
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "log_history" not in row:
+                if not all(isinstance(v, dict | list) for v in row.values()):
+                    return row
+    return None
+
+
+def has_step(row: dict | None) -> bool:
+    """Whether a row of JSONL counts steps: what else stands in a file need not be JSON."""
+    return row is not None and any(re.search(r"steps?($|/)", name, re.I) for name in row)
+
+
+def _are_rows(lines: list[str]) -> bool:
+    try:
+        return len(lines) > 1 and all(isinstance(json.loads(line), dict) for line in lines)
+    except (ValueError, RecursionError):
+        return False
+
+
+def flat(row: dict) -> Row:
+    """The numbers and short texts of a row, nested ones under path-like names; the outer one of two names wins."""
+    found: Row = {}
+    todo = [("", row, 0)]
+    while todo:
+        prefix, part, depth = todo.pop(0)
+        for name, value in part.items():
+            if isinstance(value, dict):  # W&B's own media and tables have a _type
+                if depth < DEEPEST and "_type" not in value and name != "_wandb":
+                    todo.append((prefix if name in WRAPPERS else f"{prefix}{name}/", value, depth + 1))
+            elif isinstance(value, str):
+                if len(value) <= TEXT_WIDTH:
+                    found.setdefault(prefix + name, value)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                with contextlib.suppress(OverflowError):
+                    found.setdefault(prefix + name, float(value))
+    return found

@@ -1,0 +1,53 @@
+"""Text of other people's logs: shown safely, decoded, read line by line."""
+
+import contextlib
+import itertools
+import re
+from collections import Counter
+from pathlib import Path
+
+LINE_LIMIT = 16 << 20  # characters; a longer line comes in pieces
+CONTROLS = [bytes([c]) for c in range(32) if c not in b"\b\t\n\v\f\r\x1b"]  # a tenth of binary data, hardly any of text
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+
+Counts = Counter
+"""What was skipped, by reason."""
+
+
+def is_wide(head: bytes) -> bool:
+    """Whether text is UTF-16, by its mark or by half of its bytes being 0."""
+    return head[:2] in (b"\xff\xfe", b"\xfe\xff") or (
+        len(head) > 8 and head[1:2000:2].count(0) > len(head[:2000]) * 0.4
+    )
+
+
+def encoding_of(path: Path, skipped: Counts) -> str:
+    """utf-8, or what else a file's first MiB is, which is then said in `skipped`."""
+    with open(path, "rb") as f:
+        head = f.read(1 << 20)
+    if is_wide(head):
+        marked = head[:2] in (b"\xff\xfe", b"\xfe\xff")
+        encoding = "utf-16" if marked else "utf-16-le"
+    else:
+        try:
+            head.decode("utf-8-sig")
+            return "utf-8-sig"
+        except UnicodeDecodeError as e:
+            if e.end >= len(head) - 3:  # a character cut by the end of the MiB, or of the file
+                return "utf-8-sig"
+        encoding = "latin-1"
+    skipped[f"decoded as {encoding}, it is not UTF-8"] = 1
+    return encoding
+
+
+@contextlib.contextmanager
+def lines_of(path: Path, skipped: Counts):
+    """The lines of a text file, as a stream."""
+    with open(path, encoding=encoding_of(path, skipped), errors="replace") as f:
+        yield iter(lambda: f.readline(LINE_LIMIT), "")
+
+
+def first_lines(path: Path, count: int = 5) -> list[str]:
+    """The first lines that are not blank."""
+    with lines_of(path, Counter()) as lines:
+        return list(itertools.islice(filter(str.strip, lines), count))

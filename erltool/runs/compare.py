@@ -1,0 +1,181 @@
+"""Comparing runs honestly: one row of end values a run, and differences paired by seed, with intervals.
+
+Runs of one seed share their prompts' order and the random numbers of their evaluation, so a difference between two
+controls at one seed is less noisy than the difference of two means.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from erltool.errors import ErltoolError
+from erltool.runs.folder import Run
+from erltool.tables import Table
+from erltool.text import visible
+
+EDGE = 5  # iterations averaged at the start and at the end, for what a single update measures noisily
+
+
+def setting_of(run: Run) -> str:
+    """A run's control as text, "kl-cov:fraction=0.1,coef=2.0": what `parse_control` reads; where a controller changes
+    it, " under " and the controller's."""
+    control, controller = control_text(run.config["control"]), run.config.get("controller")
+    return f"{control} under {control_text(controller)}" if controller else control
+
+
+def control_text(control: Mapping) -> str:
+    """What `parse_control` or `parse_controller` reads, of what `control_to_dict` returns."""
+    if "members" in control:
+        return "+".join(control_text(member) for member in control["members"])
+    inside = ",".join(f"{k}={v}" for k, v in control.items() if k != "name" and v is not None)
+    return f"{control['name']}:{inside}" if inside else control["name"]
+
+
+def end_values(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """One row a run, by name: what it was, where it began and where it ended.
+
+    Columns: `setting`, `seed`, `failed` (why, or ""), `entropy_start`, `entropy_end` (nats/token, means of EDGE
+    iterations), `entropy_spent` (fraction of the start that is gone), `accuracy_start`, `accuracy_best` and
+    `accuracy_late` (held-out, while training; `accuracy_late` is the mean over the second half of the steps, because
+    a single policy's may swing by more than controls differ), `tempered_late` (the same at `eval_temperature`),
+    `average` and `pass@k` of the last policy's evaluation, `average@0` and the like of those at other temperatures (0:
+    greedy), `length_end` (tokens), `zero_spread_end` and `all_wrong_end` (fractions of the groups), `thinking_end`
+    (fraction of the responses), `covariance_start`, `covariance_end` (nats), `selected` (mean fraction of the tokens
+    that the control acted on). NaN for what was not measured.
+    """
+    return Table({name: _end_values(run) for name, run in runs.items()}).T.infer_objects()
+
+
+def _end_values(run: Run) -> dict:
+    rows = run.metrics.groupby("iteration").mean(numeric_only=True)
+    evaluated = run.evaluated().set_index("step")
+    accuracy = evaluated["eval_accuracy"]
+    late = evaluated.index > run.metrics["step"].max() / 2
+    values = {"setting": visible(setting_of(run)), "seed": run.config["seed"]}
+    values["failed"] = visible(run.evaluation.get("failed", ""))
+    if not len(rows):
+        return values
+    first, last = rows.head(EDGE).mean(), rows.tail(EDGE).mean()
+    values |= {
+        "entropy_start": first["policy_entropy"],
+        "entropy_end": last["policy_entropy"],
+        "entropy_spent": 1 - last["policy_entropy"] / first["policy_entropy"],
+        "accuracy_start": accuracy.iloc[0] if len(accuracy) else np.nan,
+        "accuracy_late": accuracy[late].mean(),
+        "tempered_late": evaluated.get("eval_accuracy_tempered", accuracy * np.nan)[late].mean(),
+        "accuracy_best": accuracy.max() if len(accuracy) else np.nan,
+        "length_end": last["response_length"],
+        "zero_spread_end": last.get("zero_spread_fraction", np.nan),
+        "all_wrong_end": last.get("all_wrong_fraction", np.nan),
+        "thinking_end": last.get("thinking_fraction", np.nan),
+        "covariance_start": first["mean_covariance"],
+        "covariance_end": last["mean_covariance"],
+        "selected": rows["selected_fraction"].mean(),
+    }
+    measured = {k: v for k, v in run.evaluation.items() if k == "average" or k.startswith("pass@")}
+    tempered = {f"average@{t}": found["average"] for t, found in run.evaluation.get("tempered", {}).items()}
+    return values | measured | tempered
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference over n seeds, and its interval by Student's t with n - 1 degrees of freedom."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    level: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f}, {self.seeds} seeds)"
+
+
+def paired_difference(values: pd.Series, baseline: pd.Series, level: float = 0.95) -> Difference:
+    """Mean of values - baseline over the seeds that both have, each a Series indexed by seed.
+
+    The interval assumes that differences are normal over seeds, which a handful of them cannot show: read it as a
+    measure of spread. With one seed it is (-inf, inf); where all differences are equal it has no width and says
+    nothing. Raises ErltoolError for no common seed, a seed that occurs
+    twice, a level outside (0, 1), or values that are not finite.
+    """
+    if not 0 < level < 1:
+        raise ErltoolError(f"paired_difference: level {level} must be between 0 and 1, as 0.95")
+    if values.index.has_duplicates or baseline.index.has_duplicates:
+        raise ErltoolError("paired_difference: a seed occurs twice; give one value a seed")
+    difference = (values.astype(float) - baseline.astype(float)).reindex(values.index.intersection(baseline.index))
+    if not len(difference):
+        raise ErltoolError("paired_difference: no seed is in both; runs are compared seed by seed")
+    if not np.isfinite(difference).all():
+        raise ErltoolError("paired_difference: a value is not finite; leave failed runs out, and say how many")
+    mean, n = float(difference.mean()), len(difference)
+    half = np.inf
+    if n > 1:
+        half = float(stats.t.ppf((1 + level) / 2, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+    return Difference(mean, mean - half, mean + half, n, level)
+
+
+def differences(
+    table: pd.DataFrame, value: str, baseline: str, by: str = "setting", level: float = 0.95
+) -> dict[str, Difference]:
+    """`paired_difference` of a column of `end_values` against the rows whose `by` is `baseline`, for each other one."""
+    of = {name: part.set_index("seed")[value].dropna() for name, part in table.groupby(by, sort=False)}
+    if baseline not in of:
+        raise ErltoolError(f"no runs of {baseline!r} to compare with; there are {', '.join(of)}")
+    return {n: paired_difference(v, of[baseline], level) for n, v in of.items() if n != baseline and len(v)}
+
+
+def share_by_step(run: Run, shares: Iterable[float], smooth: int = 10) -> pd.DataFrame:
+    """How much of a run's entropy is spent, and of its accuracy gained, by each share of its steps (Fig 1 left, 2).
+
+    One row a share in (0, 1]: `share`, `entropy_spent`, fraction of the run's whole fall, and `accuracy_gained`,
+    fraction of the rise to its best, of means of `smooth` iterations and of three evaluations; NaN where entropy did
+    not fall, or accuracy never rose. Raises ErltoolError for a run with fewer than four evaluations.
+    """
+    accuracy = run.evaluated().set_index("step")["eval_accuracy"]
+    if len(accuracy) < 4:
+        raise ErltoolError(
+            f"share_by_step: {len(accuracy)} evaluations; at least 4 are needed to see when a run gained"
+        )
+    entropy = run.metrics.groupby("iteration")[["step", "policy_entropy"]].mean().set_index("step")["policy_entropy"]
+    smoothed = (entropy.rolling(smooth, min_periods=1).mean(), accuracy.rolling(3, min_periods=1).mean())
+    steps, rows = run.metrics["step"].max(), []
+    for share in shares:
+        at = [s[s.index <= max(share * steps, s.index[0])].iloc[-1] for s in smoothed]
+        fall, rise = smoothed[0].iloc[0] - smoothed[0].iloc[-1], smoothed[1].max() - smoothed[1].iloc[0]
+        rows.append({
+            "share": share,
+            "entropy_spent": (smoothed[0].iloc[0] - at[0]) / fall if fall > 0 else np.nan,
+            "accuracy_gained": (at[1] - smoothed[1].iloc[0]) / rise if rise > 0 else np.nan,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def covariance_and_fall(run: Run, window: int = 20) -> pd.DataFrame:
+    """Covariance beside the fall of the entropy, smoothed (Fig 8, left): one row an iteration that has both windows.
+
+    `step`; `token_covariance` (Eq 10) and `group_covariance` (Eq 8), means of the `window` iterations around it, nats;
+    `fall`, nats/token an iteration: the mean entropy of the `window` iterations before it minus that of those after,
+    divided by `window`. Each iteration has other prompts, so the difference of two iterations is mostly noise. Raises
+    ErltoolError for a run of fewer than 3 * window iterations.
+    """
+    rows = run.metrics.groupby("iteration").mean(numeric_only=True)
+    if len(rows) < 3 * window:
+        raise ErltoolError(
+            f"covariance_and_fall: {len(rows)} iterations; at least {3 * window} are needed to smooth them"
+        )
+    mean = rows.rolling(window).mean()
+    before, after = mean["policy_entropy"], mean["policy_entropy"].shift(-window)
+    around = mean[["mean_covariance", "group_covariance"]].shift(-(window // 2))
+    found = pd.DataFrame({
+        "step": run.metrics.groupby("iteration")["step"].max(), "token_covariance": around["mean_covariance"],
+        "group_covariance": around["group_covariance"], "fall": (before - after) / window,
+    })  # fmt: skip
+    return found.dropna().reset_index(drop=True)

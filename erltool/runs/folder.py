@@ -1,0 +1,335 @@
+"""A run is a folder: config.json, metrics.jsonl, timings.jsonl, tokens.parquet, adapter/, checkpoints/.
+
+What a seed decides is in metrics.jsonl, which is the same for the same seed; what the machine decides is in
+timings.jsonl. Reading joins them. Files that are replaced are replaced whole; lines are flushed one a step.
+"""
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from erltool.errors import ErltoolError
+from erltool.files import reading, write_whole, writing
+from erltool.tables import Table
+from erltool.text import shown, visible
+
+METRICS = {
+    "step": ("count", "optimiser updates so far, this one included"),
+    "iteration": ("count", "sampling rounds before this one"),
+    "reward": ("in [0, 1]", "mean reward of the update's responses"),
+    "policy_entropy": ("nats/token", "exact entropy of the policy before the update, mean over response tokens"),
+    "response_entropy": ("nats/token", "the same averaged over each response first, then over responses (Eq 5)"),
+    "sampled_nll": ("nats/token", "-mean log pi of the sampled tokens: a one-sample estimate of policy_entropy"),
+    "mean_covariance": ("nats", "Cov(log pi, A) over the update's response tokens (Eq 10)"),
+    "group_covariance": ("nats", "Cov over a prompt's responses of (log pi, pi A), mean over prompts (Eq 8)"),
+    "group_covariance_hard": ("nats", "the same over prompts whose group is right up to 1/3, not 0"),
+    "group_covariance_middle": ("nats", "up to 2/3"),
+    "group_covariance_easy": ("nats", "above 2/3, not 1"),
+    "covariance_top_0.0002": ("nats", "mean token covariance of the highest 0.02 % of the update's tokens (Table 1)"),
+    "covariance_top_0.002": ("nats", "of the highest 0.2 %"),
+    "covariance_top_0.02": ("nats", "of the highest 2 %"),
+    "covariance_top_0.2": ("nats", "of the highest 20 %"),
+    "covariance_top_0.5": ("nats", "of the highest 50 %"),
+    "response_length": ("tokens", "mean length of the update's responses, EOS included"),
+    "response_tokens": ("tokens", "response tokens in the update"),
+    "truncated_fraction": ("in [0, 1]", "share of the update's responses cut by max_response_tokens"),
+    "zero_spread_fraction": ("in [0, 1]", "share of the iteration's sampled groups whose rewards are all equal"),
+    "selected_fraction": ("in [0, 1]", "share of response tokens that the control acts on"),
+    "selected_tokens": ("tokens", "the same as a count"),
+    "control_value": ("1", "what the control steers, as it is in this update: a share of tokens, or a coefficient"),
+    "clip_fraction": ("in [0, 1]", "share of response tokens whose gradient the surrogate's clip has cut"),
+    "kl_k1": ("nats/token", "KL(pi_old || pi) by mean of -log_ratio"),
+    "kl_k3": ("nats/token", "KL(pi_old || pi) by mean of ratio - 1 - log_ratio"),
+    "grad_norm": ("1", "norm of the loss's gradient before clipping"),
+    "sampler_mismatch": ("nats", "largest |log-prob by sampler - by training's forward|, first update of an iteration"),
+    "entropy_change": ("nats/token", "entropy of the update's contexts after it minus before, where measured"),
+    "entropy_change_predicted": ("nats/token", "the same by Lemma 1, from the change of each context's logits"),
+    "entropy_change_correlation": ("1", "of the two over contexts"),
+    "all_wrong_fraction": ("in [0, 1]", "share of the update's groups whose responses are all wrong"),
+    "all_right_fraction": ("in [0, 1]", "all right"),
+    "distinct_fraction": ("in [0, 1]", "number of different responses in a group over its size, mean over groups"),
+    "thinking_fraction": ("in [0, 1]", "share of responses that work step by step, where the task can tell"),
+    "right_step_fraction": ("in [0, 1]", "share of their steps that follow from the value before"),
+    "right_product_fraction": ("in [0, 1]", "the same of the steps that multiply"),
+    "fork_entropy": ("nats/token", "mean entropy at the tokens where a response has a choice, where the task can tell"),
+    "fork_covariance": ("nats", "mean token covariance there"),
+    "eval_accuracy": ("in [0, 1]", "held-out accuracy before the update; on the run's last step, after it"),
+    "eval_accuracy_tempered": ("in [0, 1]", "the same at eval_temperature, 0 for greedy, where that is set"),
+    "tokens_per_second": ("tokens/s", "response tokens sampled and trained on per second, without evaluation"),
+}  # fmt: skip
+TIMED = ("tokens_per_second",)
+SPARSE = (
+    "eval_accuracy",
+    "sampler_mismatch",
+    "control_value",
+    "group_covariance_hard",
+    "group_covariance_middle",
+    "group_covariance_easy",
+    "entropy_change",
+    "entropy_change_predicted",
+    "entropy_change_correlation",
+    "all_wrong_fraction",
+    "all_right_fraction",
+    "distinct_fraction",
+    "thinking_fraction",
+    "right_step_fraction",
+    "right_product_fraction",
+    "fork_entropy",
+    "fork_covariance",
+    "eval_accuracy_tempered",
+)  # fmt: skip; absent on the steps where they were not measured
+
+TOKEN_COLUMNS = (
+    "step", "prompt_index", "response_index", "position", "prompt", "reward", "token_id", "text", "log_prob",
+    "old_log_prob", "entropy", "advantage", "covariance", "selected",
+)  # fmt: skip
+DESCRIBED_COLUMNS = ("strategy", "first_wrong", "fork")  # beside these, where the task can tell
+EVALUATION = "evaluation.json"  # of a run's last policy, where an experiment made one
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was read: its configuration, one row of metrics a step, and its recorded tokens."""
+
+    path: Path
+    config: dict
+    """Fields of TrainConfig as they were."""
+    made_by: dict
+    """Versions, commit, device, threads."""
+    metrics: pd.DataFrame
+    """One row a step; the columns are METRICS."""
+    skipped_lines: int
+    """Lines of metrics.jsonl that could not be read, or that a later line of their step replaces: a run that was cut
+    leaves at most one."""
+    continued_by: tuple[dict, ...] = ()
+    """The same as `made_by` where another version or machine went on with the run, and after which `step` it did."""
+
+    @property
+    def name(self) -> str:
+        """The folder's, with what is hidden in it made visible: tables and figures have it."""
+        return visible(self.path.name)
+
+    @cached_property
+    def tokens(self) -> pd.DataFrame:
+        """One row a recorded token; the columns are TOKEN_COLUMNS, and DESCRIBED_COLUMNS where the task can
+        tell. Raises ErltoolError if none were recorded."""
+        file = self.path / "tokens.parquet"
+        if not file.is_file():
+            raise ErltoolError(
+                f"{file}: not there yet; tokens are written at the first checkpoint, if record_every > 0"
+            )
+        return Table(read_tokens(file))
+
+    @cached_property
+    def evaluation(self) -> dict:
+        """What an experiment measured of the last policy on held-out problems: average, pass@k, `right` of `samples`
+        responses to each problem; or "failed" and why. Empty where nothing was measured."""
+        file = self.path / EVALUATION
+        return _read_json(file) if file.is_file() else {}
+
+    def evaluated(self) -> pd.DataFrame:
+        """The rows on which held-out accuracy was measured. Their `policy_entropy` is that of one update: for points
+        of the law use `align_points`."""
+        if "eval_accuracy" not in self.metrics:
+            return self.metrics.iloc[:0].assign(eval_accuracy=[])
+        return self.metrics.dropna(subset=["eval_accuracy"])
+
+
+def read_run(path: str | Path) -> Run:
+    """The run in a folder. A run that is still going or was cut is read as far as it came.
+
+    Raises ErltoolError where the folder is missing, holds no run, or its config.json is damaged.
+    """
+    path = Path(path)
+    document = read_config(path)
+    rows, skipped = read_lines(path / "metrics.jsonl")
+    metrics = pd.DataFrame(rows, columns=None if rows else list(METRICS))
+    timings = {row["step"]: row for row in read_lines(path / "timings.jsonl")[0]}
+    for name in TIMED:
+        if name not in metrics and any(name in row for row in timings.values()):
+            metrics[name] = [timings.get(step, {}).get(name, math.nan) for step in metrics["step"]]
+    return Run(path, document["config"], document["made_by"], metrics, skipped, tuple(document["continued_by"]))
+
+
+def read_runs(folder: str | Path) -> dict[str, Run]:
+    """The runs in a folder by name: a folder each, or recorded together by `record_runs`.
+
+    Raises ErltoolError where the folder is missing, holds no run, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    if (folder / "runs.json").is_file():
+        return _read_record(folder)
+    names = sorted(p.parent.name for p in folder.glob("*/config.json"))
+    if not names:
+        raise ErltoolError(f"{folder}: holds no runs")
+    return {run.name: run for run in (read_run(folder / name) for name in names)}
+
+
+def _read_record(folder: Path) -> dict[str, Run]:
+    documents, table = _read_json(folder / "runs.json"), _read_table(folder / "metrics.parquet")
+    runs = {}
+    try:
+        metrics = table.astype({"step": int, "iteration": int})
+        rows = {name: part.drop(columns="run").dropna(axis=1, how="all") for name, part in metrics.groupby("run")}
+        for name, said in documents.items():
+            known = _checked({"evaluation": {}} | said)
+            of_run = rows[name].reset_index(drop=True)
+            run = Run(folder / name, known["config"], known["made_by"], of_run, 0, tuple(known["continued_by"]))
+            vars(run)["evaluation"] = known["evaluation"]
+            runs[name] = run
+    except (ValueError, LookupError, TypeError) as e:
+        raise ErltoolError(
+            f"{folder}: runs.json and metrics.parquet are not runs recorded together ({_kind(e)}); restore them"
+        ) from e
+    return runs
+
+
+def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
+    """Writes runs together, compactly: runs.json with configuration, versions and evaluation of each, and
+    metrics.parquet with one row an iteration, the mean of its updates, in fp32; `step` is the iteration's last."""
+    folder, parts = Path(folder), []
+    for name, run in runs.items():
+        kept = run.metrics.drop(columns=list(TIMED), errors="ignore")
+        rows = kept.groupby("iteration").mean().reset_index()
+        rows["step"] = kept.groupby("iteration")["step"].max().to_numpy()
+        parts.append(rows.astype({c: "float32" for c in rows if c not in ("step", "iteration")}).assign(run=name))
+    documents = {n: _document(r) | {"evaluation": r.evaluation} for n, r in runs.items()}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_table(folder / "metrics.parquet", parts, compression="zstd")
+        write_whole(folder / "runs.json", (json.dumps(documents, indent=0) + "\n").encode())
+
+
+def write_table(file: Path, parts: list[pd.DataFrame], compression: str = "snappy") -> None:
+    """Writes tables below one another as Parquet, whole or not at all."""
+    table = io.BytesIO()
+    pd.concat(parts, ignore_index=True).to_parquet(table, index=False, compression=compression)
+    write_whole(file, table.getvalue())
+
+
+def _document(run: Run) -> dict:
+    """What config.json says of a run."""
+    more = {"continued_by": list(run.continued_by)} if run.continued_by else {}
+    return {"config": run.config, "made_by": run.made_by} | more
+
+
+def read_tokens(file: Path) -> pd.DataFrame:
+    """The table of a run's recorded tokens. Raises ErltoolError where the file is not one."""
+    tokens = _read_table(file)
+    if missing := set(TOKEN_COLUMNS) - set(tokens):
+        raise ErltoolError(f"{file}: has no column {min(missing)}; restore or delete it")
+    return tokens
+
+
+def _read_table(file: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as e:
+        raise ErltoolError(f"{file}: not readable as Parquet ({_kind(e)}); restore or delete it") from e
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        return found
+    except (ValueError, RecursionError) as e:
+        raise ErltoolError(f"{file}: damaged ({_kind(e)}); restore it, or delete it to have it made again") from e
+
+
+def read_config(path: Path) -> dict:
+    """What a run's config.json says, with "config", "made_by" and "continued_by". Raises ErltoolError where the folder
+    is missing, holds no run, or the file is not one of a run."""
+    with reading(path):
+        if not path.is_dir():
+            raise ErltoolError(f"run {path}: no such folder")
+        file = path / "config.json"
+        if not file.is_file():
+            raise ErltoolError(f"run {path}: holds no config.json, so it is not an erltool run")
+        try:
+            return _checked(json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, LookupError, TypeError, RecursionError) as e:
+            raise ErltoolError(f"{file}: not a run's config ({_kind(e)}); restore it or start another run") from e
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a folder holds a run: a model's folder has a config.json, too, of other content."""
+    try:
+        read_config(path)
+    except ErltoolError:
+        return False
+    return True
+
+
+def former_control(control: dict) -> tuple[dict, dict | None]:
+    """Control and controller that a control means which steered itself: before format 2 a controller was one."""
+    if "members" in control:
+        members, controllers = zip(*map(former_control, control["members"]), strict=True)
+        return control | {"members": list(members)}, next(filter(None, controllers), None)
+    fields = {k: v for k, v in control.items() if k not in ("name", "control")}
+    if control.get("name") == "target-entropy":
+        return control["control"], {"name": "target-entropy"} | fields
+    if control.get("name") == "annealed":
+        schedule = {"field": "fraction", "start": fields["start"], "length": fields["length"], "to": 0.0}
+        return control["control"] | {"fraction": fields["top"]}, {"name": "schedule"} | schedule
+    if control.get("name") == "adaptive-entropy-bonus":
+        bonus = {"name": "entropy-bonus", "coef": fields.pop("coef"), "below": fields["target"]}
+        return bonus, {"name": "adaptive-bonus"} | fields
+    return ({"below": None} | control if control.get("name") == "entropy-bonus" else control), None
+
+
+def _checked(document: dict) -> dict:
+    """A run's config.json where its parts have the types that every reader counts on; raises TypeError or KeyError."""
+    document = {"made_by": {}, "continued_by": []} | document
+    for name, kind in (("config", dict), ("made_by", dict), ("continued_by", list), ("evaluation", dict)):
+        if not isinstance(document.get(name, kind()), kind):
+            raise TypeError(f"{name} is {type(document[name]).__name__}, not {kind.__name__}")
+    config = document["config"]
+    if isinstance(config.get("control"), dict) and "controller" not in config:
+        config["control"], config["controller"] = former_control(config["control"])
+    if type(config["steps"]) is not int:
+        raise TypeError("steps is not a whole number")
+    if not all(isinstance(e, dict) and type(e["step"]) is int for e in document["continued_by"]):
+        raise TypeError("continued_by is not a list of versions, each with its step")
+    return document
+
+
+def _kind(e: BaseException) -> str:
+    """An error as a few words for one line."""
+    said = next(iter(str(e).splitlines()), "")
+    return f"{type(e).__name__}: {shown(said, 120)}"
+
+
+def read_lines(file: Path) -> tuple[list[dict], int]:
+    """Rows of a JSONL file by step, of the numbers in them, and how many lines are none or were replaced by a later one
+    of the same step. What is not a finite number is left out."""
+    with reading(file):
+        lines = file.read_bytes().splitlines() if file.is_file() else []
+    rows = {}
+    for line in lines:
+        row = row_of(line)
+        if row:
+            rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)], len(lines) - len(rows)
+
+
+def row_of(line: bytes) -> dict | None:
+    try:
+        row = json.loads(line)
+        known = type(row["step"]) is int and 0 <= row["step"] < 2**53
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return {name: value for name, value in row.items() if _is_number(value)} if known else None
+
+
+def _is_number(value) -> bool:
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False

@@ -1,0 +1,226 @@
+"""The one writer of a run's folder: what may begin or go on in it, from which checkpoint, and what is kept as it goes.
+
+Files that are replaced are replaced whole (files.py), lines are flushed one a step, and a checkpoint is never ahead of
+the lines that it counts on. So a run that was cut anywhere goes on from its newest checkpoint.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from erltool.errors import ErltoolError
+from erltool.files import LOCK, Hold, heal, new_name, reading, sync, write_whole, writing
+from erltool.runs.checkpoints import (
+    ADAPTER,
+    Checkpoint,
+    adapter_step,
+    checkpoint_steps,
+    checkpoints,
+    forget,
+    newest_whole,
+    was_ever_saved,
+    write_adapter,
+    write_checkpoint,
+)
+from erltool.runs.folder import EVALUATION, TIMED, read_config, read_lines, read_tokens, row_of, write_table
+
+_log = logging.getLogger(__name__)
+
+
+def check_place(path: Path, config: dict, resume: bool) -> None:
+    """Raises ErltoolError where a run of this configuration may not begin in the folder, or go on in it. Changes
+    nothing, so that it can be asked before a large policy is loaded."""
+    with reading(path):
+        began = (path / "config.json").is_file()
+        strange = path.exists() and not path.is_dir()
+        names = {p.name for p in path.iterdir()} if path.is_dir() else set()
+    if strange:
+        raise ErltoolError(f"run {path}: is a file; choose another place")
+    if began and not resume:
+        raise ErltoolError(f"run {path}: already holds a run; resume it, or choose another folder")
+    if not began and names - {LOCK, new_name(path / "config.json").name}:
+        raise ErltoolError(f"run {path}: not empty and holds no run; choose another folder")
+    if began:
+        _check_same(path, config)
+
+
+def _check_same(path: Path, config: dict) -> None:
+    before = read_config(path)["config"]
+    for field, value in config.items():
+        # Trust is given anew each time, and decides nothing that is measured.
+        if field not in ("steps", "trust_remote_code") and before.get(field) != value:
+            raise ErltoolError(
+                f"run {path}: was made with {field}={before.get(field)!r}, not {value!r}; "
+                "resume with the same configuration (only steps may differ), or choose another folder"
+            )
+    made = [row["step"] for row in read_lines(path / "metrics.jsonl")[0]] + [c.step for c in checkpoints(path)]
+    if made and max(made) > config["steps"]:
+        raise ErltoolError(
+            f"run {path}: has {max(made)} steps already, and steps={config['steps']} would take some back; give at "
+            f"least {max(made)}, or choose another folder"
+        )
+
+
+class RunWriter:
+    """Writes a run's folder, and is the only one that does, until `close`.
+
+    A run that goes on is asked for its `newest` checkpoint, and by `go_on` made what it was then. Raises ErltoolError,
+    naming the file and the remedy, where it cannot.
+    """
+
+    def __init__(self, path: Path, document: dict, resume: bool):
+        self.path, self.document = Path(path).absolute(), document  # a notebook may change its folder meanwhile
+        self.tokens: list[pd.DataFrame] = []
+        check_place(self.path, document["config"], resume)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        self._hold = Hold(self.path)
+        try:
+            check_place(self.path, document["config"], resume)  # another process may have begun meanwhile
+            if not (self.path / "config.json").is_file():
+                self._write_document(document)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets others write."""
+        self._hold.release()
+
+    def _write_document(self, document: dict) -> None:
+        file = self.path / "config.json"
+        with writing(file):
+            write_whole(file, (json.dumps(document, indent=1) + "\n").encode())
+
+    # --- going on -----------------------------------------------------------------------------------
+
+    def newest(self) -> tuple[Checkpoint, bytes] | None:
+        """The newest checkpoint that is whole and whose lines metrics.jsonl still has, with its state; None where none
+        was made yet. Warns where that is not the last one. Raises ErltoolError where there were some, and none is
+        left to go on from."""
+        metrics, saved = self.path / "metrics.jsonl", self.path / "checkpoints"
+        found, last = newest_whole(self.path, metrics), max(checkpoint_steps(self.path), default=None)
+        if found and found[0].step == last:
+            return found
+        whole = newest_whole(self.path)
+        if found:
+            why = f"{saved}: the one of step {last} is damaged"
+            if whole[0].step > found[0].step:
+                why = f"{metrics}: ends before step {whole[0].step}, of which a checkpoint is there"
+            _log.warning("%s; the run goes on from step %d", why, found[0].step)
+            return found
+        if whole:
+            raise ErltoolError(
+                f"{metrics}: shorter than when the checkpoint of step {whole[0].step} was written, or of another run; "
+                "restore it, or start another run"
+            )
+        if last is not None:
+            raise ErltoolError(
+                f"{saved}: the one of step {last} is damaged, and no older checkpoint is whole; delete {self.path} to "
+                "start over, or choose another folder"
+            )
+        self._check_never_saved()
+        return None
+
+    def _check_never_saved(self) -> None:
+        """A run that is begun anew loses its lines: only where no checkpoint is due yet are they not missed."""
+        config, (rows, _) = self.document["config"], read_lines(self.path / "metrics.jsonl")
+        first = config.get("checkpoint_every", 1) * config.get("updates_per_iteration", 1)
+        if was_ever_saved(self.path) or (rows and rows[-1]["step"] > first):
+            raise ErltoolError(
+                f"run {self.path}: its checkpoints are gone, so it cannot go on; restore them, or start another run in "
+                "another folder"
+            )
+
+    def go_on(self, checkpoint: Checkpoint | None) -> None:
+        """Makes the folder what it was when the checkpoint was made, or before the first step; adapter/ excepted.
+
+        A kill in here leaves a folder from which the same checkpoint is chosen again.
+        """
+        step, size = (checkpoint.step, checkpoint.metrics_bytes) if checkpoint else (0, 0)
+        with writing(self.path):
+            # The lines last: there must not be tokens of a step that has none.
+            self._cut_tokens(step)
+            self._cut_timings(step)
+            metrics = self.path / "metrics.jsonl"
+            if metrics.is_file() and metrics.stat().st_size > size:
+                os.truncate(metrics, size)
+            forget(self.path, step)
+            heal(self.path / ADAPTER)
+            if step < self.document["config"]["steps"]:
+                (self.path / EVALUATION).unlink(missing_ok=True)  # of a policy that is no longer the last one
+            before = read_config(self.path)
+            if (document := continued(before, self.document, step)) != before:
+                self._write_document(document)
+
+    def _cut_timings(self, step: int) -> None:
+        file = self.path / "timings.jsonl"
+        if file.is_file():
+            lines = file.read_bytes().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith(b"\n") and (row := row_of(line)) and row["step"] <= step]
+            if kept != lines:
+                write_whole(file, b"".join(kept))
+
+    def _cut_tokens(self, step: int) -> None:
+        file = self.path / "tokens.parquet"
+        if file.is_file():
+            tokens = read_tokens(file)
+            kept = tokens[tokens["step"] <= step]
+            self.tokens = [kept] if len(kept) else []
+            if not len(kept):
+                file.unlink()
+            elif len(kept) < len(tokens):
+                write_table(file, self.tokens)
+
+    # --- as the run goes ----------------------------------------------------------------------------
+
+    def write_step(self, metrics: dict) -> None:
+        """Appends a step to metrics.jsonl and timings.jsonl, flushed."""
+        self._hold.check()
+        timed = {k: v for k, v in metrics.items() if k in ("step", *TIMED)}
+        self._append("metrics.jsonl", {k: v for k, v in metrics.items() if k not in TIMED})
+        self._append("timings.jsonl", timed)
+
+    def _append(self, name: str, row: dict) -> None:
+        file = self.path / name
+        with writing(file), open(file, "a", encoding="utf-8") as f:
+            f.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def checkpoint(self, step: int, state: bytes, save_policy: Callable[[Path], None]) -> None:
+        """Writes the tokens, a checkpoint and then adapter/ as they are now; each appears whole or not at all."""
+        self._hold.check()
+        with writing(self.path):
+            for name in ("metrics.jsonl", "timings.jsonl"):  # or a power cut could take lines that the checkpoint has
+                sync(self.path / name)
+            if self.tokens:
+                write_table(self.path / "tokens.parquet", self.tokens)
+            write_checkpoint(self.path, step, state, (self.path / "metrics.jsonl").stat().st_size)
+            write_adapter(self.path, step, save_policy)
+            forget(self.path, step)
+
+    def mend_adapter(self, step: int, save_policy: Callable[[Path], None]) -> None:
+        """Makes adapter/ again where it is not known to be of this step."""
+        if adapter_step(self.path) != step:
+            with writing(self.path / ADAPTER):
+                write_adapter(self.path, step, save_policy)
+
+
+def continued(before: dict, document: dict, step: int) -> dict:
+    """config.json of a run that goes on after `step`: what it began with stays, its number of steps excepted, and who
+    goes on is added where that is another version or machine, or other settings."""
+    if not step:
+        return document
+    steps = document["config"]["steps"]
+    past = [entry for entry in before["continued_by"] if entry["step"] < step]
+    maker, config = before["made_by"], before["config"]
+    for entry in past:
+        maker = {name: value for name, value in entry.items() if name not in ("step", "config")}
+        config = config | entry.get("config", {})
+    changed = {k: v for k, v in document["config"].items() if k != "steps" and config.get(k) != v}
+    if step < steps and (changed or maker != document["made_by"]):
+        past.append({"step": step} | document["made_by"] | ({"config": changed} if changed else {}))
+    return before | {"config": before["config"] | {"steps": steps}, "continued_by": past}

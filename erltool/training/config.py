@@ -1,0 +1,196 @@
+"""TrainConfig: everything that decides a run, in one frozen value. The command line's flags are its fields."""
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+
+from erltool.controls.base import Control, NoControl
+from erltool.controls.catalog import control_from_dict, control_to_dict, controller_from_dict, shortened
+from erltool.controls.controllers import Controller
+from erltool.entropy.advantages import ESTIMATORS
+from erltool.errors import ErltoolError
+from erltool.resources import POLICIES
+
+BASES = ("none", "nf4", "int8")
+TEMPLATES = ("none", "chat", "boxed", "question")
+DEVICE = r"auto|cpu|cuda(:\d+)?"
+MOST = 2**63  # what generators of random numbers and tensors' sizes take
+
+
+def _about(default, text: str):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Raises ErltoolError on a wrong type, an impossible value or an impossible combination.
+
+    A step is one optimiser update; an iteration is one round of sampling followed by
+    `updates_per_iteration` steps, each on its own share of the responses.
+    """
+
+    task: str = _about("chain:sharpening", "task with prompts and verifier")
+    policy: str = _about(
+        "sharpening", f"{', '.join(POLICIES)}, smollm2-135m, a model's folder, a GGUF file, or a hub id"
+    )
+    base: str = _about("none", f"quantisation of the weights that do not train: {', '.join(BASES)}")
+    dtype: str = _about("auto", "of weights and computation: fp32, bf16, or auto: as stored, fp32 where bf16 is slow")
+    template: str = _about("auto", f"form in which the policy is given a prompt: auto, {', '.join(TEMPLATES)}")
+    shots: int = _about(0, "worked examples from the training problems shown before every prompt")
+    control: Control = _about(
+        NoControl(), "entropy control, e.g. kl-cov:chain or kl-cov:fraction=0.1,coef=2; + composes several"
+    )
+    controller: Controller | None = _about(
+        None, "changes a number of the control from update to update, e.g. target-entropy:target=0.3"
+    )
+    advantages: str = _about("grpo", f"advantage estimator: {', '.join(ESTIMATORS)}")
+    steps: int = _about(200, "optimiser updates in all")
+    seed: int = _about(0, "decides every random draw")
+    prompts_per_iteration: int = _about(64, "prompts sampled in an iteration")
+    group_size: int = _about(8, "responses to each prompt")
+    updates_per_iteration: int = _about(4, "optimiser updates on an iteration's responses")
+    micro_batch: int = _about(0, "responses in one backward pass, 0 for all of an update; changes memory, not results")
+    learning_rate: float = _about(1e-3, "Adam's learning rate; 3e-4 suits full fine-tuning of the shipped policies")
+    lora_rank: int = _about(16, "rank of LoRA on all linear layers; 0 trains all weights")
+    lora_alpha: float = _about(32.0, "LoRA's scale is alpha / rank")
+    lora_dropout: float = _about(0.0, "share of an adapter's inputs dropped in training")
+    gradient_checkpointing: bool = _about(False, "keep a layer's input only and compute the rest again: less memory")
+    compile: bool = _about(False, "compile decoder layers for training; needs a C++ compiler, half a minute once")
+    trust_remote_code: bool = _about(False, "let a model run code of its own")
+    max_grad_norm: float = _about(1.0, "gradient is clipped to this norm")
+    temperature: float = _about(1.0, "of sampling, and of every log-probability and entropy")
+    top_p: float = _about(1.0, "sample from the likeliest tokens that have this share together")
+    sampling_batch: int = _about(0, "responses sampled at a time, 0 for all; changes memory and the random draws")
+    max_response_tokens: int = _about(28, "longest response in tokens, EOS included; 12 suits countdown")
+    mask_truncated: bool = _about(False, "no loss on responses that the length cut")
+    clip_eps_low: float = _about(0.2, "surrogate's clip below ratio 1")
+    clip_eps_high: float = _about(0.2, "surrogate's clip above ratio 1")
+    dynamic_sampling: bool = _about(False, "replace groups with equal rewards by sampling more prompts")
+    eval_every: int = _about(5, "iterations between held-out evaluations, 0 for none")
+    eval_prompts: int = _about(256, "held-out prompts in an evaluation")
+    eval_samples: int = _about(2, "responses to each of them")
+    eval_temperature: float | None = _about(
+        None, "temperature of a second held-out accuracy, 0 for greedy; none is measured by default"
+    )
+    checkpoint_every: int = _about(10, "iterations between checkpoints")
+    record_every: int = _about(10, "iterations between recordings of tokens, 0 for none")
+    record_prompts: int = _about(4, "prompts of a step whose tokens are recorded")
+    entropy_change_every: int = _about(
+        0, "iterations between measurements of how each context's entropy changed, 0 for none; two more forward passes"
+    )
+    device: str = _about("auto", "cpu, cuda, or auto")
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _checked(f.name, getattr(self, f.name), hints[f.name]))
+        for name in ("steps", "prompts_per_iteration", "updates_per_iteration", "checkpoint_every"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("max_response_tokens", "eval_prompts", "eval_samples", "record_prompts"):
+            self._require(getattr(self, name) >= 1, name, "at least 1")
+        for name in ("seed", "shots", "micro_batch", "sampling_batch", "lora_rank", "eval_every", "record_every",
+                     "entropy_change_every"):  # fmt: skip
+            self._require(getattr(self, name) >= 0, name, "at least 0")
+        for name in ("learning_rate", "lora_alpha", "max_grad_norm", "temperature", "clip_eps_high"):
+            self._require(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
+        cool = self.eval_temperature
+        self._require(cool is None or type(cool) in (int, float) and 0 <= cool < math.inf, "eval_temperature",
+                      "at least 0 and finite")  # fmt: skip
+        self._require(self.controller is None or isinstance(self.controller, Controller), "controller",
+                      "a controller, as TargetEntropy(target=0.3)")  # fmt: skip
+        self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        self._require(0 <= self.lora_dropout < 1, "lora_dropout", "in [0, 1)")
+        self._require(self.base in BASES, "base", f"one of {', '.join(BASES)}")
+        self._require(self.dtype in ("auto", "fp32", "bf16"), "dtype", "auto, fp32 or bf16")
+        self._require(self.template in ("auto", *TEMPLATES), "template", f"auto, {', '.join(TEMPLATES)}")
+        self._require(0 < self.clip_eps_low <= 1, "clip_eps_low", "in (0, 1]: a ratio is never below 0")
+        self._require(self.group_size >= 2, "group_size", "at least 2: a group of one has no baseline")
+        self._require(self.advantages in ESTIMATORS, "advantages", f"one of {', '.join(ESTIMATORS)}")
+        self._require(re.fullmatch(DEVICE, self.device), "device", "auto, cpu, cuda or cuda:NUMBER")
+        self._check_combinations()
+
+    def _check_combinations(self):
+        self._require(
+            self.steps % self.updates_per_iteration == 0,
+            "steps",
+            f"a multiple of updates_per_iteration={self.updates_per_iteration}: a run ends with a whole iteration",
+        )
+        self._require(
+            self.prompts_per_iteration % self.updates_per_iteration == 0,
+            "prompts_per_iteration",
+            f"a multiple of updates_per_iteration={self.updates_per_iteration}: an update takes whole groups",
+        )
+        if self.updates_per_iteration < self.control.min_updates:
+            raise ErltoolError(
+                f"updates_per_iteration={self.updates_per_iteration}: control {self.control.name} cannot act, because "
+                "on the first update after sampling pi = pi_old and what it acts on is 0; use at least "
+                f"{self.control.min_updates}"
+            )
+        if self.base != "none" and not self.lora_rank:
+            raise ErltoolError(f"base={self.base}: quantised weights cannot train; use lora_rank above 0, or base=none")
+        if self.lora_dropout and self.micro_batch:
+            raise ErltoolError(
+                f"lora_dropout={self.lora_dropout:g}: what is dropped would depend on micro_batch; use micro_batch=0"
+            )
+        for part in self.control.parts:
+            for name, why in part.conflicts(self):
+                where = f"control {self.control.name}" if name == "control" else f"{name}={getattr(self, name)}"
+                raise ErltoolError(f"{where}: {why}")
+        if self.controller is not None:
+            self.controller.check(self.control)
+
+    def _require(self, holds: bool, name: str, what: str):
+        if not holds:
+            raise ErltoolError(f"{name}={getattr(self, name)!r}: must be {what}")
+
+    @property
+    def prompts_per_update(self) -> int:
+        return self.prompts_per_iteration // self.updates_per_iteration
+
+    def to_dict(self) -> dict:
+        """Fields ready for JSON, control and controller as dictionaries with their names."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        controller = None if self.controller is None else control_to_dict(self.controller)
+        return fields | {"control": control_to_dict(self.control), "controller": controller}
+
+    @classmethod
+    def from_dict(cls, fields: dict, *, trust_remote_code: bool = False) -> "TrainConfig":
+        """The inverse of `to_dict`. Fields come from files, which may be anybody's: that a model's own code runs has to
+        be asked for beside them. Raises ErltoolError for what is no dictionary, for an unknown field, and where the
+        fields alone ask for `trust_remote_code`."""
+        if not isinstance(fields, dict):
+            raise ErltoolError(f"TrainConfig: must be given its fields by name, not {type(fields).__name__}")
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"fields are {', '.join(known)}"
+                raise ErltoolError(f"TrainConfig has no field {shortened(name)}: {hint}")
+        if fields.get("trust_remote_code") and not trust_remote_code:
+            raise ErltoolError(
+                "trust_remote_code: a file cannot decide that a model runs code of its own; if you trust this model, "
+                "ask for it with --trust-remote-code, in Python with trust_remote_code=True"
+            )
+        fields = dict(fields)
+        if isinstance(fields.get("control"), dict):
+            fields["control"] = control_from_dict(fields["control"])
+        if isinstance(fields.get("controller"), dict):
+            fields["controller"] = controller_from_dict(fields["controller"])
+        return cls(**fields)
+
+
+def _checked(name: str, value, kind: type):
+    """The value as the field's type (an int is a float, nothing else is turned). Raises ErltoolError."""
+    if kind is float and type(value) is int and abs(value) < MOST:
+        return float(value)
+    if isinstance(kind, types.UnionType) or isinstance(value, kind) and not (kind is int and type(value) is bool):
+        if kind is int and abs(value) >= MOST:
+            raise ErltoolError(f"{name}: must be below {MOST}")
+        if kind is str and (not value or "\0" in value):  # a folder's name may hold any other character
+            raise ErltoolError(f"{name}: must be text, not empty and without a NUL")
+        return value
+    raise ErltoolError(f"{name}={shortened(value)}: must be {kind.__name__}, not {type(value).__name__}")
