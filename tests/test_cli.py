@@ -151,7 +151,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(train, tiny_policy, tmp_pat
 
 
 def test_demo_trains_fits_draws_and_reports(tmp_path, capsys, monkeypatch, tiny_policy):
-    from erltool.cli import demo
+    from erltool.report import demo
 
     monkeypatch.setitem(demo.LABELS, "none", "no <b>control</b>")  # names reach the page as text
     small = {

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 import erltool
 from erltool.cli import command as cli
-from erltool.cli.demo import LABELS, demo_figure
 from erltool.plots import as_text, plot_entropy_change, plot_fit, plot_forecast, plot_run, plot_seeds
+from erltool.report.demo import LABELS, demo_figure
 from erltool.resources import shipped
 from erltool.text import visible
 from erltool.widgets import ControlExplorer, CurveFitter, EntropyLab, RunForm, RunMonitor, TokenInspector

@@ -229,7 +229,7 @@ def test_a_broken_pipe_of_another_kind_is_said(monkeypatch, capsys):
     def broken(parser, words):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(cli, "_doctor", broken)
+    monkeypatch.setattr("erltool.cli.doctor.run", broken)
     assert cli.main(["doctor"]) == 2 and "Broken pipe" in capsys.readouterr().err
 
 

@@ -1,169 +1,30 @@
-"""What `erltool demo` does: train twice, fit the law to both runs, and show what came out."""
+"""`erltool demo`."""
 
-import base64
-import html
-import json
-from pathlib import Path
+from erltool.cli.arguments import at_least, place
+from erltool.cli.progress import follow
 
-import pandas as pd
-from matplotlib.figure import Figure
-
-from erltool.controls.base import NoControl
-from erltool.controls.paper import ClipCov
-from erltool.errors import ErltoolError
-from erltool.files import write_whole, writing
-from erltool.law.fit import LawFit, fit_law
-from erltool.plots import new_axes, plot_fit, plot_run
-from erltool.runs.compare import EDGE
-from erltool.runs.folder import Run
-from erltool.training.config import TrainConfig
-from erltool.widgets.points import points_of
-
-LABELS = {"none": "no control", "clip-cov": "Clip-Cov"}
+ITERATIONS = 60
 
 
-def demo_configs(iterations: int, seed: int) -> dict[str, TrainConfig]:
-    """The demo's two runs by name, of the shipped policy `sharpening`: GRPO without control, and with Clip-Cov."""
-    common = {
-        "task": "chain:sharpening", "policy": "sharpening", "lora_rank": 0, "learning_rate": 3e-4,
-        "steps": 4 * iterations, "updates_per_iteration": 4, "max_response_tokens": 28, "eval_every": 2,
-        "eval_prompts": 500, "eval_samples": 1, "eval_temperature": 0.0, "seed": seed,
-    }  # fmt: skip
-    return {
-        "none": TrainConfig(control=NoControl(), **common),
-        "clip-cov": TrainConfig(control=ClipCov(fraction=0.02, low=0.5, high=50.0), **common),
-    }
+def run(parser, words) -> int:
+    parser.add_argument("--out", type=place, default="erltool-demo", help="folder to write (erltool-demo)")
+    parser.add_argument("--iterations", type=at_least(1), default=ITERATIONS, help=f"of each run ({ITERATIONS})")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of both runs (0)")
+    args = parser.parse_args(words)
+    from erltool.report import demo
+    from erltool.runs.folder import read_run
 
-
-def law_of(run: Run) -> LawFit | str:
-    """The law fitted to a run's held-out accuracies and the mean entropies before each, or the reason why it could
-    not be."""
-    try:
-        points = points_of(run, "eval_accuracy")
-        return fit_law(points.entropy, points.performance, unit=points.unit, entropy_average=points.entropy_average)
-    except ErltoolError as e:
-        return str(e)
-
-
-def summary_table(runs: dict[str, Run]) -> pd.DataFrame:
-    """What was measured, one row a quantity and one column a run; all numbers as text."""
-    return pd.DataFrame({LABELS.get(name, name): _column(run) for name, run in runs.items()})
-
-
-def _column(run: Run) -> dict[str, str]:
-    edge = EDGE * run.config["updates_per_iteration"]
-    first, last = run.metrics.head(edge), run.metrics.tail(edge)
-    evaluated = run.evaluated()
-    law = law_of(run)
-    ceiling = "not fitted"
-    if isinstance(law, LawFit):
-        low, high = law.interval()["ceiling"]
-        ceiling = f"{law.ceiling:.2f} [{low:.2f}, {high:.2f}]"
-    found = {
-        "entropy at start (nats/token)": f"{first['policy_entropy'].mean():.3f}",
-        "entropy at end": f"{last['policy_entropy'].mean():.3f}",
-    }
-    for metric, label in ACCURACIES.items():
-        if metric in evaluated:
-            found[f"{label} at start"] = f"{evaluated[metric].iloc[0]:.3f}"
-            found[f"{label} at end"] = f"{evaluated[metric].iloc[-1]:.3f}"
-    for metric, label, unit in SHOWN:
-        if metric in run.metrics:
-            found[f"{label} at start{unit}"] = f"{first[metric].mean():.3g}"
-            found[f"{label} at end"] = f"{last[metric].mean():.3g}"
-    return found | {
-        "ceiling b - a [95 %]": ceiling,
-        "R² of the law": f"{law.r_squared:.3f}" if isinstance(law, LawFit) else "-",
-    }
-
-
-ACCURACIES = {"eval_accuracy": "held-out accuracy, sampled", "eval_accuracy_tempered": "held-out accuracy, greedy"}
-SHOWN = (
-    ("thinking_fraction", "worked step by step", " (share)"),
-    ("response_length", "response length", " (tokens)"),
-    ("mean_covariance", "mean covariance", " (nats)"),
-)
-
-
-def demo_figure(runs: dict[str, Run]) -> Figure:
-    """Entropy, held-out accuracy and the share of responses that work step by step, by step; and accuracy against
-    entropy with the fitted law."""
-    axes = new_axes(4, width=3.6)
-    for index, (name, run) in enumerate(runs.items()):
-        label = LABELS.get(name, name)
-        plot_run(run, "policy_entropy", ax=axes[0], label=label, index=index)
-        plot_run(run, "eval_accuracy", ax=axes[1], label=f"{label}, sampled", index=index)
-        if "eval_accuracy_tempered" in run.metrics:
-            plot_run(run, "eval_accuracy_tempered", ax=axes[1], label=f"{label}, greedy", index=index)
-            axes[1].get_lines()[-1].set(linestyle="--", marker="")
-        if "thinking_fraction" in run.metrics:
-            plot_run(run, "thinking_fraction", ax=axes[2], label=label, index=index)
-        law = law_of(run)
-        if isinstance(law, LawFit):
-            plot_fit(law, ax=axes[3], label=f"{label}, R² {law.r_squared:.2f}", index=index)
-    axes[0].set_yscale("log")  # what a control keeps is a multiple
-    axes[1].set_ylabel("held-out accuracy")
-    axes[2].set_ylabel("share that works step by step")
-    axes[3].set_ylabel("held-out accuracy R, sampled")
-    for ax in axes:
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8)
-    return axes[0].figure
-
-
-def caption(runs: dict[str, Run]) -> str:
-    """One sentence that says what the figure shows, of what, with its numbers."""
-    run = next(iter(runs.values()))
-    table = summary_table(runs)
-    parts = []
-    for name, c in table.items():
-        said = f"{name}: entropy {c['entropy at start (nats/token)']} to {c['entropy at end']} nats/token"
-        for label in ACCURACIES.values():
-            if f"{label} at start" in c:
-                said += f", {label} {c[f'{label} at start']} to {c[f'{label} at end']}"
-        parts.append(said)
-    return (
-        f"Policy {run.config['policy']} on {run.config['task']}, {len(run.metrics)} optimiser steps, "
-        f"seed {run.config['seed']}. " + "; ".join(parts) + "."
-    )
-
-
-def write_report(runs: dict[str, Run], out: Path) -> Path:
-    """Writes figure.png and a self-contained report.html beside the runs; returns the report's path."""
-    png = out / "figure.png"
-    with writing(out):
-        demo_figure(runs).savefig(png)
-        write_whole(out / "report.html", _html(runs, png.read_bytes()).encode())
-    return out / "report.html"
-
-
-def _html(runs: dict[str, Run], png: bytes) -> str:
-    text = caption(runs)
-    fits = []
+    configs = demo.demo_configs(args.iterations, args.seed)
+    for name, config in configs.items():
+        folder = args.out / name
+        there = (folder / "config.json").is_file()
+        if status := follow(config, folder, there, f"{demo.LABELS[name]:10}"):
+            return status
+    runs = {name: read_run(args.out / name) for name in configs}
+    print("\n" + demo.summary_table(runs).to_string() + "\n")
     for name, run in runs.items():
-        law = law_of(run)
-        body = law.summary() if isinstance(law, LawFit) else law
-        setting = json.dumps({"config": run.config, "made_by": run.made_by}, indent=1)
-        fits.append(
-            f"<h2>{html.escape(LABELS.get(name, name))}</h2><pre>{html.escape(body)}</pre>"
-            f"<details><summary>configuration and versions</summary><pre>{html.escape(setting)}</pre></details>"
-        )
-    table = summary_table(runs).to_html(border=0, escape=True)
-    picture = base64.b64encode(png).decode()
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>erltool demo</title>
-<style>
-:root {{ color-scheme: light dark }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
-img {{ max-width: 100%; background: #fff }} pre {{ overflow-x: auto }}
-td, th {{ padding: .15rem 1rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums }}
-</style></head><body>
-<h1>Entropy with and without control</h1>
-<p>Group-relative policy optimisation (GRPO) on one small policy, once as it is and once with Clip-Cov
-(Cui et al. 2025, arXiv 2505.22617). The law is R = -a exp(H) + b; its ceiling b - a is the accuracy at entropy 0.</p>
-<img alt="{html.escape(text, quote=True)}" src="data:image/png;base64,{picture}">
-<p>{html.escape(text)}</p>
-{table}
-{"".join(fits)}
-</body></html>
-"""
+        law = demo.law_of(run)
+        if isinstance(law, str):
+            print(f"{demo.LABELS[name]}: {law}")
+    print(f"written: {demo.write_report(runs, args.out)}, {args.out / 'figure.png'} and the runs beside them")
+    return 0

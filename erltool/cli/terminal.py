@@ -127,6 +127,12 @@ def filled(line: str, indent: int) -> str:
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False)
 
 
+def fail(message, status: int = 2) -> int:
+    """Says what went wrong; returns the exit status."""
+    complain(message)
+    return status
+
+
 def complain(text) -> None:
     """One line on standard error."""
     with contextlib.suppress(OSError):

@@ -1,0 +1,64 @@
+"""`erltool experiment`."""
+
+import contextlib
+
+from erltool import threads
+from erltool.cli import terminal
+from erltool.cli.arguments import place
+from erltool.cli.flags import add_trust
+from erltool.cli.progress import interruptible, postfix
+from erltool.text import visible
+
+
+def run(parser, words) -> int:
+    parser.add_argument("grid", metavar="GRID", help="a .toml file, or the name of a shipped grid")
+    parser.add_argument("--out", type=place, required=True, help="folder for the runs, a folder each")
+    parser.add_argument("--record", type=place, metavar="FOLDER", help="keep finished runs there together, compactly")
+    parser.add_argument("--list", action="store_true", help="only list the runs, and which are over")
+    add_trust(parser)
+    args = parser.parse_args(words)
+    from erltool.runs.folder import read_run, record_runs
+    from erltool.training.experiments import is_over, line_of, load_grid, recorded_runs, run_grid
+
+    grid = load_grid(args.grid, args.trust_remote_code)
+    recorded = recorded_runs(grid, args.record)
+    runs = {name: recorded[name] for name in grid.configs if name in recorded}
+
+    def made_elsewhere():  # before this process, or by another one beside it
+        return {n: read_run(args.out / n) for n in grid.configs if n not in runs and is_over(args.out / n)}
+
+    runs |= made_elsewhere()
+    over = f"{grid.name}: {len(grid.configs)} runs, {len(runs)} of them over. {grid.question}"
+    print(terminal.filled(over, 0))
+    print("\n".join(line_of(name, run) for name, run in runs.items()))
+    if args.list:
+        print("\n".join(f"{name}: to be made" for name in grid.configs if name not in runs))
+        return 0
+    with interruptible() as interrupted, contextlib.closing(run_grid(grid, args.out, runs)) as progress:
+        for name, bar, m in _bars(progress):
+            if m.over:
+                bar.close()
+                runs[name] = m.over
+                print(line_of(name, m.over), flush=True)
+            if interrupted:
+                break
+    runs |= made_elsewhere()
+    if args.record and runs:
+        runs = {name: runs[name] for name in grid.configs if name in runs}  # in the grid's order
+        record_runs(runs | {n: r for n, r in recorded.items() if n not in runs}, args.record)
+        print(visible(f"written: {args.record}, {len(recorded | runs)} runs"))
+    if interrupted:
+        return terminal.fail(f"stopped; go on with: erltool experiment {args.grid} --out {args.out}", 130)
+    return 0
+
+
+def _bars(progress):
+    """A progress bar for each run of a grid, kept at its step: (name, bar, progress)."""
+    shown, bar, crowding = "", None, threads.Crowding()
+    for name, m in progress:
+        if name != shown:
+            shown, bar = name, terminal.progress(m.steps, name[-30:])
+        if m.metrics:
+            bar.set_postfix_str(postfix(m.metrics, crowding.look()), refresh=False)
+        bar.update(m.step - bar.n)
+        yield name, bar, m

@@ -1,0 +1,92 @@
+"""`erltool fit`."""
+
+import dataclasses
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+from erltool.cli import terminal
+from erltool.cli.arguments import cut, picture
+from erltool.cli.flags import add_log_flags, log_of_flags
+from erltool.errors import ErltoolError
+from erltool.text import visible
+
+
+def run(parser, words) -> int:
+    parser.add_argument(
+        "sources", type=Path, nargs="+", metavar="RUN_OR_LOG", help="a run's folder, or another tool's log"
+    )
+    parser.add_argument(
+        "--forecast", type=cut, metavar="CUT", help="fit this first share of the points, forecast the others"
+    )
+    add_log_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print the fits as JSON")
+    parser.add_argument("--png", type=picture, help="draw the fits to this file")
+    args = parser.parse_args(words)
+    from erltool.law.fit import fit_law
+    from erltool.law.forecast import forecast
+
+    fits, forecasts = {}, {}
+    for path in args.sources:
+        entropy, performance, known, stated = _points(path, args)
+        try:
+            # What a log's name and values say of the unit is no statement, though the fit takes it as given.
+            fits[str(path)] = dataclasses.replace(fit_law(entropy, performance, **known), unit_stated=stated)
+            if args.forecast is not None:
+                forecasts[str(path)] = forecast(entropy, performance, cut=args.forecast, **known)
+        except ErltoolError as e:
+            raise ErltoolError(f"{path}: {e}; it was evaluated on {len(entropy)} steps") from e
+    if args.json:
+        import json
+
+        rows = {
+            p: f.to_dict() | ({"forecast": forecasts[p].to_dict()} if p in forecasts else {}) for p, f in fits.items()
+        }
+        print(json.dumps(rows, indent=1))
+    else:
+        parts = [
+            f"{visible(p)}\n{f.summary()}" + (f"\n{forecasts[p].summary()}" if p in forecasts else "")
+            for p, f in fits.items()
+        ]
+        print("\n\n".join(parts))
+    if args.png:
+        _draw_fits(args.png, fits, forecasts)
+    return 0
+
+
+def _points(path: Path, args):
+    """Entropies (nats), performances, what is known of both, and whether the unit was stated, of a run or a log."""
+    from erltool.logs.read import said_of
+    from erltool.text import shown
+
+    own = (path / "config.json").is_file()
+    # A run of ours was evaluated before the update of its step, whose entropy is of the same policy: no window.
+    log = log_of_flags(path, args, {"performance": "eval_accuracy"} if own else {})
+    for reason, count in log.skipped.items():
+        terminal.complain(f"{path}: {count} {reason}")
+    points = log.points(args.window or (1 if own else None))
+    if not own:
+        took = ", ".join(f"{role} {shown(log.columns[role], 40)}" for role in ("step", "entropy", "performance"))
+        terminal.complain(f"{path}: {log.kind}")
+        print(visible("\n".join([*_wrapped(took), *said_of(log)]), keep="\n"), file=sys.stderr)
+    known = {"entropy_average": log.entropy_average, "unit": log.unit}
+    return points["entropy"].to_numpy(), points["performance"].to_numpy(), known, log.unit_stated
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 80, subsequent_indent="  ")
+
+
+def _draw_fits(file: Path, fits, forecasts) -> None:
+    from erltool.files import writing
+    from erltool.plots import new_axes, plot_fit, plot_forecast
+
+    ax = new_axes(width=6, height=4)[0]
+    for index, (path, f) in enumerate(fits.items()):
+        draw, what = (plot_forecast, forecasts[path]) if path in forecasts else (plot_fit, f)
+        draw(what, ax=ax, label=Path(path).name, index=index)
+    ax.legend(fontsize=8)
+    with writing(file), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font has not: boxes
+        ax.figure.savefig(file)
