@@ -10,7 +10,7 @@ import pytest
 import erltool
 from erltool import ErltoolError, read_log
 from erltool.cli import command as cli
-from erltool.law.fit import unit_of
+from erltool.law.units import unit_of
 from erltool.logs.read import write_run
 
 CASES = Path(__file__).parent / "logs" / "cases"

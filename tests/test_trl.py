@@ -47,7 +47,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 import erltool.engines.trl as ours  # noqa: E402
-from erltool.engines.trl import EntropyControlGRPOTrainer, EntropyControlMixin, check_settings, check_trainer  # noqa: E402
+from erltool.engines.trl import EntropyControlGRPOTrainer, EntropyControlMixin  # noqa: E402
+from erltool.engines.trl_folder import Folder  # noqa: E402
+from erltool.engines.trl_settings import check_settings, check_trainer  # noqa: E402
 
 GROUP = 4
 
@@ -453,7 +455,7 @@ def test_a_run_goes_on_from_its_checkpoint(tiny_policy, tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     """A run's files in TRL's output folder, as a run of two steps leaves them."""
-    found = ours._Folder(tmp_path / "out")
+    found = Folder(tmp_path / "out")
     found.open(0, {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}})
     for step in (1, 2):
         found.write({"step": step, "iteration": 0, "reward": 0.5, "policy_entropy": 1.0, "mean_covariance": 0.1})
@@ -464,7 +466,7 @@ def folder(tmp_path):
 def test_a_torn_last_line_is_left_out_when_the_run_goes_on(folder, caplog):
     with open(folder / "metrics.jsonl", "a") as f:
         f.write('{"step": 3, "rewa')
-    again = ours._Folder(folder)
+    again = Folder(folder)
     again.open(2, {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}})
     again.write({"step": 3, "iteration": 1})
     again.evaluated(0.5, last=True)
@@ -475,14 +477,14 @@ def test_a_torn_last_line_is_left_out_when_the_run_goes_on(folder, caplog):
 
 
 def test_lines_that_are_missing_before_the_checkpoint_are_said(folder, caplog):
-    again = ours._Folder(folder)
+    again = Folder(folder)
     again.open(4, {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}})
     assert caplog.messages == [f"{folder / 'metrics.jsonl'}: ends at step 2, and the run goes on from step 4"]
 
 
 def test_a_second_writer_of_an_output_folder_is_refused(folder):
     document = {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}}
-    first, second = ours._Folder(folder), ours._Folder(folder)
+    first, second = Folder(folder), Folder(folder)
     first.open(2, document)
     before = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(ErltoolError, match=f"process {os.getpid()} on .* is writing there"):
@@ -494,7 +496,7 @@ def test_a_second_writer_of_an_output_folder_is_refused(folder):
 
 
 def test_other_settings_and_versions_are_added_to_what_the_run_began_with(folder):
-    again = ours._Folder(folder)
+    again = Folder(folder)
     again.open(2, {"config": {"steps": 8, "learning_rate": 0.2}, "made_by": {"trl": "2"}})
     run = erltool.read_run(folder)
     assert run.config == {"steps": 8, "learning_rate": 0.1} and run.made_by == {"trl": "1"}

@@ -22,9 +22,7 @@ import logging
 import math
 import platform
 import time
-import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -32,20 +30,19 @@ import torch
 from torch import Tensor
 
 import erltool
-from erltool.controls.base import ENTROPY, SURROGATE, Choice, Control
+from erltool.controls.base import Choice, Control
 from erltool.controls.catalog import control_from_dict, control_to_dict
 from erltool.controls.controllers import Controller
 from erltool.controls.loss import added_terms
+from erltool.engines.trl_folder import Folder
+from erltool.engines.trl_settings import check_dropout, check_settings, check_trainer
 from erltool.entropy.advantages import zero_spread_fraction
 from erltool.entropy.covariance import token_covariance
 from erltool.entropy.tokens import Tokens
 from erltool.errors import ErltoolError
-from erltool.files import Hold, sync, write_whole, writing
+from erltool.files import write_whole, writing
 from erltool.policies.rollouts import Rollouts
 from erltool.resources import commit
-from erltool.runs.alarms import Watch
-from erltool.runs.folder import read_config, read_lines, read_tokens, write_table
-from erltool.runs.writer import continued
 from erltool.text import shown
 from erltool.training.step import Step, measure
 
@@ -55,15 +52,6 @@ try:
 except ImportError as e:
     raise ErltoolError(f"erltool.engines.trl needs TRL ({e}): pip install 'erltool[trl]'") from e
 
-TESTED = "1.16"  # of TRL, any patch release
-PRIVATE = {  # methods of the trainer that are called or extended, with the parameters that are given by name
-    "_generate_and_score_completions": (),
-    "_calculate_rewards": (),
-    "_get_per_token_logps_and_entropies": ("batch_size", "compute_entropy"),
-    "_compute_loss": (),
-    "_save_checkpoint": (),
-}
-LOSSES = ("grpo", "dr_grpo", "dapo")
 SHOWN = ("mean_covariance", "group_covariance", "covariance_top", "selected", "control_value", "clip_fraction", "kl_")
 STATE = "entropy_control.json"  # in TRL's checkpoints: what a controller has made of the control
 logger = logging.getLogger(__name__)
@@ -103,7 +91,7 @@ class EntropyControlMixin:
         self.clip_eps = self.epsilon_low, self.epsilon_high
         self.record_every, self.record_prompts = record_every, record_prompts
         self.epsilon_low, self.epsilon_high = control.clip_of(self.clip_eps)
-        self._folder: _Folder | None = None
+        self._folder: Folder | None = None
         self._window: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         self._row: dict[str, float] | None = None
         self._clock = time.perf_counter()
@@ -280,7 +268,7 @@ class EntropyControlMixin:
         if step and self.controller is not None:
             self.entropy_control = read_control(saved, self.entropy_control.name)
         every = self.state.logging_steps if self.args.logging_strategy == "steps" else math.inf
-        self._folder = _Folder(folder, every)
+        self._folder = Folder(folder, every)
         if self.accelerator.is_main_process:
             self._folder.open(step, {"config": self._config(), "made_by": self._made_by()})
 
@@ -344,74 +332,6 @@ class EntropyControlGRPOTrainer(EntropyControlMixin, GRPOTrainer):
     """TRL's GRPOTrainer with an entropy control; see EntropyControlMixin."""
 
 
-# --- what is refused ------------------------------------------------------------------------------------
-
-
-def check_trainer(base) -> None:
-    """Raises ErltoolError, naming it, where the trainer `base` has no method that is needed, or it takes no parameter
-    of this name; warns where TRL's version is none of those tested."""
-    for name, parameters in PRIVATE.items():
-        method = getattr(base, name, None)
-        lacks = [p for p in parameters if method and p not in inspect.signature(method).parameters]
-        if method is None or lacks:
-            what = f"{name} takes no {lacks[0]}" if lacks else f"the trainer has no {name}"
-            raise ErltoolError(f"trl {trl.__version__}: {what}, which erltool.engines.trl needs; use trl=={TESTED}.*")
-    if trl.__version__.split(".")[:2] != TESTED.split("."):
-        text = (
-            f"trl {trl.__version__}: erltool.engines.trl was tested with trl {TESTED}.* only; compare a short run first"
-        )
-        warnings.warn(text, stacklevel=4)
-
-
-def check_settings(args: GRPOConfig, control: Control) -> None:
-    """Raises ErltoolError, naming the setting to change, where the control could not act or would act wrongly."""
-    micro_batches = args.steps_per_generation * args.num_iterations
-    unscaled = str(args.scale_rewards) in ("none", "False")
-    _check_conflicts(control, advantages="dr_grpo" if unscaled else "grpo", scale_rewards=args.scale_rewards)
-    owns = [part.name for part in control.parts if SURROGATE in part.roles]
-    corrects = args.use_vllm and args.vllm_importance_sampling_correction
-    refused = (
-        (args.loss_type not in LOSSES, "loss_type", f"weights tokens otherwise; use one of {', '.join(LOSSES)}"),
-        (control.mean_of_responses and args.loss_type != "grpo", "loss_type",
-         f"control {control.name} is a mean of responses; use grpo"),
-        (args.importance_sampling_level != "token", "importance_sampling_level",
-         "a token without a gradient would get one through its response's ratio; use token, and control gspo"),
-        (args.use_liger_kernel, "use_liger_kernel", "its loss knows no control; use model_init_kwargs={'use_kernels': "
-         "True}"),
-        (args.top_entropy_quantile < 1, "top_entropy_quantile",
-         "it masks by the entropies of a micro-batch; use 1.0, and control high-entropy-mask"),
-        ((args.entropy_coef or args.use_adaptive_entropy) and any(ENTROPY in p.roles for p in control.parts),
-         "entropy_coef", f"control {control.name} rewards entropy too; use 0"),
-        ("ref_log_probs" in control.needs, "beta", "control reference-kl is TRL's own here; set beta to its coef"),
-        (micro_batches < control.min_updates * args.gradient_accumulation_steps, "num_iterations",
-         f"control {control.name} cannot act, because an update that is the first after sampling has pi = pi_old and "
-         f"what it acts on is 0; use num_iterations={control.min_updates}, or steps_per_generation of at least "
-         f"{control.min_updates} * gradient_accumulation_steps"),
-        (owns and args.delta is not None, "delta", f"clips the surrogate of control {', '.join(owns)}; use None"),
-        (not control.owner.clipped_ratio and (args.off_policy_mask_threshold is not None or corrects),
-         "vllm_importance_sampling_correction" if corrects else "off_policy_mask_threshold",
-         f"it is not applied to the surrogate of control {control.name}; turn it off"),
-    )  # fmt: skip
-    for holds, name, why in refused:
-        if holds:
-            raise ErltoolError(f"{name}={getattr(args, name)}: {why}")
-
-
-def check_dropout(model, control: Control) -> None:
-    """Raises ErltoolError for a model that drops at random under a control that this would mislead."""
-    drops = max((m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)), default=0.0)
-    _check_conflicts(control, lora_dropout=drops, disable_dropout=False)
-
-
-def _check_conflicts(control: Control, advantages: str = "grpo", lora_dropout: float = 0.0, **setting) -> None:
-    """Raises ErltoolError where the control cannot go together with what `setting` of TRL's amounts to in ours."""
-    config = SimpleNamespace(control=control, advantages=advantages, lora_dropout=lora_dropout)
-    for part in control.parts:
-        for name, why in part.conflicts(config):
-            where = [f"control {control.name}"] if name == "control" else [f"{k}={v}" for k, v in setting.items()]
-            raise ErltoolError(f"{where[0]}: {why}")
-
-
 # --- small parts ----------------------------------------------------------------------------------------
 
 
@@ -470,89 +390,3 @@ def read_control(file: Path, name: str) -> Control:
     if control.name != name:
         raise ErltoolError(f"{file}: is of control {control.name}, not {name}; start another run")
     return control
-
-
-class _Folder:
-    """The run's files in TRL's output folder; written by the main process only, and by one at a time."""
-
-    def __init__(self, path: Path, every: float = 1):
-        self.path, self.watch = path, Watch()
-        self.every = every  # steps from one row to the next
-        self.tokens: list[pd.DataFrame] = []
-        self.held_out: dict[str, float] = {}
-        self.hold: Hold | None = None
-
-    def open(self, step: int, document: dict) -> None:
-        """Begins a run, or goes on after `step`, without what was written later. Raises ErltoolError over another."""
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        self.hold = Hold(self.path)
-        try:
-            if (self.path / "metrics.jsonl").is_file():
-                document = self.go_on(step, document)
-            with writing(self.path):
-                write_whole(self.path / "config.json", (json.dumps(document, indent=1) + "\n").encode())
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Lets others write."""
-        if self.hold is not None:
-            self.hold.release()
-
-    def go_on(self, step: int, document: dict) -> dict:
-        """Takes back what was written after `step`; returns what config.json then says."""
-        if not step:
-            raise ErltoolError(
-                f"run {self.path}: already holds a run; use train(resume_from_checkpoint=True), or another output_dir"
-            )
-        document = continued(read_config(self.path), document, step)
-        kept = [row for row in self.rows() if row["step"] <= step]
-        last = kept[-1]["step"] if kept else 0
-        if step - last >= self.every:
-            logger.warning(f"{self.path / 'metrics.jsonl'}: ends at step {last}, and the run goes on from step {step}")
-        self.write_rows(kept)
-        for row in kept:
-            self.watch.see(row)
-        if (self.path / "tokens.parquet").is_file():
-            tokens = read_tokens(self.path / "tokens.parquet")
-            self.tokens = [tokens[tokens["step"] <= step]]
-            self.write_tokens()
-        return document
-
-    def rows(self) -> list[dict]:
-        """The whole lines: a kill leaves the last one torn."""
-        return read_lines(self.path / "metrics.jsonl")[0]
-
-    def write_rows(self, rows: list[dict]) -> None:
-        with writing(self.path / "metrics.jsonl"):
-            write_whole(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-
-    def write(self, row: dict):
-        """Appends a step; returns the alarms that it raises."""
-        self.hold.check()
-        row = {k: v for k, v in (row | self.held_out).items() if v is not None and math.isfinite(v)}
-        self.held_out = {}
-        with writing(self.path / "metrics.jsonl"), open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(row) + "\n")
-        return self.watch.see(row)
-
-    def sync(self) -> None:
-        """Has the disk hold the rows: a power cut must not leave fewer of them than a checkpoint counts on."""
-        if (self.path / "metrics.jsonl").is_file():
-            with writing(self.path / "metrics.jsonl"):
-                sync(self.path / "metrics.jsonl")
-
-    def evaluated(self, accuracy: float, last: bool) -> None:
-        """Held-out accuracy belongs to the update that follows; after the last one to that."""
-        rows = self.rows() if last else []
-        if rows:
-            self.write_rows([*rows[:-1], rows[-1] | {"eval_accuracy": accuracy}])
-        else:
-            self.held_out = {"eval_accuracy": accuracy}
-
-    def write_tokens(self) -> None:
-        if self.tokens:
-            with writing(self.path / "tokens.parquet"):
-                write_table(self.path / "tokens.parquet", self.tokens)

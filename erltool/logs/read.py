@@ -19,7 +19,7 @@ import pandas as pd
 from erltool import tables
 from erltool.errors import ErltoolError
 from erltool.files import write_whole, writing
-from erltool.law.fit import unit_of
+from erltool.law.units import unit_of
 from erltool.logs.columns import Choice, choose_columns, with_negated
 from erltool.logs.formats import KINDS, Table, detect, read_table
 from erltool.logs.metrics import ALL_ROLES, MAIN, entropy_average, has_role, split_run, tool_of
@@ -116,7 +116,7 @@ def read_log(
 
     `columns` corrects the guess: a column's name in the file by role, {"performance": "val-core/aime24/acc/mean@32"};
     {"entropy": "-entropy_loss"} takes minus the column of that name. `kind`, one of logformats.KINDS, corrects the
-    format, and `unit`, one of fit.UNITS, the unit of performance. `run` names one of several runs. A run that was
+    format, and `unit`, one of law.units.UNITS, the unit of performance. `run` names one of several runs. A run that was
     resumed in the same log is one run (several.py); of several values of a column at one step the last one wins.
 
     Raises ErltoolError, in one line with the remedy, for what is missing, empty, damaged or no log, for a column that

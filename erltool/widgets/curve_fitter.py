@@ -44,7 +44,7 @@ class Curve:
     performance: np.ndarray
     """(n,)"""
     unit: str
-    """Of performance, one of fit.UNITS."""
+    """Of performance, one of law.units.UNITS."""
     a: float | None = None
     """As dragged; None for a rival law."""
     b: float | None = None

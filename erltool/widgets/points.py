@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from erltool.errors import ErltoolError
-from erltool.law.fit import UNITS, unit_of
+from erltool.law.units import UNITS, unit_of
 from erltool.logs.metrics import OWN
 from erltool.logs.read import align_points
 from erltool.runs.folder import Run
@@ -24,7 +24,7 @@ class Points:
     performance: np.ndarray
     """(n,)"""
     unit: str | None = None
-    """Of performance, one of fit.UNITS, where it was stated."""
+    """Of performance, one of law.units.UNITS, where it was stated."""
     entropy_average: str = "not stated"
 
     @property
