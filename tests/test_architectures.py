@@ -1,7 +1,7 @@
 """What comes out of a policy is its model's own distribution, or the model is refused: family by family.
 
-EXPECTED is the table in the README. Every family is sampled from and scored on prompts of several lengths, longer than
-its windows, and held against the model's own logits of each sequence alone, without an adapter and with one.
+EXPECTED is the table in erltool/README.md. Every family is sampled from and scored on prompts of several lengths, longer
+than its windows, and held against the model's own logits of each sequence alone, without an adapter and with one.
 """
 
 import re
@@ -77,9 +77,9 @@ def load(folder, **options):
         return load_policy(folder, **options)
 
 
-def test_every_family_is_in_the_table_and_the_table_in_the_readme():
+def test_every_family_is_in_the_table_and_the_table_in_the_details():
     assert sorted(PATH_OF) == sorted(FAMILIES)
-    text = (shipped("data").parent / "README.md").read_text()
+    text = (shipped("data").parent / "erltool" / "README.md").read_text()
     rows = dict(re.findall(r"^\| ((?:linear|own) \w+|refused) \| .*? \| (.*) \|$", text, re.M))
     assert {path: names.split(", ") for path, names in rows.items()} == {p: n.split() for p, n in EXPECTED.items()}
 

@@ -1,4 +1,4 @@
-"""The README's code runs, its tables are the package's, and every path it names is there."""
+"""The code of the README runs, the documents' tables are the package's, and every path that they name is there."""
 
 import importlib.util
 import itertools
@@ -16,6 +16,14 @@ from erltool.runs.folder import METRICS, read_runs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+DETAILS = (ROOT / "erltool" / "README.md").read_text()
+RESULTS = (ROOT / "data" / "RESULTS.md").read_text()
+DOCUMENTS = ("README.md", "erltool/README.md", "data/README.md", "data/RESULTS.md", "notebooks/README.md",
+             "tests/benchmarks/README.md")  # fmt: skip
+
+
+def test_it_is_short():
+    assert README.count("\n") <= 200
 
 
 def test_its_python_runs(tmp_path, monkeypatch):
@@ -26,24 +34,28 @@ def test_its_python_runs(tmp_path, monkeypatch):
         exec(compile(block.replace("steps=200", "steps=4"), "README.md", "exec"), {})
 
 
-def test_its_metric_table_is_metrics():
-    rows = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]+?) \|", README.split("## Metrics")[1].split("\n## ")[0], re.M))
+def test_the_metric_table_is_metrics():
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]+?) \|", DETAILS.split("## Metrics")[1].split("\n## ")[0], re.M))
     assert rows == {name: unit for name, (unit, _) in METRICS.items()}
 
 
-def test_it_names_every_control_and_preset():
+def test_the_details_name_every_control_and_preset():
     for name in [*CONTROLS, *CONTROLLERS, *PRESETS]:
-        assert f"`{name}`" in README
+        assert f"`{name}`" in DETAILS
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:erltool|data|notebooks|tests)/[\w./-]+)`", README))))
-def test_every_path_it_names_is_there(path):
-    assert (ROOT / path).exists()
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_path_that_a_document_names_is_there(document):
+    text = (ROOT / document).read_text()
+    for path in re.findall(r"`((?:erltool|data|notebooks|tests)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), path
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / document).parent.joinpath(link).exists(), link
 
 
-def test_every_module_is_in_its_file_list():
-    for module in (ROOT / "erltool").glob("[a-z]*.py"):
-        assert f"`erltool/{module.name}`" in README
+def test_every_module_is_in_the_list_of_files():
+    for module in (ROOT / "erltool").rglob("[a-z]*.py"):
+        assert f"`erltool/{module.relative_to(ROOT / 'erltool')}`" in DETAILS, module
 
 
 def script(path):
@@ -53,9 +65,9 @@ def script(path):
     return module
 
 
-def test_its_tables_of_experiments_are_what_the_recorded_runs_give():
+def test_the_tables_of_experiments_are_what_the_recorded_runs_give():
     for line in itertools.chain(*script("data/experiments/report.py").tables()):
-        assert line in README
+        assert line in RESULTS
 
 
 def test_in_discovery_clip_cov_ends_above_every_rival_on_seeds_that_chose_nothing():
@@ -94,7 +106,7 @@ def test_through_trl_the_same_iterations_give_the_same_curves():
     through = script("data/runs/through_trl.py")
     runs = read_runs(through.RECORD)
     for line in through.table(runs):
-        assert line in README
+        assert line in RESULTS
     for control, metric in itertools.product(through.CONTROLS, through.SHOWN):
         _, low, high = through.difference(runs, "trl-in-order", control, metric)
         assert low < 0 < high

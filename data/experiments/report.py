@@ -1,7 +1,7 @@
-"""Prints the README's tables of the recorded experiments, from data/runs/ and data/paper/ alone.
+"""Prints data/RESULTS.md's tables of the recorded experiments, from data/runs/ and data/paper/ alone.
 
 python data/experiments/report.py                       # prints the tables
-python data/experiments/report.py --figures FOLDER      # draws the README's figures of discovery and trap, too
+python data/experiments/report.py --figures FOLDER      # draws data/RESULTS.md's figures of discovery and trap, too
 """
 
 import argparse
@@ -83,23 +83,27 @@ def takeover(run: erltool.runs.folder.Run) -> float:
     return float(last + 1) if last < thinks.index.max() else np.nan
 
 
-def takeovers() -> pd.DataFrame:
-    """One row a run of `trap-rates`: its end values, with arm, learning rate and iteration of the take-over."""
-    runs = record("trap-rates")[0]
-    rates = [r.config["learning_rate"] for r in runs.values()]
-    table = arms("trap-rates").assign(rate=rates, takeover=[takeover(r) for r in runs.values()])
-    return table.assign(arm=[name.split("-", 2)[2] for name in table["arm"]])  # "rate1e-4-one-update"
+def takeovers(grid: str) -> pd.DataFrame:
+    """One row a run: its end values, with arm, learning rate, the policy's point in the map, and the iteration of the
+    take-over."""
+    runs = record(grid)[0]
+    table = arms(grid).assign(
+        rate=[r.config["learning_rate"] for r in runs.values()],
+        point=[Path(r.config["policy"]).name for r in runs.values()],
+        takeover=[takeover(r) for r in runs.values()],
+    )
+    depth = {"trap-rates": 2, "trap-map": 2}.get(grid, 0)  # "rate1e-4-one-update", "think0.01-step0.2-one-update"
+    return table.assign(arm=[name.split("-", depth)[depth] for name in table["arm"]])
 
 
-def trap() -> list[str]:
-    """The trap: in how many runs working step by step takes over, by arm and learning rate."""
-    table = takeovers()
-    rates = sorted(table["rate"].unique())
-    lines = ["| arm | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|" + "---|" * (1 + len(rates))]
+def takeover_lines(table: pd.DataFrame, by: str, heads: dict) -> list[str]:
+    """In how many runs working step by step takes over, and when; then greedy accuracy and entropy, means. One row an
+    arm, one column a value of `by`, whose heads are given."""
+    lines = ["| arm | " + " | ".join(heads.values()) + " |", "|" + "---|" * (1 + len(heads))]
     for arm, part in table.groupby("arm", sort=False):
         cells = []
-        for rate in rates:
-            at = part[part["rate"] == rate]
+        for value in heads:
+            at = part[part[by] == value]
             came = at["takeover"].dropna()
             when = f", at {came.median():.0f}" if len(came) else ""
             cells.append(
@@ -109,9 +113,29 @@ def trap() -> list[str]:
     return lines
 
 
+def trap_rates() -> list[str]:
+    """The trap by learning rate, after 150 iterations."""
+    table = takeovers("trap-rates")
+    return takeover_lines(table, "rate", {rate: f"{rate:g}" for rate in sorted(table["rate"].unique())})
+
+
+def trap_map() -> list[str]:
+    """The trap at 1e-4: rarer, as shipped after 150 and 300 iterations, and less rare but more wrong."""
+    rates = takeovers("trap-rates")
+    early = rates[rates["rate"] == 1e-4].assign(point="150")
+    table = pd.concat([takeovers("trap-map"), early, takeovers("trap")])
+    heads = {
+        "think0.01-step0.2": "1 % of responses, steps right 0.2; 250 iterations",
+        "150": "3 %, 0.2 (`trap`); 150",
+        "trap": "3 %, 0.2 (`trap`); 300",
+        "think0.1-step0.1": "10 %, 0.1; 250",
+    }
+    return takeover_lines(table, "point", heads)
+
+
 def draw_trap() -> Figure:
     """The trap by learning rate: how many runs end working step by step, and their greedy accuracy, each seed a dot."""
-    table = takeovers()
+    table = takeovers("trap-rates")
     left, right = new_axes(2, width=4.8)
     for index, (arm, part) in enumerate(table.groupby("arm", sort=False)):
         style = {"color": COLOURS[index], "linestyle": LINES[index], "label": arm}
@@ -308,12 +332,14 @@ def sweep() -> str:
 
 
 def tables() -> list[list[str]]:
-    """Every table of the README that is made from recorded runs, as lines."""
+    """Every table of data/RESULTS.md that is made from recorded runs, as lines."""
     return [
         regime("discovery"),
         regime_differences("discovery"),
-        trap(),
-        regime("trap"),
+        regime("sharpening"),
+        regime_differences("sharpening"),
+        trap_rates(),
+        trap_map(),
         figures(),
     ]
 

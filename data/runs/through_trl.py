@@ -2,7 +2,7 @@
 
     pip install -e '.[trl]'
     python data/runs/through_trl.py FOLDER      # 20 minutes on 2 cores
-    python data/runs/through_trl.py             # the README's figure and table, from what is recorded here
+    python data/runs/through_trl.py             # data/RESULTS.md's figure and table, from what is recorded here
 
 The policy `countdown`, without control and with KL-Cov, three seeds each: 64 prompts x 8 responses an iteration, in the
 same order for both, then 4 updates of 128 responses; LoRA of rank 16 on all linear layers, learning rate, AdamW, clip
@@ -178,7 +178,7 @@ def figure(runs: dict[str, Run]):
 
 
 def table(runs: dict[str, Run]) -> list[str]:
-    """The README's table, a line each: means of the last iterations, and differences with their 95 % intervals."""
+    """data/RESULTS.md's table, a line each: means of the last iterations, and differences with their 95 % intervals."""
     lines = [
         "| control | last 20 iterations | " + " | ".join(ENGINES.values()) + " |",
         "|---|---|" + "---|" * len(ENGINES),
