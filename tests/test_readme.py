@@ -18,8 +18,15 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 DETAILS = (ROOT / "erltool" / "README.md").read_text()
 RESULTS = (ROOT / "data" / "RESULTS.md").read_text()
-DOCUMENTS = ("README.md", "erltool/README.md", "data/README.md", "data/RESULTS.md", "notebooks/README.md",
-             "tests/benchmarks/README.md")  # fmt: skip
+DOCUMENTS = (
+    "README.md",
+    ".github/CONTRIBUTING.md",
+    "erltool/README.md",
+    "data/README.md",
+    "data/RESULTS.md",
+    "notebooks/README.md",
+    "tests/benchmarks/README.md",
+)
 
 
 def test_it_is_short():
@@ -123,3 +130,11 @@ def test_through_trl_the_same_iterations_give_the_same_curves():
         same = "control", "seed", "steps", "learning_rate", "group_size", "prompts_per_iteration", "max_response_tokens"
         assert [run.config[n] for n in same] == [wanted[n] for n in same]
         assert ("trl" in run.made_by) == (engine != "erltool")
+
+
+def test_the_examples_for_contributors_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / ".github" / "CONTRIBUTING.md").read_text(), re.S)
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(compile(block, "CONTRIBUTING.md", "exec"), {"__name__": "example"})
