@@ -1,7 +1,7 @@
 """What comes out of a policy is its model's own distribution, or the model is refused: family by family.
 
 EXPECTED is the table in erltool/README.md. Every family is sampled from and scored on prompts of several lengths,
-longer than its windows, and held against the model's own logits of each sequence alone, without an adapter and with one.
+longer than its windows, and held against the model's own logits of each sequence alone, with an adapter and without.
 """
 
 import re

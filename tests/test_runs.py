@@ -234,3 +234,14 @@ def test_a_control_that_steered_itself_is_read_as_a_control_and_its_controller()
         control, found = former_control(control)
         config = erltool.TrainConfig.from_dict({"control": control, "controller": found})
         assert config.control == wanted and config.controller == controller
+
+
+def test_a_run_says_its_format_and_a_newer_one_is_refused(folder, tmp_path):
+    document = json.loads((folder / "config.json").read_text())
+    assert document["format"] == 2
+    (tmp_path / "run").mkdir()
+    for newer in (3, "2", True):
+        (tmp_path / "run" / "config.json").write_text(json.dumps(document | {"format": newer}))
+        with pytest.raises(ErltoolError, match="this erltool reads formats up to 2") as error:
+            read_run(tmp_path / "run")
+        assert "\n" not in str(error.value)

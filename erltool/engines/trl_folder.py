@@ -10,7 +10,7 @@ import pandas as pd
 from erltool.errors import ErltoolError
 from erltool.files import Hold, sync, write_whole, writing
 from erltool.runs.alarms import Watch
-from erltool.runs.folder import read_config, read_lines, read_tokens, write_table
+from erltool.runs.folder import FORMAT, read_config, read_lines, read_tokens, write_table
 from erltool.runs.writer import continued
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,8 @@ class Folder:
             if (self.path / "metrics.jsonl").is_file():
                 document = self.go_on(step, document)
             with writing(self.path):
-                write_whole(self.path / "config.json", (json.dumps(document, indent=1) + "\n").encode())
+                text = json.dumps({"format": FORMAT} | document, indent=1)
+                write_whole(self.path / "config.json", f"{text}\n".encode())
         except BaseException:
             self.close()
             raise

@@ -18,6 +18,8 @@ from erltool.files import reading, write_whole, writing
 from erltool.tables import Table
 from erltool.text import shown, visible
 
+FORMAT = 2  # of config.json: 1 had controls that steered themselves, and said no format
+
 METRICS = {
     "step": ("count", "optimiser updates so far, this one included"),
     "iteration": ("count", "sampling rounds before this one"),
@@ -215,7 +217,7 @@ def write_table(file: Path, parts: list[pd.DataFrame], compression: str = "snapp
 def _document(run: Run) -> dict:
     """What config.json says of a run."""
     more = {"continued_by": list(run.continued_by)} if run.continued_by else {}
-    return {"config": run.config, "made_by": run.made_by} | more
+    return {"format": FORMAT, "config": run.config, "made_by": run.made_by} | more
 
 
 def read_tokens(file: Path) -> pd.DataFrame:
@@ -286,12 +288,14 @@ def former_control(control: dict) -> tuple[dict, dict | None]:
 
 def _checked(document: dict) -> dict:
     """A run's config.json where its parts have the types that every reader counts on; raises TypeError or KeyError."""
-    document = {"made_by": {}, "continued_by": []} | document
+    document = {"format": 1, "made_by": {}, "continued_by": []} | document
+    if type(document["format"]) is not int or document["format"] > FORMAT:
+        raise TypeError(f"format {document['format']!r}, and this erltool reads formats up to {FORMAT}")
     for name, kind in (("config", dict), ("made_by", dict), ("continued_by", list), ("evaluation", dict)):
         if not isinstance(document.get(name, kind()), kind):
             raise TypeError(f"{name} is {type(document[name]).__name__}, not {kind.__name__}")
     config = document["config"]
-    if isinstance(config.get("control"), dict) and "controller" not in config:
+    if document["format"] == 1 and isinstance(config.get("control"), dict) and "controller" not in config:
         config["control"], config["controller"] = former_control(config["control"])
     if type(config["steps"]) is not int:
         raise TypeError("steps is not a whole number")

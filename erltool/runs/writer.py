@@ -26,7 +26,7 @@ from erltool.runs.checkpoints import (
     write_adapter,
     write_checkpoint,
 )
-from erltool.runs.folder import EVALUATION, TIMED, read_config, read_lines, read_tokens, row_of, write_table
+from erltool.runs.folder import EVALUATION, FORMAT, TIMED, read_config, read_lines, read_tokens, row_of, write_table
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,8 @@ class RunWriter:
     """
 
     def __init__(self, path: Path, document: dict, resume: bool):
-        self.path, self.document = Path(path).absolute(), document  # a notebook may change its folder meanwhile
+        self.path = Path(path).absolute()  # a notebook may change its folder meanwhile
+        self.document = {"format": FORMAT} | document
         self.tokens: list[pd.DataFrame] = []
         check_place(self.path, document["config"], resume)
         with writing(self.path):
@@ -82,7 +83,7 @@ class RunWriter:
         try:
             check_place(self.path, document["config"], resume)  # another process may have begun meanwhile
             if not (self.path / "config.json").is_file():
-                self._write_document(document)
+                self._write_document(self.document)
         except BaseException:
             self.close()
             raise
@@ -223,4 +224,4 @@ def continued(before: dict, document: dict, step: int) -> dict:
     changed = {k: v for k, v in document["config"].items() if k != "steps" and config.get(k) != v}
     if step < steps and (changed or maker != document["made_by"]):
         past.append({"step": step} | document["made_by"] | ({"config": changed} if changed else {}))
-    return before | {"config": before["config"] | {"steps": steps}, "continued_by": past}
+    return before | {"format": FORMAT, "config": before["config"] | {"steps": steps}, "continued_by": past}
