@@ -6,7 +6,7 @@
 
 Each run is made in FOLDER and can be interrupted and resumed at any point by the same command; when it is whole,
 what is worth keeping is copied here: configuration, metrics, timings and recorded tokens, not the weights.
-The controls' values were tuned on another policy, task and seed, and the null control has
+The controls' values were tuned on another policy, task and seed, and the random baseline has
 Clip-Cov's share: nothing was tuned on these runs.
 """
 

@@ -1,4 +1,4 @@
-const ALWAYS = { none: "the run without control", "random-clip": "the null control: tokens drawn at random" };
+const ALWAYS = { none: "the run without control", "random-clip": "the random baseline: tokens drawn at random" };
 const END = { entropy_end: "entropy at the end, nats/token", accuracy_late: "late held-out accuracy", accuracy_best: "its best", length_end: "length, tokens" };
 
 function render({ model, el }) {

@@ -62,7 +62,7 @@ class ControlExplorer(View):
     """`ControlExplorer(runs)`: runs by control and parameter, over their seeds; `.result` is what is on show.
 
     `runs` are `Run`s, runs' folders, or folders that hold runs (runs.read_runs), one or several. Choose controls, and
-    of the values that were recorded those of each control's parameters; `none` and the null control `random-clip`
+    of the values that were recorded those of each control's parameters; `none` and the random baseline `random-clip`
     stay beside them. A thin line is a run, a thick one the mean over its seeds where all have a value; beyond 300 steps
     a point is the mean of several. The table has compare.end_values: mean over seeds, lowest and highest, and the
     difference to `none` paired by seed. Runs with different fields of TrainConfig beside the control (advantages,
@@ -287,7 +287,7 @@ def opened(source) -> list[Run]:
 
 
 def _grouped(runs: list[Run]) -> tuple[list[_Group], list[str]]:
-    """Runs by setting and control with its parameters, `none` and the null control first; and the settings' texts, the
+    """Runs by setting and control with its parameters, `none` and the random baseline first; and the settings' texts, the
     one with the most runs first, since that is what is on show."""
     configs = [TrainConfig().to_dict() | r.config for r in runs]
     fields = [f for f in (configs[0] if configs else ()) if f not in UNDECIDED and len({c[f] for c in configs}) > 1]

@@ -146,7 +146,7 @@ function render({ model, el }) {
     effects[0].replaceChildren(`mean covariance ${fixed(chosen.none, 4)} nats: to first order what the entropy falls by, up to the step size`);
     effects[1].replaceChildren(make("span", { class: "mark clip" }, "Clip-Cov"), ` (line below) takes ${chosen.clip.size} of ${d.n} tokens and leaves ${fixed(chosen.afterClip, 4)}`);
     effects[2].replaceChildren(make("span", { class: "mark kl" }, "KL-Cov"), ` (line above) takes ${chosen.kl.size} and leaves ${fixed(chosen.afterKl, 4)}` +
-      (d.ratio.every((x) => x === 1) ? " (every ratio is 1: on the first update after sampling KL-Cov pulls at nothing)" : ""));
+      (d.ratio.every((x) => x === 1) ? " (every ratio is 1: on the first update after sampling KL-Cov's penalty is 0)" : ""));
   };
   model.on("change:data", rebuild);
   model.on("change:response", () => { page = 0; lay(); });
