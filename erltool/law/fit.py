@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from erltool.errors import ErltoolError
 from erltool.law.doubts import doubts
@@ -105,7 +105,7 @@ class LawFit:
             degrees = self._autoregressive.degrees
         else:
             degrees = n - 2 if method == "analytic" else n / self.block_length - 2
-        return float(stats.t.ppf((1 + level) / 2, max(1.0, degrees)))
+        return float(special.stdtrit(max(1.0, degrees), (1 + level) / 2))
 
     def _between(self, value, level: float, method: str | None, x, one: float, new_point: bool = False):
         """(low, high) about a value of slope * x + intercept * one: the widest of the methods'; where none is named,

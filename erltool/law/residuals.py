@@ -9,7 +9,7 @@ errors is corrected alike, and its degrees of freedom are Satterthwaite's.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, signal, stats
+from scipy import linalg, optimize, special
 
 LARGEST = 0.97  # autocorrelation; above it a run cannot tell its level from its errors
 NEIGHBOURS = 2  # on either side, whose mean entropy stands for the entropy without its noise
@@ -83,8 +83,9 @@ def autoregression(residuals, design, instruments=None, *, surely: float = 0.0) 
 
 def _correlated(r: float, v: np.ndarray) -> np.ndarray:
     """R v along the first axis, for R with r^|i - j| at (i, j)."""
-    forth = signal.lfilter([1.0], [1.0, -r], v, axis=0)
-    back = signal.lfilter([1.0], [1.0, -r], v[::-1], axis=0)[::-1]
+    band = np.array([np.ones(len(v)), np.full(len(v), -r)])  # y_t - r y_{t-1} = v_t, solved for y
+    forth = linalg.solve_banded((1, 0), band, v)
+    back = linalg.solve_banded((1, 0), band, v[::-1])[::-1]
     return forth + back - v
 
 
@@ -183,4 +184,4 @@ def _last_term(design: np.ndarray, y: np.ndarray, instruments: np.ndarray) -> tu
         return np.nan, np.nan
     found = autoregression(residuals, design, instruments)
     error = np.sqrt(found.covariance[-1, -1])
-    return float(beta[-1]), float(2 * stats.t.sf(abs(beta[-1]) / error, max(1.0, found.degrees)))
+    return float(beta[-1]), float(2 * special.stdtr(max(1.0, found.degrees), -abs(beta[-1]) / error))

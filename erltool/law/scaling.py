@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from erltool.errors import ErltoolError
 from erltool.law.fit import LawFit
@@ -83,6 +82,8 @@ def law_differences(groups: Mapping[str, Sequence[LawFit]], baseline: str, level
     few = [name for name, laws in groups.items() if len(laws) < 2]
     if few:
         raise ErltoolError(f"law_differences: {few[0]} has {len(groups[few[0]])} runs; at least 2 are needed each")
+    from scipy import stats  # slow to import, and needed here alone
+
     rows = []
     for name, laws in groups.items():
         for coefficient in ("a", "b", "ceiling") if name != baseline else ():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from erltool.errors import ErltoolError
 from erltool.runs.folder import Run
@@ -118,7 +118,7 @@ def paired_difference(values: pd.Series, baseline: pd.Series, level: float = 0.9
     mean, n = float(difference.mean()), len(difference)
     half = np.inf
     if n > 1:
-        half = float(stats.t.ppf((1 + level) / 2, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+        half = float(special.stdtrit(n - 1, (1 + level) / 2) * difference.std(ddof=1) / np.sqrt(n))
     return Difference(mean, mean - half, mean + half, n, level)
 
 

@@ -287,8 +287,8 @@ def opened(source) -> list[Run]:
 
 
 def _grouped(runs: list[Run]) -> tuple[list[_Group], list[str]]:
-    """Runs by setting and control with its parameters, `none` and the random baseline first; and the settings' texts, the
-    one with the most runs first, since that is what is on show."""
+    """Runs by setting and control with its parameters, `none` and the random baseline first; and the settings' texts,
+    the one with the most runs first, since that is what is on show."""
     configs = [TrainConfig().to_dict() | r.config for r in runs]
     fields = [f for f in (configs[0] if configs else ()) if f not in UNDECIDED and len({c[f] for c in configs}) > 1]
     of = [visible(", ".join(f"{f} {c[f]}" for f in fields)) for c in configs]
