@@ -84,21 +84,21 @@ def takeover(run: erltool.runs.folder.Run) -> float:
 
 
 def takeovers(grid: str) -> pd.DataFrame:
-    """One row a run: its end values, with arm, learning rate, the policy's point in the map, and the iteration of the
-    take-over."""
+    """One row a run of `trap-rates` or `trap`: its end values, with arm, learning rate, iterations, and the iteration of
+    the take-over."""
     runs = record(grid)[0]
     table = arms(grid).assign(
         rate=[r.config["learning_rate"] for r in runs.values()],
-        point=[Path(r.config["policy"]).name for r in runs.values()],
+        iterations=[r.config["steps"] // r.config["updates_per_iteration"] for r in runs.values()],
         takeover=[takeover(r) for r in runs.values()],
     )
-    depth = {"trap-rates": 2, "trap-map": 2}.get(grid, 0)  # "rate1e-4-one-update", "think0.01-step0.2-one-update"
-    return table.assign(arm=[name.split("-", depth)[depth] for name in table["arm"]])
+    depth = 2 if grid == "trap-rates" else 0  # "rate1e-4-one-update"
+    return table.assign(arm=[name.split("-", depth)[depth] for name in table["arm"]] if depth else table["arm"])
 
 
 def takeover_lines(table: pd.DataFrame, by: str, heads: dict) -> list[str]:
-    """In how many runs working step by step takes over, and when; then greedy accuracy and entropy, means. One row an
-    arm, one column a value of `by`, whose heads are given."""
+    """In how many runs working step by step takes over, and when (median); then greedy accuracy and entropy, means. One
+    row an arm, one column a value of `by`, whose heads are given."""
     lines = ["| arm | " + " | ".join(heads.values()) + " |", "|" + "---|" * (1 + len(heads))]
     for arm, part in table.groupby("arm", sort=False):
         cells = []
@@ -119,18 +119,9 @@ def trap_rates() -> list[str]:
     return takeover_lines(table, "rate", {rate: f"{rate:g}" for rate in sorted(table["rate"].unique())})
 
 
-def trap_map() -> list[str]:
-    """The trap at 1e-4: rarer, as shipped after 150 and 300 iterations, and less rare but more wrong."""
-    rates = takeovers("trap-rates")
-    early = rates[rates["rate"] == 1e-4].assign(point="150")
-    table = pd.concat([takeovers("trap-map"), early, takeovers("trap")])
-    heads = {
-        "think0.01-step0.2": "1 % of responses, steps right 0.2; 250 iterations",
-        "150": "3 %, 0.2 (`trap`); 150",
-        "trap": "3 %, 0.2 (`trap`); 300",
-        "think0.1-step0.1": "10 %, 0.1; 250",
-    }
-    return takeover_lines(table, "point", heads)
+def trap() -> list[str]:
+    """The trap at 1e-4 in the long run."""
+    return takeover_lines(takeovers("trap"), "iterations", {300: "300 iterations at 1e-4"})
 
 
 def draw_trap() -> Figure:
@@ -339,7 +330,7 @@ def tables() -> list[list[str]]:
         regime("sharpening"),
         regime_differences("sharpening"),
         trap_rates(),
-        trap_map(),
+        trap(),
         figures(),
     ]
 
