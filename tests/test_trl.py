@@ -452,11 +452,14 @@ def test_a_run_goes_on_from_its_checkpoint(tiny_policy, tmp_path):
 # --- the output folder -----------------------------------------------------------------------------------
 
 
+def opened(path, step, steps=6, rate=0.1, version="1"):
+    return Folder(path, 1, step, {"config": {"steps": steps, "learning_rate": rate}, "made_by": {"trl": version}})
+
+
 @pytest.fixture
 def folder(tmp_path):
     """A run's files in TRL's output folder, as a run of two steps leaves them."""
-    found = Folder(tmp_path / "out")
-    found.open(0, {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}})
+    found = opened(tmp_path / "out", 0)
     for step in (1, 2):
         found.write({"step": step, "iteration": 0, "reward": 0.5, "policy_entropy": 1.0, "mean_covariance": 0.1})
     found.close()
@@ -466,8 +469,7 @@ def folder(tmp_path):
 def test_a_torn_last_line_is_left_out_when_the_run_goes_on(folder, caplog):
     with open(folder / "metrics.jsonl", "a") as f:
         f.write('{"step": 3, "rewa')
-    again = Folder(folder)
-    again.open(2, {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}})
+    again = opened(folder, 2)
     again.write({"step": 3, "iteration": 1})
     again.evaluated(0.5, last=True)
     again.close()
@@ -477,27 +479,23 @@ def test_a_torn_last_line_is_left_out_when_the_run_goes_on(folder, caplog):
 
 
 def test_lines_that_are_missing_before_the_checkpoint_are_said(folder, caplog):
-    again = Folder(folder)
-    again.open(4, {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}})
+    opened(folder, 4).close()
     assert caplog.messages == [f"{folder / 'metrics.jsonl'}: ends at step 2, and the run goes on from step 4"]
 
 
 def test_a_second_writer_of_an_output_folder_is_refused(folder):
-    document = {"config": {"steps": 6, "learning_rate": 0.1}, "made_by": {"trl": "1"}}
-    first, second = Folder(folder), Folder(folder)
-    first.open(2, document)
+    first = opened(folder, 2)
     before = (folder / "metrics.jsonl").read_bytes()
     with pytest.raises(ErltoolError, match=f"process {os.getpid()} on .* is writing there"):
-        second.open(1, document)
+        opened(folder, 1)
     assert (folder / "metrics.jsonl").read_bytes() == before
     first.close()
-    second.open(1, document)
+    opened(folder, 1).close()
     assert erltool.read_run(folder).metrics["step"].tolist() == [1]
 
 
 def test_other_settings_and_versions_are_added_to_what_the_run_began_with(folder):
-    again = Folder(folder)
-    again.open(2, {"config": {"steps": 8, "learning_rate": 0.2}, "made_by": {"trl": "2"}})
+    opened(folder, 2, steps=8, rate=0.2, version="2").close()
     run = erltool.read_run(folder)
     assert run.config == {"steps": 8, "learning_rate": 0.1} and run.made_by == {"trl": "1"}
     assert run.continued_by == ({"step": 2, "trl": "2", "config": {"learning_rate": 0.2}},)

@@ -84,8 +84,8 @@ def takeover(run: erltool.runs.folder.Run) -> float:
 
 
 def takeovers(grid: str) -> pd.DataFrame:
-    """One row a run of `trap-rates` or `trap`: its end values, with arm, learning rate, iterations, and the iteration of
-    the take-over."""
+    """One row a run of `trap-rates` or `trap`: its end values, with arm, learning rate, iterations, and the iteration
+    of the take-over."""
     runs = record(grid)[0]
     table = arms(grid).assign(
         rate=[r.config["learning_rate"] for r in runs.values()],

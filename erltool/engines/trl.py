@@ -91,7 +91,8 @@ class EntropyControlMixin:
         self.clip_eps = self.epsilon_low, self.epsilon_high
         self.record_every, self.record_prompts = record_every, record_prompts
         self.epsilon_low, self.epsilon_high = control.clip_of(self.clip_eps)
-        self._folder: Folder | None = None
+        self._folder: Folder | None = None  # of the main process
+        self._opened = False
         self._window: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
         self._row: dict[str, float] | None = None
         self._clock = time.perf_counter()
@@ -107,7 +108,7 @@ class EntropyControlMixin:
         output = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output
-        if self._folder is None:
+        if not self._opened:
             self._open()
         mask, step = loss_mask(output), self.state.global_step
         log_probs, entropy = self._score(output)
@@ -254,10 +255,10 @@ class EntropyControlMixin:
                 self._metrics["train"][f"erltool/{name}"].append(float(value))
         last_of_iteration = nth + self.args.gradient_accumulation_steps >= self._generate_every
         due = self.record_every and iteration % self.record_every == 0 and last_of_iteration
-        if due and self.accelerator.is_main_process:
+        if due and self._folder is not None:
             texts = [self._tokenizer.decode([i]) for i in ids[mask].tolist()]
             update = Step(row, part, rewards, tokens, covariance, selected, texts, group)
-            self._folder.tokens.append(_table(update, rows % len(self._prompts), self.record_prompts))
+            self._folder.writer.tokens.append(_table(update, rows % len(self._prompts), self.record_prompts))
 
     # --- the output folder ----------------------------------------------------------------------------
 
@@ -268,9 +269,9 @@ class EntropyControlMixin:
         if step and self.controller is not None:
             self.entropy_control = read_control(saved, self.entropy_control.name)
         every = self.state.logging_steps if self.args.logging_strategy == "steps" else math.inf
-        self._folder = Folder(folder, every)
         if self.accelerator.is_main_process:
-            self._folder.open(step, {"config": self._config(), "made_by": self._made_by()})
+            self._folder = Folder(folder, every, step, {"config": self._config(), "made_by": self._made_by()})
+        self._opened = True
 
     def _config(self) -> dict:
         """The settings under the names of TrainConfig."""
@@ -303,11 +304,11 @@ class EntropyControlMixin:
         finally:
             if self._folder is not None:
                 self._folder.close()
-            self._folder = None
+            self._folder, self._opened = None, False
 
     def log(self, logs, start_time=None):
         super().log(logs, start_time)
-        if self._folder is None or not self.accelerator.is_main_process:
+        if self._folder is None:
             return
         if "eval_reward" in logs:
             self._folder.evaluated(logs["eval_reward"], last=self.state.global_step >= self.state.max_steps)
@@ -316,13 +317,12 @@ class EntropyControlMixin:
             for alarm in self._folder.write(row):
                 logger.warning(str(alarm))
         elif "train_runtime" in logs:
-            self._folder.write_tokens()
+            self._folder.writer.write_tokens()
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
-        if self._folder is not None and self.accelerator.is_main_process:
-            self._folder.write_tokens()
-            self._folder.sync()
+        if self._folder is not None:
+            self._folder.checkpoint()
             file = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}" / STATE
             with writing(file):
                 write_whole(file, json.dumps(control_to_dict(self.entropy_control)).encode())

@@ -6,7 +6,6 @@ the lines that it counts on. So a run that was cut anywhere goes on from its new
 
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,25 +67,32 @@ def _check_same(path: Path, config: dict) -> None:
 class RunWriter:
     """Writes a run's folder, and is the only one that does, until `close`.
 
-    A run that goes on is asked for its `newest` checkpoint, and by `go_on` made what it was then. Raises ErltoolError,
-    naming the file and the remedy, where it cannot.
+    A run that goes on is asked for its `newest` checkpoint, and by `go_on` made what it was then. With `beside` the
+    folder is another tool's: its files may stand beside the run's, its own checkpoints say from which step the run goes
+    on, and `beside` says how it is told to. Raises ErltoolError, naming the file and the remedy, where it cannot.
     """
 
-    def __init__(self, path: Path, document: dict, resume: bool):
+    def __init__(self, path: Path, document: dict, resume: bool, beside: str = ""):
         self.path = Path(path).absolute()  # a notebook may change its folder meanwhile
         self.document = {"format": FORMAT} | document
         self.tokens: list[pd.DataFrame] = []
-        check_place(self.path, document["config"], resume)
+        self._check_place(resume, beside)
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._hold = Hold(self.path)
         try:
-            check_place(self.path, document["config"], resume)  # another process may have begun meanwhile
+            self._check_place(resume, beside)  # another process may have begun meanwhile
             if not (self.path / "config.json").is_file():
                 self._write_document(self.document)
         except BaseException:
             self.close()
             raise
+
+    def _check_place(self, resume: bool, beside: str) -> None:
+        if not beside:
+            check_place(self.path, self.document["config"], resume)
+        elif not resume and (self.path / "metrics.jsonl").is_file():
+            raise ErltoolError(f"run {self.path}: already holds a run; {beside}")
 
     def close(self) -> None:
         """Lets others write."""
@@ -142,24 +148,26 @@ class RunWriter:
 
         A kill in here leaves a folder from which the same checkpoint is chosen again.
         """
-        step, size = (checkpoint.step, checkpoint.metrics_bytes) if checkpoint else (0, 0)
+        step = checkpoint.step if checkpoint else 0
         with writing(self.path):
-            # The lines last: there must not be tokens of a step that has none.
-            self._cut_tokens(step)
-            self._cut_timings(step)
-            metrics = self.path / "metrics.jsonl"
-            if metrics.is_file() and metrics.stat().st_size > size:
-                os.truncate(metrics, size)
+            self.cut(step)
             forget(self.path, step)
             heal(self.path / ADAPTER)
             if step < self.document["config"]["steps"]:
                 (self.path / EVALUATION).unlink(missing_ok=True)  # of a policy that is no longer the last one
+
+    def cut(self, step: int) -> None:
+        """Takes back what was written after a step, a torn line too; config.json then says who goes on."""
+        with writing(self.path):
+            # The lines last: there must not be tokens of a step that has none.
+            self._cut_tokens(step)
+            for name in ("timings.jsonl", "metrics.jsonl"):
+                self._cut_lines(self.path / name, step)
             before = read_config(self.path)
             if (document := continued(before, self.document, step)) != before:
                 self._write_document(document)
 
-    def _cut_timings(self, step: int) -> None:
-        file = self.path / "timings.jsonl"
+    def _cut_lines(self, file: Path, step: int) -> None:
         if file.is_file():
             lines = file.read_bytes().splitlines(keepends=True)
             kept = [line for line in lines if line.endswith(b"\n") and (row := row_of(line)) and row["step"] <= step]
@@ -191,14 +199,34 @@ class RunWriter:
         with writing(file), open(file, "a", encoding="utf-8") as f:
             f.write(json.dumps(row, allow_nan=False) + "\n")
 
+    def amend_last(self, metrics: dict) -> bool:
+        """Adds metrics to the last step's line; returns whether there was one."""
+        file = self.path / "metrics.jsonl"
+        rows, _ = read_lines(file)
+        if rows:
+            with writing(file):
+                write_whole(file, "".join(json.dumps(row) + "\n" for row in [*rows[:-1], rows[-1] | metrics]).encode())
+        return bool(rows)
+
+    def write_tokens(self) -> None:
+        """Writes the tokens that were recorded so far."""
+        if self.tokens:
+            with writing(self.path / "tokens.parquet"):
+                write_table(self.path / "tokens.parquet", self.tokens)
+
+    def sync(self) -> None:
+        """Has the disk hold the lines: a power cut must not leave fewer of them than a checkpoint counts on."""
+        for file in (self.path / "metrics.jsonl", self.path / "timings.jsonl"):
+            if file.is_file():
+                with writing(file):
+                    sync(file)
+
     def checkpoint(self, step: int, state: bytes, save_policy: Callable[[Path], None]) -> None:
         """Writes the tokens, a checkpoint and then adapter/ as they are now; each appears whole or not at all."""
         self._hold.check()
         with writing(self.path):
-            for name in ("metrics.jsonl", "timings.jsonl"):  # or a power cut could take lines that the checkpoint has
-                sync(self.path / name)
-            if self.tokens:
-                write_table(self.path / "tokens.parquet", self.tokens)
+            self.sync()
+            self.write_tokens()
             write_checkpoint(self.path, step, state, (self.path / "metrics.jsonl").stat().st_size)
             write_adapter(self.path, step, save_policy)
             forget(self.path, step)
