@@ -91,7 +91,8 @@ def test_in_discovery_clip_cov_ends_above_every_rival_on_seeds_that_chose_nothin
 def test_in_sharpening_entropy_is_spent_and_the_law_says_what_it_buys():
     report = script("data/experiments/report.py")
     runs = report.runs_of("sharpening", "none")
-    assert len(runs) == 10 and report.arms("sharpening")["entropy_spent"].min() > 0.95
+    table = report.arms("sharpening")
+    assert len(runs) == 10 and table.loc[table["arm"] == "none", "entropy_spent"].min() > 0.95
     points = [report.held_out_points(r) for r in runs]
     assert np.median([fit_law(*p).r_squared for p in points]) >= 0.97
     found = [forecast(*p, cut=0.15) for p in points]
@@ -100,6 +101,23 @@ def test_in_sharpening_entropy_is_spent_and_the_law_says_what_it_buys():
     assert min(r.evaluated()[["response_length", "eval_accuracy"]].corr().iloc[0, 1] for r in runs) > 0.85
     tracks = pd.concat([compare.covariance_and_fall(r, window=10) for r in runs]).groupby("step").mean().corr()["fall"]
     assert tracks["token_covariance"] >= 0.95 and tracks["group_covariance"] >= 0.95
+
+
+def test_in_sharpening_clip_cov_keeps_entropy_and_gains_nothing():
+    table = script("data/experiments/report.py").arms("sharpening")
+    assert (table.groupby("arm").size() == 10).all()
+    table["entropy"] = np.log(table["entropy_end"].astype(float))
+    for rival in ("none", "one-update", "random-clip"):
+        assert compare.differences(table, "entropy", rival, by="arm")["clip-cov"].low > np.log(5)
+        for value in ("average@0", "average"):
+            assert compare.differences(table, value, rival, by="arm")["clip-cov"].mean < 0
+
+
+def test_in_the_trap_clip_cov_is_early_or_never():
+    came = script("data/experiments/report.py").takeovers("trap").groupby("arm")["takeover"]
+    assert came.size().eq(10).all()
+    assert came.count().to_dict() == {"none": 9, "one-update": 4, "random-clip": 0, "clip-cov": 5}
+    assert came.max()["clip-cov"] < came.min()["none"] < came.min()["one-update"]
 
 
 def test_in_sharpening_the_law_does_not_depend_on_the_advantage_estimator():

@@ -125,21 +125,20 @@ def trap() -> list[str]:
 
 
 def draw_trap() -> Figure:
-    """The trap by learning rate: how many runs end working step by step, and their greedy accuracy, each seed a dot."""
-    table = takeovers("trap-rates")
+    """The trap: how many runs end working step by step after 150 iterations, by learning rate; and the share that does
+    at 1e-4 over 300, each seed thin, their mean thick."""
+    early, runs = takeovers("trap-rates"), record("trap")[0]
+    late = takeovers("trap")
     left, right = new_axes(2, width=4.8)
-    for index, (arm, part) in enumerate(table.groupby("arm", sort=False)):
+    for index, (arm, part) in enumerate(early.groupby("arm", sort=False)):
         style = {"color": COLOURS[index], "linestyle": LINES[index], "label": arm}
         came = part["takeover"].notna().groupby(part["rate"]).mean()
         left.plot(came.index, came, marker="o", **style)
-        beside = part["rate"] * 1.08 ** (index - 1.5)  # so that arms do not hide one another
-        right.plot(beside, part["average@0"].astype(float), "o", markersize=4, alpha=0.6, color=COLOURS[index])
-        mean = part.groupby("rate")["average@0"].mean().astype(float)
-        right.plot(mean.index * 1.08 ** (index - 1.5), mean, **style)
-    left.set(ylabel="share of runs it takes over in", ylim=(-0.04, 1.04))
-    right.set(ylabel="held-out accuracy at the end, greedy", ylim=(0, 1.04))
-    for ax in (left, right):
-        ax.set(xscale="log", xlabel="learning rate")
+        chosen = [runs[n] for n in late.index[late["arm"] == arm]]
+        plot_seeds(chosen, "thinking_fraction", ax=right, label=arm, index=index, by="iteration")
+    left.set(xscale="log", xlabel="learning rate", ylabel="share of runs it takes over in", ylim=(-0.04, 1.04))
+    left.set_title("150 iterations, 6 seeds")
+    right.set(ylabel="share that works step by step", title="learning rate 1e-4, 10 other seeds")
     left.legend(fontsize=8)
     return left.figure
 

@@ -54,10 +54,7 @@ def load_policy(
     place = find_model(source)
     common = {"trust_remote_code": trust_remote_code, "local_files_only": is_offline(place)}
     with loading(source, place):
-        if (Path(place) / "adapter_config.json").is_file():
-            raise ErltoolError(f"policy {source!r}: holds an adapter beside a model; merge it, or take it away")
-        if (Path(place) / "generation_config.json").is_file():
-            transformers.GenerationConfig.from_pretrained(place)  # a damaged one would be left out without a word
+        _check_folder(Path(place), source)
         config = without_dropout(transformers.AutoConfig.from_pretrained(place, **common))
         wanted = resolve_dtype(dtype, config.dtype or torch.float32, where, whole=not lora_rank)
         settings = {"config": config, "dtype": wanted, "use_safetensors": True}
@@ -83,6 +80,14 @@ def load_policy(
         _compile(policy)
     _settle_memory()
     return policy
+
+
+def _check_folder(place: Path, source: str) -> None:
+    """Raises ErltoolError for a folder that holds an adapter beside a model, or a damaged generation_config.json."""
+    if (place / "adapter_config.json").is_file():
+        raise ErltoolError(f"policy {source!r}: holds an adapter beside a model; merge it, or take it away")
+    if (place / "generation_config.json").is_file():
+        transformers.GenerationConfig.from_pretrained(place)  # a damaged one would be left out without a word
 
 
 def load_tokenizer(source: str, trust_remote_code: bool = False) -> transformers.PreTrainedTokenizerBase:
