@@ -203,14 +203,19 @@ def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
     documents = {n: _document(r) | {"evaluation": r.evaluation} for n, r in runs.items()}
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_table(folder / "metrics.parquet", parts, compression="zstd")
+        write_table(folder / "metrics.parquet", parts, compact=True)
         write_whole(folder / "runs.json", (json.dumps(documents, indent=0) + "\n").encode())
 
 
-def write_table(file: Path, parts: list[pd.DataFrame], compression: str = "snappy") -> None:
-    """Writes tables below one another as Parquet, whole or not at all."""
+def write_table(file: Path, parts: list[pd.DataFrame], compact: bool = False) -> None:
+    """Writes tables below one another as Parquet, whole or not at all; `compact` takes longer."""
+    whole, options = pd.concat(parts, ignore_index=True), {}
+    if compact:  # the bytes of floats one by one: those of neighbours are alike
+        floats = list(whole.select_dtypes("floating"))
+        others = [name for name in whole if name not in floats]
+        options = {"compression": "zstd", "use_byte_stream_split": floats, "use_dictionary": others}
     table = io.BytesIO()
-    pd.concat(parts, ignore_index=True).to_parquet(table, index=False, compression=compression)
+    whole.to_parquet(table, index=False, **options)
     write_whole(file, table.getvalue())
 
 
