@@ -118,7 +118,7 @@ def test_what_the_sliders_take_is_what_the_controls_take(run):
     )
     inspector = TokenInspector(table, kl_fraction=0.1, clip_fraction=0.05, low=0.1, high=5.0)
     tokens = Tokens(log_probs, old, advantages, mask)
-    expected = erltool.KLCov(0.1).select(tokens, None)[mask].numpy()
+    expected = erltool.KLCov(0.1).choose(tokens).selected[mask].numpy()
     assert inspector.result.tokens["kl_cov"].sum() == expected.sum()
     assert inspector.result.tokens["covariance"][inspector.result.tokens["kl_cov"]].min() == pytest.approx(
         table["covariance"][expected].min()
