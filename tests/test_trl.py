@@ -494,6 +494,13 @@ def test_a_second_writer_of_an_output_folder_is_refused(folder):
     assert erltool.read_run(folder).metrics["step"].tolist() == [1]
 
 
+@pytest.mark.parametrize("step", [0, 2])
+def test_a_models_config_in_the_output_folder_is_not_taken_for_the_runs(tmp_path, step):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    opened(tmp_path, step).close()
+    assert json.loads((tmp_path / "config.json").read_text())["config"] == {"steps": 6, "learning_rate": 0.1}
+
+
 def test_other_settings_and_versions_are_added_to_what_the_run_began_with(folder):
     opened(folder, 2, steps=8, rate=0.2, version="2").close()
     run = erltool.read_run(folder)

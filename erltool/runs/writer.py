@@ -82,7 +82,8 @@ class RunWriter:
         self._hold = Hold(self.path)
         try:
             self._check_place(resume, beside)  # another process may have begun meanwhile
-            if not (self.path / "config.json").is_file():
+            # Beside another tool's files a config.json may be a model's: there the lines show whether a run has begun.
+            if not (self.path / ("metrics.jsonl" if beside else "config.json")).is_file():
                 self._write_document(self.document)
         except BaseException:
             self.close()
