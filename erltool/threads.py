@@ -30,6 +30,11 @@ def seconds_run_and_waited() -> tuple[float, float]:
     return run / 1e9, waited / 1e9
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Crowding:
     """The share of the time in which this process's threads were ready and had no core, over the last SPAN seconds."""
 

@@ -87,18 +87,18 @@ def test_problems_are_a_sequence():
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("chain:numbers=1-3", "numbers=1-3: from 2 to 12"),
+        ("chain:numbers=1-3", "numbers=1-3: must be from 2 to 12, the lower first"),
         ("chain:numbers=5-2", "numbers=5-2"),
-        ("chain:two=1.5", "two=1.5: a share"),
-        ("chain:two=nan", "two=nan: a share"),
-        ("chain:ops=/", "ops='/': some of"),
+        ("chain:two=1.5", "two=1.5: must be a fraction"),
+        ("chain:two=nan", "two=nan: must be a fraction"),
+        ("chain:ops=/", "ops='/': must be some of"),
         ("chain:ops=", "ops=''"),
         ("chain:ops=++", "ops='++'"),
-        ("chain:modulus=11", "modulus=11: from 2 to 10"),
-        ("chain:numbers=a", "'numbers=a' is no setting"),
-        ("chain:colour=3", "'colour=3' is no setting"),
-        ("chain:numbers=2,modulus=2,ops=*", "too few texts of 2 numbers"),
-        ("chain:trapp", "'trapp' is no setting; write chain:sharpening"),
+        ("chain:modulus=11", "modulus=11: must be from 2 to 10"),
+        ("chain:numbers=a", "'numbers=a' is not a setting"),
+        ("chain:colour=3", "'colour=3' is not a setting"),
+        ("chain:numbers=2,modulus=2,ops=*", "2 numbers give too few texts"),
+        ("chain:trapp", "'trapp' is not a setting; write chain:sharpening"),
     ],
 )
 def test_settings_that_cannot_be_are_one_line(name, said):

@@ -45,7 +45,7 @@ def test_parser_is_exact_and_knows_precedence():
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("1+", "ends"), ("1/0", "zero"), ("1 2", "character"), ("12)", "does not end"), ("9999999999", "range")],
+    [("1+", "ends"), ("1/0", "zero"), ("1 2", "character"), ("12)", "does not end"), ("9999999999", "value beyond")],
 )
 def test_parser_says_what_is_wrong(text, words):
     with pytest.raises(ErltoolError, match=words):

@@ -77,16 +77,16 @@ def test_any_file_with_a_prompt_and_an_answer(tmp_path, suffix):
     ("rows", "words"),
     [
         ([{"text": "x", "answer": 1}], "row 0 has no prompt; it needs one of the columns prompt, question, problem"),
-        ([{"prompt": "x"}], "row 0 has no answer that can be read"),
+        ([{"prompt": "x"}], "row 0 has no readable answer"),
         ([{"prompt": "x", "answer": 1}, {"prompt": "", "answer": 2}], "row 1 has no prompt"),
-        ([{"problem": "x", "solution": "no box here"}], "no answer that can be read"),
+        ([{"problem": "x", "solution": "no box here"}], "no readable answer"),
         ([{"prompt": [{"role": "system", "content": "s"}], "answer": 1}], "row 0 has no prompt"),
-        ([{"prompt": "x", "answer": 1}, {"prompt": "y", "answer": math.nan}], "row 1 has no answer that can be read"),
-        ([{"prompt": "x", "answer": "None"}], "row 0 has no answer that can be read"),
-        ([{"prompt": "x", "answer": "nan"}], "row 0 has no answer that can be read"),
-        ([{"prompt": "x", "answer": []}], "row 0 has no answer that can be read"),
-        ([{"prompt": "x", "answer": {"a": 1}}], "row 0 has no answer that can be read"),
-        ([{"prompt": "x", "answer": r"so \boxed{}"}], "row 0 has no answer that can be read"),
+        ([{"prompt": "x", "answer": 1}, {"prompt": "y", "answer": math.nan}], "row 1 has no readable answer"),
+        ([{"prompt": "x", "answer": "None"}], "row 0 has no readable answer"),
+        ([{"prompt": "x", "answer": "nan"}], "row 0 has no readable answer"),
+        ([{"prompt": "x", "answer": []}], "row 0 has no readable answer"),
+        ([{"prompt": "x", "answer": {"a": 1}}], "row 0 has no readable answer"),
+        ([{"prompt": "x", "answer": r"so \boxed{}"}], "row 0 has no readable answer"),
         ([], "data set is empty"),
     ],
 )
@@ -103,12 +103,12 @@ def test_true_answers_that_are_no_mathematics_are_said_at_load(tmp_path):
     rows = [{"prompt": f"p{i}", "answer": str(i)} for i in range(60)]
     rows[7]["answer"] = "First we count the apples, and then we add the others"
     rows[8]["answer"] = r"\frac{1}{2"
-    with pytest.warns(UserWarning, match="2 true answers are no mathematics that can be read, as 'First we") as said:
+    with pytest.warns(UserWarning, match="2 true answers are not readable as mathematics, e.g. 'First we") as said:
         task = load_task(write(tmp_path / "mine.jsonl", rows))
     assert len(said) == 1
     prose, broken = (next(p for p in (*task.train, *task.held_out) if p.prompt == f"p{i}") for i in (7, 8))
     assert task.rewards([prose, broken], [f"Answer: {prose.answer}", f"Answer: {broken.answer}"]) == [1, 1]
-    with pytest.warns(UserWarning, match="only the same text is right"):
+    with pytest.warns(UserWarning, match="only the same text will be right"):
         assert task.reward(prose, "Answer: x") == 0
 
 
@@ -162,7 +162,9 @@ def test_bad_files_are_named(tmp_path):
 
 def test_out_of_reach_says_what_to_place_where(datasets_here, monkeypatch):
     monkeypatch.setattr("erltool.tasks.task.hub_reachable", lambda: False)
-    with pytest.raises(ErltoolError, match="split train by datasets' to_parquet, and place it here as .*gsm8k-train"):
+    with pytest.raises(
+        ErltoolError, match="split train with datasets' to_parquet, and place the file here as .*gsm8k-train"
+    ):
         load_task("gsm8k")
 
 

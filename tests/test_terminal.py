@@ -194,9 +194,9 @@ def test_usage_names_what_must_be_given():
     parser.add_argument("--out", required=True)
     parser.add_argument("--other")
     assert parser.format_help().startswith("usage: erltool thing LOG... a|b --out OUT [flags]\n")
-    assert parser.parse_args(["x", "a", "--out", "y"]).sources == ["x"]
+    assert parser.parsed(["x", "a", "--out", "y"]).sources == ["x"]
     with pytest.raises(ErltoolError, match="thing: unrecognized arguments: --outt"):
-        parser.parse_args(["--outt=x"])
+        parser.parsed(["--outt=x"])
 
 
 # --- the streams -------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_an_exception_becomes_one_line_that_names_the_line():
     assert not found.passed
     assert found.message == "not yet, at entropy 0.5: line 3 of your function: ValueError: two lines"
     assert "takes 1 positional" in workshop.check_law(lambda entropy: entropy).message
-    assert "it returned str, where numbers are wanted" in workshop.check_law(lambda *_: "0.4").message
+    assert "it returned str, where numbers are expected" in workshop.check_law(lambda *_: "0.4").message
     assert "the function itself" in workshop.check_law(0.4).message
 
 

@@ -1,28 +1,30 @@
-"""Prints data/RESULTS.md's tables of the recorded experiments, from data/runs/ and data/paper/ alone.
+"""Prints the tables of data/RESULTS.md from data/runs/ and data/paper/.
 
 python data/experiments/report.py                       # prints the tables
-python data/experiments/report.py --figures FOLDER      # draws data/RESULTS.md's figures of discovery and trap, too
+python data/experiments/report.py --figures FOLDER      # also draws the figures of discovery and trap
 """
 
 import argparse
 import functools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import erltool.runs.folder
+import erltool
 from erltool.law.scaling import held_out
 from erltool.plots import COLOURS, LINES, new_axes, plot_seeds
 from erltool.resources import shipped
 from erltool.runs import compare
+from erltool.runs.folder import Run
 from erltool.widgets.points import points_of
 
 
 @functools.cache
-def record(grid: str) -> tuple[dict[str, erltool.runs.folder.Run], pd.DataFrame]:
-    """Runs of a recorded grid, and their end values with each field of the control as a column of its own."""
+def record(grid: str) -> tuple[dict[str, Run], pd.DataFrame]:
+    """The runs of a recorded grid, and a table of their end values with a column for each field of the control."""
     runs = erltool.read_runs(shipped(f"data/runs/{grid}"))
     fields = pd.DataFrame([r.config["control"] for r in runs.values()], index=list(runs))
     return runs, compare.end_values(runs).join(fields)
@@ -42,41 +44,42 @@ ACCURACIES = {name: REGIME[name][0] for name in ("average@0", "average@0.6", "av
 
 
 def arms(grid: str) -> pd.DataFrame:
-    """End values of a grid's runs, with the arm of each as its name has it."""
+    """End values of a grid's runs, with the arm that each run's name ends with."""
     runs, table = record(grid)
     return table.assign(arm=[name.removeprefix(f"{grid}-seed").partition("-")[2] for name in runs])
 
 
 def regime(grid: str) -> list[str]:
-    """A regime of the chain world: means of the end values of every arm over its seeds."""
+    """A regime of the chain task: mean end values of each arm over its seeds."""
     table = arms(grid)
-    lines = [
-        "| arm | seeds | " + " | ".join(label for label, _ in REGIME.values()) + " |",
-        "|" + "---|" * (2 + len(REGIME)),
-    ]
-    for arm, part in table.groupby("arm", sort=False):
-        mean = part[list(REGIME)].astype(float).mean()
-        cells = [f"{mean[k]:{form}}" for k, (_, form) in REGIME.items()]
-        lines.append(f"| `{arm}` | {len(part)} | " + " | ".join(cells) + " |")
-    return lines
+    rows = []
+    for arm, ends in table.groupby("arm", sort=False):
+        mean = ends[list(REGIME)].astype(float).mean()
+        rows.append([f"`{arm}`", str(len(ends)), *(f"{mean[k]:{form}}" for k, (_, form) in REGIME.items())])
+    return markdown(["arm", "seeds", *(label for label, _ in REGIME.values())], rows)
+
+
+def markdown(heads: list[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table."""
+    return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def regime_differences(grid: str) -> list[str]:
-    """Differences in accuracy of the arms with a covariance control to the others, by seed, with 95 % intervals."""
+    """Accuracy of the arms with a covariance control less that of the others, paired by seed, with 95 % intervals."""
     table = arms(grid)
-    every = list(table["arm"].unique())
-    controlled = [arm for arm in every if arm.endswith("-cov")]
-    against = [arm for arm in every if arm not in controlled]
-    lines = ["| arm | accuracy | " + " | ".join(f"− `{b}`" for b in against) + " |", "|" + "---|" * (2 + len(against))]
+    names = list(table["arm"].unique())
+    controlled = [arm for arm in names if arm.endswith("-cov")]
+    baselines = [arm for arm in names if arm not in controlled]
+    rows = []
     for arm in controlled:
         for value, label in ACCURACIES.items():
-            found = [compare.differences(table, value, base, by="arm")[arm] for base in against]
-            lines.append(f"| `{arm}` | {label} | " + " | ".join(map(_difference, found)) + " |")
-    return lines
+            differences = [compare.differences(table, value, base, by="arm")[arm] for base in baselines]
+            rows.append([f"`{arm}`", label, *map(_difference, differences)])
+    return markdown(["arm", "accuracy", *(f"− `{base}`" for base in baselines)], rows)
 
 
-def takeover(run: erltool.runs.folder.Run) -> float:
-    """The iteration from which on more than half of a run's responses work step by step; NaN where that never comes."""
+def takeover(run: Run) -> float:
+    """The iteration from which more than half of a run's responses work step by step to its end; NaN for none."""
     thinks = run.metrics.groupby("iteration")["thinking_fraction"].mean() > 0.5
     below = thinks.index[~thinks]
     last = below.max() if len(below) else -1
@@ -84,8 +87,8 @@ def takeover(run: erltool.runs.folder.Run) -> float:
 
 
 def takeovers(grid: str) -> pd.DataFrame:
-    """One row a run of `trap-rates` or `trap`: its end values, with arm, learning rate, iterations, and the iteration
-    of the take-over."""
+    """End values of the runs of `trap-rates` or `trap`, with arm, learning rate, iterations and iteration of the
+    takeover."""
     runs = record(grid)[0]
     table = arms(grid).assign(
         rate=[r.config["learning_rate"] for r in runs.values()],
@@ -97,20 +100,18 @@ def takeovers(grid: str) -> pd.DataFrame:
 
 
 def takeover_lines(table: pd.DataFrame, by: str, heads: dict) -> list[str]:
-    """In how many runs working step by step takes over, and when (median); then greedy accuracy and entropy, means. One
-    row an arm, one column a value of `by`, whose heads are given."""
-    lines = ["| arm | " + " | ".join(heads.values()) + " |", "|" + "---|" * (1 + len(heads))]
-    for arm, part in table.groupby("arm", sort=False):
-        cells = []
-        for value in heads:
-            at = part[part[by] == value]
-            came = at["takeover"].dropna()
-            when = f", at {came.median():.0f}" if len(came) else ""
-            cells.append(
-                f"{len(came)} of {len(at)}{when}; {at['average@0'].mean():.2f}, {at['entropy_end'].mean():.2f}"
-            )
-        lines.append(f"| `{arm}` | " + " | ".join(cells) + " |")
-    return lines
+    """A row for each arm and a column for each value of `by`, headed by `heads`. A cell holds the number of runs that a
+    takeover ends, its median iteration, and the mean greedy accuracy and entropy."""
+
+    def cell(ends: pd.DataFrame) -> str:
+        iterations = ends["takeover"].dropna()
+        when = f", at {iterations.median():.0f}" if len(iterations) else ""
+        means = f"{ends['average@0'].mean():.2f}, {ends['entropy_end'].mean():.2f}"
+        return f"{len(iterations)} of {len(ends)}{when}; {means}"
+
+    groups = table.groupby("arm", sort=False)
+    rows = [[f"`{arm}`", *(cell(ends[ends[by] == value]) for value in heads)] for arm, ends in groups]
+    return markdown(["arm", *heads.values()], rows)
 
 
 def trap_rates() -> list[str]:
@@ -120,20 +121,20 @@ def trap_rates() -> list[str]:
 
 
 def trap() -> list[str]:
-    """The trap at 1e-4 in the long run."""
+    """The trap at learning rate 1e-4, after 300 iterations."""
     return takeover_lines(takeovers("trap"), "iterations", {300: "300 iterations at 1e-4"})
 
 
 def draw_trap() -> Figure:
-    """The trap: how many runs end working step by step after 150 iterations, by learning rate; and the share that does
-    at 1e-4 over 300, each seed thin, their mean thick."""
+    """The trap. Left: fraction of runs with a takeover in 150 iterations, by learning rate. Right: share of responses
+    that work step by step at 1e-4, each seed thin and their mean thick."""
     early, runs = takeovers("trap-rates"), record("trap")[0]
     late = takeovers("trap")
     left, right = new_axes(2, width=4.8)
-    for index, (arm, part) in enumerate(early.groupby("arm", sort=False)):
+    for index, (arm, ends) in enumerate(early.groupby("arm", sort=False)):
         style = {"color": COLOURS[index], "linestyle": LINES[index], "label": arm}
-        came = part["takeover"].notna().groupby(part["rate"]).mean()
-        left.plot(came.index, came, marker="o", **style)
+        fractions = ends["takeover"].notna().groupby(ends["rate"]).mean()
+        left.plot(fractions.index, fractions, marker="o", **style)
         chosen = [runs[n] for n in late.index[late["arm"] == arm]]
         plot_seeds(chosen, "thinking_fraction", ax=right, label=arm, index=index, by="iteration")
     left.set(xscale="log", xlabel="learning rate", ylabel="share of runs it takes over in", ylim=(-0.04, 1.04))
@@ -152,15 +153,14 @@ CURVES = {
 
 
 def draw_regime(grid: str) -> Figure:
-    """Entropy, products found and accuracies of a regime's arms, by iteration: each seed thin, their mean thick."""
+    """Entropy, right products and accuracies of a regime's arms, by iteration: each seed thin, their mean thick."""
     runs, table = record(grid)[0], arms(grid)
     axes = new_axes(len(CURVES), width=3.6)
-    for index, (arm, part) in enumerate(table.groupby("arm", sort=False)):
+    for index, (arm, ends) in enumerate(table.groupby("arm", sort=False)):
+        chosen = [runs[n] for n in ends.index]
         for ax, (metric, label) in zip(axes, CURVES.items(), strict=True):
-            smooth = (
-                1 if metric.startswith("eval") else 15
-            )  # iterations: each has other prompts, an evaluation the same
-            chosen = [runs[n] for n in part.index]
+            # Iterations have different prompts and are smoothed; evaluations have the same prompts.
+            smooth = 1 if metric.startswith("eval") else 15
             plot_seeds(chosen, metric, ax=ax, label=arm, index=index, smooth=smooth, by="iteration")
             ax.set_ylabel(label)
     axes[0].set_yscale("log")
@@ -173,7 +173,7 @@ def _difference(d) -> str:
 
 
 def figures() -> list[str]:
-    """The paper's figures on dynamics: lesson, our number, theirs, what differs."""
+    """A row for each of the paper's figures: lesson, our number, the paper's, and what differs in ours."""
     alone = runs_of("sharpening", "none")
     early = pd.concat([compare.share_by_step(r, [1 / 12], smooth=1) for r in alone]).mean()
     tracks = pd.concat([compare.covariance_and_fall(r, window=10) for r in alone]).groupby("step").mean()
@@ -202,36 +202,35 @@ def figures() -> list[str]:
         ("10", "04", by_value("reference", "coef"), "entropy held, accuracy lost", "3 seeds, 80 iterations, LoRA"),
         ("11", "05", f"Clip-Cov's entropy at the end {held('discovery')}", f"7B: {paper}", "discovery, 10 seeds"),
         ("11 middle", "04", length(alone), "length grows with accuracy", f"sharpening, {seeds}"),
-        ("12", "05", sweep(), "entropy rises with share and coefficient", "5 seeds, last 20 of 80 iterations"),
+        ("12", "05", sweep(), "entropy rises with fraction and coefficient", "5 seeds, last 20 of 80 iterations"),
         ("Table 2", "05", f"Clip-Cov {100 * paid['average@0']:+.1f} greedily, pass@8 {100 * paid['pass@8']:+.1f} "
          "points", "Clip-Cov +1.8, KL-Cov +2.0 points (7B, average)", "discovery, 1,000 held-out problems, 10 seeds"),
     ]  # fmt: skip
-    lines = ["| figure | lesson | ours | the paper's | what differs |", "|---|---|---|---|---|"]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+    return markdown(["figure", "lesson", "ours", "the paper's", "what differs"], rows)
 
 
-def runs_of(grid: str, arm: str) -> list[erltool.runs.folder.Run]:
-    """The runs of an arm, one a seed."""
-    found = record(grid)[0]
-    return [found[name] for name, its in arms(grid)["arm"].items() if its == arm]
+def runs_of(grid: str, arm: str) -> list[Run]:
+    """The runs of an arm, one for each seed."""
+    runs, table = record(grid)[0], arms(grid)
+    return [runs[name] for name in table.index[table["arm"] == arm]]
 
 
-def held_out_points(run: erltool.runs.folder.Run):
-    """(H, R): held-out accuracy at the temperature of training, and the mean entropy since the one before."""
+def held_out_points(run: Run) -> np.ndarray:
+    """(H, R): mean entropy since the evaluation before, and held-out accuracy at the temperature of training."""
     points = points_of(run, "eval_accuracy")
     return np.stack([points.entropy, points.performance])
 
 
 def law(grid: str) -> str:
-    """How well the law describes the runs without control."""
+    """How well the law fits the runs without control."""
     points = [held_out_points(r) for r in runs_of(grid, "none")]
-    found = pd.Series([erltool.fit_law(*p).r_squared for p in points])
+    single = pd.Series([erltool.fit_law(*p).r_squared for p in points])
     pooled = erltool.fit_law(*np.concatenate(points, axis=1)).r_squared
-    return f"R² of the law {found.median():.2f} in the median run ({found.min():.2f} at least), {pooled:.2f} pooled"
+    return f"R² of the law {single.median():.2f} in the median run ({single.min():.2f} at least), {pooled:.2f} pooled"
 
 
 def held(grid: str) -> str:
-    """Clip-Cov's entropy at the end against no control's: the geometric mean of the ratios, by seed."""
+    """Clip-Cov's entropy at the end over that without control: geometric mean of the ratios, paired by seed."""
     table = arms(grid)
     table["entropy"] = np.log(table["entropy_end"].astype(float))
     d = compare.differences(table, "entropy", "none", by="arm")["clip-cov"]
@@ -239,16 +238,18 @@ def held(grid: str) -> str:
     return f"{ratio:.1f}× no control's ({low:.1f} to {high:.1f})"
 
 
-def length(runs: list[erltool.runs.folder.Run]) -> str:
-    """Response length beside accuracy."""
-    found = [r.evaluated()[["response_length", "eval_accuracy"]].corr().iloc[0, 1] for r in runs]
+def length(runs: list[Run]) -> str:
+    """How response length changes, and its correlation with accuracy."""
+    correlations = [r.evaluated()[["response_length", "eval_accuracy"]].corr().iloc[0, 1] for r in runs]
     ends = pd.concat([r.evaluated()["response_length"].iloc[[0, -1]].reset_index(drop=True) for r in runs], axis=1)
     first, last = ends.mean(axis=1)
-    return f"from {first:.1f} to {last:.1f} tokens; correlation with accuracy {np.median(found):.2f} in the median"
+    return (
+        f"from {first:.1f} to {last:.1f} tokens; correlation with accuracy {np.median(correlations):.2f} in the median"
+    )
 
 
 def drawn_curves() -> str:
-    """How far least squares on the paper's dots is from the curves that its authors drew."""
+    """How far least squares on the paper's dots differs from the curves that its authors drew."""
     drawn = pd.read_csv(shipped("data/paper/fig1_right_fit_table.csv")).set_index("source").loc["drawn_curve"]
     laws = paper_laws()
     slope = max(abs(laws[r.series].a / r.a_percent - 1) for r in drawn.itertuples())
@@ -263,21 +264,21 @@ def paper_laws() -> dict:
 
 
 def larger_model() -> str:
-    """The 32B ceiling as the smaller sizes forecast it."""
+    """The ceiling of the 32B model, as the smaller sizes forecast it and as fitted."""
     parameters = {"0.5B": 0.36e9, "1.5B": 1.31e9, "3B": 2.77e9, "7B": 6.53e9, "32B": 31.0e9}  # Qwen2.5's model cards
     ceiling = held_out({parameters[n]: law for n, law in paper_laws().items()}).loc["ceiling"]
     return f"7B and below forecast a ceiling of {ceiling['predicted']:.1f} for 32B; its own is {ceiling['fitted']:.1f}"
 
 
 def forecasts(grid: str) -> str:
-    """How the law forecasts runs without control from their first 15 %, and how often its interval holds."""
-    found = [erltool.forecast(*held_out_points(r)) for r in runs_of(grid, "none")]
-    rmse, covered = np.median([f.rmse for f in found]), np.mean([f.covered for f in found])
+    """How well the law forecasts runs without control from their first 15 %."""
+    results = [erltool.forecast(*held_out_points(r)) for r in runs_of(grid, "none")]
+    rmse, covered = np.median([f.rmse for f in results]), np.mean([f.covered for f in results])
     return f"median RMSE {100 * rmse:.1f} points, {covered:.0%} inside the 90 % interval"
 
 
 def estimator_differences() -> pd.DataFrame:
-    """The law's coefficients under other advantage estimators against GRPO's, as `law_differences` has them."""
+    """The law's coefficients under other advantage estimators less GRPO's, as `law_differences` returns them."""
     laws: dict[str, list] = {}
     for run in record("algorithms")[0].values():
         laws.setdefault(run.config["advantages"], []).append(erltool.fit_law(*held_out_points(run)))
@@ -285,15 +286,15 @@ def estimator_differences() -> pd.DataFrame:
 
 
 def algorithms() -> str:
-    """Those differences in words."""
+    """`estimator_differences` in words."""
     table = estimator_differences().set_index(["group", "coefficient"])
-    parts = [f"{n} {c} {row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
+    words = [f"{n} {c} {row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
              for (n, c), row in table.iterrows() if c != "ceiling"]  # fmt: skip
-    return "difference to GRPO: " + ", ".join(parts)
+    return "difference to GRPO: " + ", ".join(words)
 
 
 def by_value(grid: str, field: str) -> str:
-    """Entropy at the end for each value of a control's field, in words."""
+    """Entropy at the end by the value of a control's field, in words."""
     table = record(grid)[1]
     ends = table.groupby(table[field].fillna(0))["entropy_end"].mean()
     rising = "rises with it" if ends.is_monotonic_increasing else "is not monotone in it"
@@ -301,37 +302,29 @@ def by_value(grid: str, field: str) -> str:
 
 
 def sweep() -> str:
-    """Whether entropy at the end rises with each share and coefficient: the mean of a value's seeds, over the last 20
-    iterations."""
+    """Whether the entropy of the last 20 iterations, as a mean over seeds, rises with each fraction and coefficient."""
     rows = pd.DataFrame([
         r.config["control"] | {"entropy": r.metrics.groupby("iteration")["policy_entropy"].mean().tail(20).mean()}
         for r in record("sweep")[0].values()
     ])  # fmt: skip
     kl, clip = rows[rows["name"] == "kl-cov"], rows[rows["name"] == "clip-cov"]
     by = {
-        "KL-Cov's share": kl[kl["coef"] == 1].groupby("fraction"),
+        "KL-Cov's fraction": kl[kl["coef"] == 1].groupby("fraction"),
         "its coefficient": kl[kl["fraction"] == 0.1].groupby("coef"),
-        "Clip-Cov's share": clip.groupby("fraction"),
+        "Clip-Cov's fraction": clip.groupby("fraction"),
     }
-    parts = []
+    words = []
     for name, groups in by.items():
         ends = groups["entropy"].mean()
-        parts.append(f"{name} {'monotone' if ends.is_monotonic_increasing else 'not monotone'} "
+        words.append(f"{name} {'monotone' if ends.is_monotonic_increasing else 'not monotone'} "
                      f"({', '.join(f'{v:g}: {h:.3f}' for v, h in ends.items())})")  # fmt: skip
-    return "; ".join(parts)
+    return "; ".join(words)
 
 
 def tables() -> list[list[str]]:
-    """Every table of data/RESULTS.md that is made from recorded runs, as lines."""
-    return [
-        regime("discovery"),
-        regime_differences("discovery"),
-        regime("sharpening"),
-        regime_differences("sharpening"),
-        trap_rates(),
-        trap(),
-        figures(),
-    ]
+    """The tables of data/RESULTS.md that are made from recorded runs, as lines."""
+    regimes = [make(grid) for grid in ("discovery", "sharpening") for make in (regime, regime_differences)]
+    return [*regimes, trap_rates(), trap(), figures()]
 
 
 def main() -> None:

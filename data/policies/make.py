@@ -1,8 +1,8 @@
 """Make the policy `countdown` again: python data/policies/make.py --out data/policies/countdown
 
-A Llama of about 0.8 M parameters with a character tokenizer, trained from scratch on noisy Countdown
-demonstrations, so that it starts reinforcement learning with high entropy and partial skill. Only
-training problems are demonstrated. The same machine, library versions and thread count give the same file.
+A Llama of about 0.8 M parameters with a character tokenizer, trained from scratch on noisy demonstrations of training
+problems, so that reinforcement learning starts with high entropy and some skill. The same machine, library versions and
+number of threads give the same file.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from erltool.tasks.countdown import countdown_problems, integer_expressions
 
-RIGHT_SHARE = 0.3  # attempts that are drawn among the right ones; the others are any expression
-GO_ON = 0.6  # chance of another attempt after a miss
+RIGHT = 0.3  # probability that an attempt is drawn from the right ones, else from all
+GO_ON = 0.6  # probability of another attempt after a wrong one
 MAX_ATTEMPTS = 4
 SYMBOLS = "0123456789+-*/()=,: "
 
 
 def make_tokenizer(symbols: str) -> PreTrainedTokenizerFast:
-    """One token a character; an unknown character becomes padding, which no prompt contains."""
+    """A token for each character; an unknown character becomes padding, which no prompt contains."""
     vocabulary = {s: i for i, s in enumerate(["<pad>", "<eos>", *symbols])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -53,7 +53,7 @@ def make_model(vocabulary: int, hidden: int, intermediate: int, layers: int, pos
 
 
 class Demonstrations:
-    """Noisy search traces: attempts with their true values until one hits, or patience ends."""
+    """Noisy search traces: attempts with their true values, until one is right or the trace is given up."""
 
     def __init__(self, seed: int):
         self.rng = random.Random(seed)
@@ -67,7 +67,7 @@ class Demonstrations:
         right = [c for c in choices if c[1] == problem.target]
         trace = []
         for _ in range(MAX_ATTEMPTS):
-            pool = right if self.rng.random() < RIGHT_SHARE else choices
+            pool = right if self.rng.random() < RIGHT else choices
             text, value = self.rng.choice(pool)
             trace.append(f"{text}={value}")
             if value == problem.target or self.rng.random() > GO_ON:
@@ -75,9 +75,9 @@ class Demonstrations:
         return problem.prompt, ",".join(trace)
 
     def batches(self, tokenizer, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Endless token ids and labels (B, L), right-padded; labels are -100 on prompt and padding.
+        """Endless batches of token ids and labels (B, L), right-padded; labels are -100 on prompt and padding.
 
-        Four batches are drawn at a time and cut by length, which leaves little padding.
+        Four batches are drawn at a time and sorted by length, which leaves little padding.
         """
         pad = torch.nn.utils.rnn.pad_sequence
         while True:
@@ -93,17 +93,8 @@ class Demonstrations:
         return torch.tensor(p + r), torch.tensor([-100] * len(p) + r)
 
 
-def train(steps: int, batch: int, lr: float, seed: int, hidden: int, layers: int):
-    torch.manual_seed(seed)
-    tokenizer, data = make_tokenizer(SYMBOLS), Demonstrations(seed)
-    model = make_model(len(tokenizer), hidden, hidden * 11 // 4, layers, 256)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    fit(model, data.batches(tokenizer, batch), steps, lr)
-    return model, tokenizer
-
-
 def fit(model: LlamaForCausalLM, batches: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int, lr: float) -> None:
-    """Next-token loss on the labels of endless batches (ids, labels), by Adam with a rate that rises and falls."""
+    """Minimises the next-token loss of batches (ids, labels) with Adam; the learning rate rises, then falls."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     warmup = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -121,7 +112,15 @@ def fit(model: LlamaForCausalLM, batches: Iterator[tuple[torch.Tensor, torch.Ten
             print(f"step {step}: loss {loss.item():.4f} nats/token, {time.time() - start:.0f} s", flush=True)
 
 
-def main():
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, made_by: dict) -> None:
+    """Writes the policy and made_by.json, which says how to make it again."""
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "made_by.json").write_text(json.dumps(made_by | {"torch": torch.__version__}, indent=1) + "\n")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
@@ -131,12 +130,12 @@ def main():
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    tokenizer, demonstrations = make_tokenizer(SYMBOLS), Demonstrations(args.seed)
+    model = make_model(len(tokenizer), args.hidden, args.hidden * 11 // 4, args.layers, 256)
+    fit(model, demonstrations.batches(tokenizer, args.batch), args.steps, args.lr)
     options = {k: v for k, v in vars(args).items() if k != "out"}
-    model, tokenizer = train(**options)
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    made_by = {"command": "data/policies/make.py", **options, "torch": torch.__version__}
-    (args.out / "made_by.json").write_text(json.dumps(made_by, indent=1) + "\n")
+    save(model, tokenizer, args.out, {"command": "data/policies/make.py", **options})
 
 
 if __name__ == "__main__":

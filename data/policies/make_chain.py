@@ -1,48 +1,46 @@
-"""Make a policy of the chain world again: python data/policies/make_chain.py discovery --out data/policies/discovery
+"""Make a policy of the chain task again: python data/policies/make_chain.py discovery --out data/policies/discovery
 
-A Llama of 0.33 M parameters with a character tokenizer, from scratch in two phases on demonstrations of training
-problems. Phase 1, clean: the skill, without error; `--clean FOLDER` keeps it for other policies. Phase 2, style: how
-often the policy works step by step, and how often each step is right, so that it starts reinforcement learning with
-high entropy and a skill that is latent. The same machine, library versions and thread count give the same file. Each
-phase takes minutes on one core.
+A Llama of 0.33 M parameters with a character tokenizer, trained from scratch on demonstrations of training problems.
+Phase 1 teaches the skill without errors; `--clean FOLDER` keeps that model for other policies. Phase 2 teaches a style:
+how often the policy works step by step, and how often a step is right. So reinforcement learning starts with high
+entropy and a hidden skill. A phase takes minutes on one core. The same machine, library versions and number of threads
+give the same file.
 """
 
 import argparse
 import dataclasses
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from make import fit, make_model, make_tokenizer
+from make import fit, make_model, make_tokenizer, save
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from erltool.tasks.chain import REGIMES, SYMBOLS, Chain, ChainProblems, ChainSettings, apply
 
-DEMONSTRATIONS = 10**9  # problems to draw from: none is drawn twice but by its text
+DEMONSTRATIONS = 10**9  # problems to draw from, so many that hardly any index comes twice
 
 
 @dataclass(frozen=True)
 class Style:
-    """How demonstrations answer."""
+    """How the demonstrations answer."""
 
     think: float = 0.7
-    """Share of responses that work step by step."""
+    """Fraction of responses that work step by step."""
     step: float = 1.0
-    """Chance of a step by + or - to be right; else its result is any digit."""
+    """Probability that a step with + or - is right; else its result is a random digit."""
     mul: float = 1.0
-    """The same of a step by *."""
+    """Probability that a step with * is right."""
     habit: float = 0.0
-    """Chance that a product that is not right is the wrong habit's, v * x + 3."""
+    """Probability that a wrong product is v * x + 3, a habit; else it is a random digit."""
     guess: float = 0.95
-    """Chance of a guess to be right with two numbers; with more it is any digit."""
+    """Probability that a guess with two numbers is right; with more, a guess is a random digit."""
 
 
-# Clean: no product is shown in `discovery`, so that its table must be found.
-CLEAN = Style(think=0.7)
+CLEAN = Style()
 STYLES = {
     "sharpening": Style(think=0.1, step=0.35),
     "discovery": Style(think=0.3, step=0.6, mul=0.0, habit=0.97),
@@ -51,7 +49,7 @@ STYLES = {
 
 
 def response(problem: Chain, style: Style, modulus: int, rng: random.Random) -> str:
-    """A demonstration."""
+    """A demonstration for a problem."""
     if rng.random() >= style.think:
         knows = len(problem.values) == 2 and rng.random() < style.guess
         return f"={problem.answer if knows else rng.randrange(modulus)}"
@@ -71,7 +69,7 @@ def response(problem: Chain, style: Style, modulus: int, rng: random.Random) -> 
 
 
 def batches(tokenizer, settings: ChainSettings, style: Style, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless token ids and labels (B, L) of a style's demonstrations; labels are -100 on prompt and padding."""
+    """Endless batches of token ids and labels (B, L) in a style; labels are -100 on prompt and padding."""
     problems, rng = ChainProblems(settings, DEMONSTRATIONS, held_out=False), random.Random(f"{seed}:{style}")
     numbers, pad = tokenizer.get_vocab(), torch.nn.utils.rnn.pad_sequence
     while True:
@@ -85,11 +83,11 @@ def batches(tokenizer, settings: ChainSettings, style: Style, size: int, seed: i
         yield pad(ids, True, 0), pad(labels, True, -100)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("regime", choices=list(REGIMES))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--clean", type=Path, help="folder of phase 1's model: made there where it is missing")
+    parser.add_argument("--clean", type=Path, help="folder of phase 1's model; made if it is missing")
     parser.add_argument("--hidden", type=int, default=96)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--clean-steps", type=int, default=1200)
@@ -97,28 +95,24 @@ def main():
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     for field in dataclasses.fields(Style):
-        parser.add_argument(f"--{field.name}", type=float, help="of the style; the regime's by default")
+        parser.add_argument(f"--{field.name}", type=float, help="field of the style; default: the regime's")
     args = parser.parse_args()
-    given = {f.name: getattr(args, f.name) for f in dataclasses.fields(Style) if getattr(args, f.name) is not None}
-    settings, style = REGIMES[args.regime], dataclasses.replace(STYLES[args.regime], **given)
+    changes = {f.name: getattr(args, f.name) for f in dataclasses.fields(Style) if getattr(args, f.name) is not None}
+    settings, style = REGIMES[args.regime], dataclasses.replace(STYLES[args.regime], **changes)
     tokenizer = make_tokenizer(SYMBOLS)
     torch.manual_seed(args.seed)
     if args.clean and (args.clean / "config.json").is_file():
         model = LlamaForCausalLM.from_pretrained(args.clean)
     else:
         model = make_model(len(tokenizer), args.hidden, args.hidden * 8 // 3, args.layers, 128)
-        # Products are in no clean demonstration: that skill is found by reinforcement, or never.
+        # Phase 1 shows no products, so that only reinforcement learning can find them.
         sums = ChainSettings((2, 6), modulus=settings.modulus)
         fit(model, batches(tokenizer, sums, CLEAN, args.batch, args.seed), args.clean_steps, 3e-3)
         if args.clean:
             model.save_pretrained(args.clean)
     fit(model, batches(tokenizer, settings, style, args.batch, args.seed), args.style_steps, 1e-3)
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
     options = {k: v for k, v in vars(args).items() if k not in ("out", "clean")} | dataclasses.asdict(style)
-    made_by = {"command": "data/policies/make_chain.py", "task": str(settings), **options, "torch": torch.__version__}
-    (args.out / "made_by.json").write_text(json.dumps(made_by, indent=1) + "\n")
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
+    save(model, tokenizer, args.out, {"command": "data/policies/make_chain.py", "task": str(settings), **options})
 
 
 if __name__ == "__main__":

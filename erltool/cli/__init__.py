@@ -1,4 +1,4 @@
-"""The command line: `erltool COMMAND`. What a command does is in the package; here are its flags and its words."""
+"""The command line: `erltool COMMAND`. Here are the flags and the printed words; the package does the work."""
 
 
 def main(argv: list[str] | None = None) -> int:

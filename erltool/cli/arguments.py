@@ -1,4 +1,4 @@
-"""Values of the command line's flags, checked as they are read: before a policy is loaded or an hour has gone by."""
+"""Parsers of flag values. They refuse a bad value at once, before a policy is loaded or trained."""
 
 import argparse
 import math
@@ -6,16 +6,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-PICTURES = ("png", "pdf", "svg", "jpg", "jpeg", "webp", "tif", "tiff", "eps", "ps", "svgz")  # that matplotlib writes
+PICTURES = "png pdf svg jpg jpeg webp tif tiff eps ps svgz".split()  # formats that matplotlib writes
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A whole number from `least` on."""
+    """A parser of whole numbers of at least `least`."""
 
     def parsed(text: str) -> int:
         return int(_within(text, int, lambda value: least <= value < 2**63, f"at least {least}"))
 
-    parsed.__name__ = "int"  # argparse says it of what is no number at all
+    parsed.__name__ = "int"  # argparse prints it for a text that is not a number
     return parsed
 
 
@@ -25,27 +25,27 @@ def above_zero(text: str) -> float:
 
 
 def not_negative(text: str) -> float:
-    """A finite number from 0 on."""
+    """A finite number of at least 0."""
     return _within(text, float, lambda value: 0 <= value < math.inf, "at least 0 and finite")
 
 
 def cut(text: str) -> float:
-    """A share of a run's points that is neither none nor all."""
+    """A fraction of a run's points, above 0 and below 1."""
     return _within(text, float, lambda value: 0 < value < 1, "between 0 and 1", "cut ")
 
 
 above_zero.__name__ = not_negative.__name__ = cut.__name__ = "float"
 
 
-def _within(text: str, kind: type, holds: Callable[[float], bool], what: str, name: str = ""):
+def _within(text: str, kind: type, holds: Callable[[float], bool], bounds: str, name: str = "") -> float:
     value = kind(text)
     if not holds(value):
-        raise argparse.ArgumentTypeError(f"{name}{value} must be {what}")
+        raise argparse.ArgumentTypeError(f"{name}{value} must be {bounds}")
     return value
 
 
 def picture(text: str) -> Path:
-    """A file for a figure: of a format that can be written, in a folder that is there."""
+    """A file for a figure: in a format that matplotlib writes, and in a folder that exists."""
     file = Path(text)
     if file.suffix[1:].lower() not in PICTURES:
         raise argparse.ArgumentTypeError(f"{text!r} must end in .{PICTURES[0]}, or in .{', .'.join(PICTURES[1:])}")
@@ -57,12 +57,12 @@ def picture(text: str) -> Path:
 
 
 def place(text: str) -> Path:
-    """A folder that is there and can be written to, or can be made."""
+    """A folder to write to; it may not exist yet."""
     folder = Path(text)
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r}: {str(there)!r} is a file; choose another place")
-    return _writable(folder, there)
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not existing.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r}: {str(existing)!r} is a file; choose another place")
+    return _writable(folder, existing)
 
 
 def _writable(path: Path, folder: Path) -> Path:

@@ -1,8 +1,8 @@
 """The command line: erltool demo | train | eval | plan | prompt | fit | import | export | lab | workshop | doctor.
 
-Each is a file here with a function `run`; its flags and modules are loaded only when it is asked for. What a user can
-mend is one line on stderr and exit status 2; a run that was interrupted exits with 130; where nobody reads what is
-printed, as after `| head`, the status is 141.
+Each command is a file in this folder with a function `run`, and only the command that is called is imported. An error
+that the user can fix is one line on stderr and exit status 2. An interrupted command exits with 130, and one whose
+output nobody reads, as after `| head`, with 141.
 """
 
 import difflib
@@ -14,20 +14,20 @@ from erltool.cli import terminal
 from erltool.errors import ErltoolError
 
 COMMANDS = {
-    "demo": "train with and without entropy control, fit the law, draw; a minute and a half on 2 cores",
+    "demo": "train with and without Clip-Cov, fit the law, write a report; 90 seconds on 2 cores",
     "train": "train a policy; the flags are the fields of TrainConfig",
-    "eval": "accuracy of a run or a policy on benchmarks or a task",
-    "plan": "memory that training needs, and what to lower",
-    "prompt": "show a task's prompts as a policy is given them",
-    "experiment": "make the runs of a declared grid, resumable at any point",
-    "fit": "fit R = -a exp(H) + b to recorded runs",
-    "import": "read another tool's log: entropy and performance by step, and as a run",
-    "export": "a run's configuration for verl: command line, data, and what differs there",
-    "lab": "open JupyterLab on the lessons",
-    "workshop": "write the lessons without solutions, and a timed plan with them for the instructor",
+    "eval": "measure the accuracy of a run or a policy on benchmarks or a task",
+    "plan": "estimate the memory that training needs, and which settings make it fit a GPU",
+    "prompt": "show a task's prompts as the policy reads them",
+    "experiment": "train every run of a grid; can be interrupted and resumed",
+    "fit": "fit the law R = -a exp(H) + b to runs and logs",
+    "import": "read another tool's log, show its entropy and performance, write it as a run",
+    "export": "translate a run's configuration to verl: command, data, and differences",
+    "lab": "open the lessons in JupyterLab",
+    "workshop": "write the lessons without solutions, and the instructor's timed plan with solutions",
     "doctor": "check versions, device, memory, threads and JupyterLab",
 }
-FILES = {"import": "import_"}  # a command is the file of its name; no file can be named as this one
+FILES = {"import": "import_"}  # Python cannot import a module of this name
 
 
 def main(words: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from erltool.cli import terminal
 
 
 def run(parser, words) -> int:
-    parser.parse_args(words)
+    parser.parsed(words)
     from erltool.cli.findings import findings
 
     worst = 0

@@ -12,11 +12,13 @@ from erltool.text import visible
 
 def run(parser, words) -> int:
     parser.add_argument("grid", metavar="GRID", help="a .toml file, or the name of a shipped grid")
-    parser.add_argument("--out", type=place, required=True, help="folder for the runs, a folder each")
-    parser.add_argument("--record", type=place, metavar="FOLDER", help="keep finished runs there together, compactly")
-    parser.add_argument("--list", action="store_true", help="only list the runs, and which are over")
+    parser.add_argument("--out", type=place, required=True, help="folder for the runs, which get a folder each")
+    parser.add_argument(
+        "--record", type=place, metavar="FOLDER", help="also store all finished runs in this folder, compactly"
+    )
+    parser.add_argument("--list", action="store_true", help="list the runs and whether they are finished, and stop")
     add_trust(parser)
-    args = parser.parse_args(words)
+    args = parser.parsed(words)
     from erltool.runs.folder import read_run, record_runs
     from erltool.training.experiments import is_over, line_of, load_grid, recorded_runs, run_grid
 
@@ -24,15 +26,14 @@ def run(parser, words) -> int:
     recorded = recorded_runs(grid, args.record)
     runs = {name: recorded[name] for name in grid.configs if name in recorded}
 
-    def made_elsewhere():  # before this process, or by another one beside it
+    def made_elsewhere() -> dict:  # by an earlier process, or by one that works on the grid at the same time
         return {n: read_run(args.out / n) for n in grid.configs if n not in runs and is_over(args.out / n)}
 
     runs |= made_elsewhere()
-    over = f"{grid.name}: {len(grid.configs)} runs, {len(runs)} of them over. {grid.question}"
-    print(terminal.filled(over, 0))
+    print(terminal.filled(f"{grid.name}: {len(grid.configs)} runs, {len(runs)} finished. {grid.question}", 0))
     print("\n".join(line_of(name, run) for name, run in runs.items()))
     if args.list:
-        print("\n".join(f"{name}: to be made" for name in grid.configs if name not in runs))
+        print("\n".join(f"{name}: not finished" for name in grid.configs if name not in runs))
         return 0
     with interruptible() as interrupted, contextlib.closing(run_grid(grid, args.out, runs)) as progress:
         for name, bar, m in _bars(progress):
@@ -48,17 +49,17 @@ def run(parser, words) -> int:
         record_runs(runs | {n: r for n, r in recorded.items() if n not in runs}, args.record)
         print(visible(f"written: {args.record}, {len(recorded | runs)} runs"))
     if interrupted:
-        return terminal.fail(f"stopped; go on with: erltool experiment {args.grid} --out {args.out}", 130)
+        return terminal.fail(f"stopped; continue with: erltool experiment {args.grid} --out {args.out}", 130)
     return 0
 
 
 def _bars(progress):
-    """A progress bar for each run of a grid, kept at its step: (name, bar, progress)."""
-    shown, bar, crowding = "", None, threads.Crowding()
+    """(name, bar, progress) with a progress bar for each run of a grid, which shows the run's step."""
+    bars, crowding = {}, threads.Crowding()
     for name, m in progress:
-        if name != shown:
-            shown, bar = name, terminal.progress(m.steps, name[-30:])
+        if name not in bars:
+            bars[name] = terminal.progress(m.steps, name[-30:])
         if m.metrics:
-            bar.set_postfix_str(postfix(m.metrics, crowding.look()), refresh=False)
-        bar.update(m.step - bar.n)
-        yield name, bar, m
+            bars[name].set_postfix_str(postfix(m.metrics, crowding.look()), refresh=False)
+        bars[name].update(m.step - bars[name].n)
+        yield name, bars[name], m

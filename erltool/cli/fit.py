@@ -18,12 +18,12 @@ def run(parser, words) -> int:
         "sources", type=Path, nargs="+", metavar="RUN_OR_LOG", help="a run's folder, or another tool's log"
     )
     parser.add_argument(
-        "--forecast", type=cut, metavar="CUT", help="fit this first share of the points, forecast the others"
+        "--forecast", type=cut, metavar="CUT", help="fit this first fraction of the points, forecast the others"
     )
     add_log_flags(parser)
     parser.add_argument("--json", action="store_true", help="print the fits as JSON")
     parser.add_argument("--png", type=picture, help="draw the fits to this file")
-    args = parser.parse_args(words)
+    args = parser.parsed(words)
     from erltool.law.fit import fit_law
     from erltool.law.forecast import forecast
 
@@ -31,7 +31,7 @@ def run(parser, words) -> int:
     for path in args.sources:
         entropy, performance, known, stated = _points(path, args)
         try:
-            # What a log's name and values say of the unit is no statement, though the fit takes it as given.
+            # The fit needs a unit; one that is guessed from a log's names and values is not marked as stated.
             fits[str(path)] = dataclasses.replace(fit_law(entropy, performance, **known), unit_stated=stated)
             if args.forecast is not None:
                 forecasts[str(path)] = forecast(entropy, performance, cut=args.forecast, **known)
@@ -45,23 +45,23 @@ def run(parser, words) -> int:
         }
         print(json.dumps(rows, indent=1))
     else:
-        parts = [
+        summaries = [
             f"{visible(p)}\n{f.summary()}" + (f"\n{forecasts[p].summary()}" if p in forecasts else "")
             for p, f in fits.items()
         ]
-        print("\n\n".join(parts))
+        print("\n\n".join(summaries))
     if args.png:
         _draw_fits(args.png, fits, forecasts)
     return 0
 
 
 def _points(path: Path, args):
-    """Entropies (nats), performances, what is known of both, and whether the unit was stated, of a run or a log."""
+    """Entropies (nats) and performances of a run or a log, what is known of both, and whether the unit was stated."""
     from erltool.logs.read import said_of
     from erltool.text import shown
 
     own = (path / "config.json").is_file()
-    # A run of ours was evaluated before the update of its step, whose entropy is of the same policy: no window.
+    # Our own runs need no window: they evaluate before a step's update, so the step's entropy is the same policy's.
     log = log_of_flags(path, args, {"performance": "eval_accuracy"} if own else {})
     for reason, count in log.skipped.items():
         terminal.complain(f"{path}: {count} {reason}")
@@ -69,13 +69,10 @@ def _points(path: Path, args):
     if not own:
         took = ", ".join(f"{role} {shown(log.columns[role], 40)}" for role in ("step", "entropy", "performance"))
         terminal.complain(f"{path}: {log.kind}")
-        print(visible("\n".join([*_wrapped(took), *said_of(log)]), keep="\n"), file=sys.stderr)
+        wrapped = textwrap.wrap(took, terminal.WIDTH, subsequent_indent="  ")
+        print(visible("\n".join([*wrapped, *said_of(log)]), keep="\n"), file=sys.stderr)
     known = {"entropy_average": log.entropy_average, "unit": log.unit}
     return points["entropy"].to_numpy(), points["performance"].to_numpy(), known, log.unit_stated
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 80, subsequent_indent="  ")
 
 
 def _draw_fits(file: Path, fits, forecasts) -> None:
@@ -84,9 +81,9 @@ def _draw_fits(file: Path, fits, forecasts) -> None:
 
     ax = new_axes(width=6, height=4)[0]
     for index, (path, f) in enumerate(fits.items()):
-        draw, what = (plot_forecast, forecasts[path]) if path in forecasts else (plot_fit, f)
-        draw(what, ax=ax, label=Path(path).name, index=index)
+        draw, result = (plot_forecast, forecasts[path]) if path in forecasts else (plot_fit, f)
+        draw(result, ax=ax, label=Path(path).name, index=index)
     ax.legend(fontsize=8)
     with writing(file), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font has not: boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the font lacks a name's script and draws boxes
         ax.figure.savefig(file)

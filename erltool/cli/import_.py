@@ -10,8 +10,8 @@ from erltool.text import visible
 def run(parser, words) -> int:
     parser.add_argument("log", type=Path, metavar="LOG", help="file or folder: verl, TRL, OpenRLHF, W&B, CSV, ...")
     add_log_flags(parser)
-    parser.add_argument("--out", type=place, metavar="FOLDER", help="write the log there as a run")
-    args = parser.parse_args(words)
+    parser.add_argument("--out", type=place, metavar="FOLDER", help="write the log to it as a run")
+    args = parser.parsed(words)
     from erltool.logs.read import log_report, write_run
 
     log = log_of_flags(args.log, args, {})

@@ -7,15 +7,17 @@ from erltool.cli.arguments import place
 
 
 def run(parser, words) -> int:
-    parser.add_argument("--lesson", type=int, metavar="N", help="open this one; the list of all by default")
-    parser.add_argument("--dir", type=place, help="folder for a copy of the lessons (erltool-lessons from a wheel)")
-    parser.add_argument("--fresh", action="store_true", help="make another copy, in a new folder with a number")
-    parser.add_argument("--no-browser", action="store_true", help="only print the address")
-    args = parser.parse_args(words)
+    parser.add_argument("--lesson", type=int, metavar="N", help="open this lesson; default: the list of all")
+    parser.add_argument(
+        "--dir", type=place, help="folder for a copy of the lessons (erltool-lessons, if installed from a wheel)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="make a new copy, in a folder with the next number")
+    parser.add_argument("--no-browser", action="store_true", help="print the address only")
+    args = parser.parsed(words)
     from erltool.lessons.copies import lesson_path, lessons_folder
 
     if args.lesson is not None:
-        lesson_path(args.lesson)  # before anything is copied
+        lesson_path(args.lesson)  # an unknown number is an error before anything is copied
     folder = lessons_folder(args.dir, args.fresh)
     command = [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder}"]
     if args.lesson is not None:

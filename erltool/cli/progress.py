@@ -1,4 +1,4 @@
-"""Following work on a terminal: a bar, what is warned of, and Ctrl-C."""
+"""Follows a run on a terminal: a progress bar, warnings, and Ctrl-C."""
 
 import contextlib
 import signal
@@ -10,7 +10,8 @@ from erltool.cli import terminal
 
 
 def follow(config, out: Path, resume: bool, name: str) -> int:
-    """Trains and shows how far it is. Ctrl-C ends after the iteration with a checkpoint; a second one at once."""
+    """Trains and shows the progress; returns the exit status. The first Ctrl-C stops after the iteration with a
+    checkpoint, the second at once."""
     from erltool.training.loop import train
 
     steps, crowding, warned, accuracy = train(config, out, resume), threads.Crowding(), False, None
@@ -29,31 +30,31 @@ def follow(config, out: Path, resume: bool, name: str) -> int:
                 break
         else:
             return 0
-    return terminal.fail(f"stopped after step {m['step']}; go on with: erltool train --resume --out {out}", 130)
+    return terminal.fail(f"stopped after step {m['step']}; continue with: erltool train --resume --out {out}", 130)
 
 
 def postfix(metrics, waited: float, accuracy: float | None = None) -> str:
-    """A step's numbers for the progress: entropy, reward, the last accuracy, the share of time without a core."""
-    parts = [f"H {metrics['policy_entropy']:.3f}", f"R {metrics['reward']:.2f}"]
-    parts += [f"acc {accuracy:.2f}"] if accuracy is not None else []
-    return " ".join(parts + ([f"waits {waited:.0%}"] if waited else []))
+    """A step's numbers for the progress bar: entropy, reward, last accuracy, fraction of the time without a core."""
+    text = f"H {metrics['policy_entropy']:.3f} R {metrics['reward']:.2f}"
+    text += "" if accuracy is None else f" acc {accuracy:.2f}"
+    return text + (f" waits {waited:.0%}" if waited else "")
 
 
 @contextlib.contextmanager
 def interruptible():
-    """A list that gets an entry at the first Ctrl-C; the second one raises KeyboardInterrupt as usual."""
+    """Yields a list that the first Ctrl-C puts an entry in; the second raises KeyboardInterrupt as usual."""
     interrupted: list[int] = []
 
     def note(number, frame):
         interrupted.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if sys.stderr and sys.stderr.isatty():
-            print(file=sys.stderr)  # the bar's line is not ended
+            print(file=sys.stderr)  # ends the line of the progress bar
         terminal.complain("finishing the iteration; Ctrl-C again stops at once")
 
     try:
         before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: interrupts do not come here
+    except ValueError:  # only the main thread gets interrupts
         yield interrupted
         return
     try:

@@ -5,9 +5,9 @@ from erltool.cli.flags import add_config_flags, config_of_flags
 
 
 def run(parser, words) -> int:
-    parser.add_argument("--count", type=at_least(1), default=1, help="prompts to show (1)")
+    parser.add_argument("--count", type=at_least(1), default=1, help="number of prompts to show (1)")
     add_config_flags(parser)
-    args = vars(parser.parse_args(words))
+    args = vars(parser.parsed(words))
     from erltool.policies.load import load_tokenizer
     from erltool.policies.policy import Template
     from erltool.tasks.task import load_task

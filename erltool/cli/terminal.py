@@ -1,6 +1,6 @@
-"""What the command line says and where: its flags, its two streams, and how far a piece of work is.
+"""The command line's parser of flags, its two streams, and its display of progress.
 
-A terminal and a notebook get a bar that is drawn again; a file, a pipe and a log get a line now and then.
+Progress is a bar on a terminal and in a notebook, and a few plain lines in a file, a pipe or a log.
 """
 
 import argparse
@@ -12,36 +12,37 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 from erltool.errors import ErltoolError
 from erltool.text import PLAIN_ERRORS, shown, visible
 
 WIDTH = 80  # columns
 LINE_EVERY = 30  # seconds between two lines of progress, at most
-LINES = 10  # of progress at least, evenly over the work
-BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # a rate would leave no room for it
+LINES = 10  # at least, evenly over the work
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"  # without a rate, the postfix fits
 PIPE_CLOSED = 141  # the status of a program that SIGPIPE ended
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse in this house's words: help of at most WIDTH columns; what is wrong is an ErltoolError of one line."""
+    """An argparse parser with help of at most WIDTH columns, whose errors are an ErltoolError of one line."""
 
     def __init__(self, command: str, description: str):
         super().__init__(
             prog=f"erltool {command}", description=description, allow_abbrev=False, formatter_class=_HelpFormatter
         )
 
-    def parse_args(self, words) -> argparse.Namespace:
-        """The flags' values. Raises ErltoolError; of an unknown flag before anything that is missing."""
+    def parsed(self, words: list[str]) -> argparse.Namespace:
+        """The flags' values. Raises ErltoolError: for an unknown flag first, then for a missing one."""
         flags = [flag for action in self._actions for flag in action.option_strings]
         for word in words[: words.index("--")] if "--" in words else words:
             flag = word.partition("=")[0]
             if flag.startswith("--") and flag not in flags:
                 near = difflib.get_close_matches(flag, flags, 1)
                 self.error(f"unrecognized arguments: {word}" + (f" (did you mean {near[0]}?)" if near else ""))
-        return super().parse_args(words)
+        return self.parse_args(words)
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         command = self.prog.split()[-1]
         raise ErltoolError(f"{command}: {message}; {self.prog} --help lists the flags")
 
@@ -63,7 +64,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def _metavar(action: argparse.Action) -> str:
-    name = action.metavar or ("|".join(action.choices) if action.choices else action.dest.upper())
+    name = str(action.metavar or ("|".join(action.choices) if action.choices else action.dest.upper()))
     return f"{name}..." if action.nargs == "+" else name
 
 
@@ -71,11 +72,11 @@ def _metavar(action: argparse.Action) -> str:
 
 
 class Closed(Exception):
-    """Nobody reads what is printed any more, as after `| head -1`."""
+    """Raised where nobody reads what is printed any more, as after `| head -1`."""
 
 
 class _Visible:
-    """A text stream in which nothing steers the terminal: only lines and tabs pass as they are."""
+    """A text stream that makes control characters visible, except newlines and tabs."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -93,9 +94,9 @@ class _Visible:
 
 @contextlib.contextmanager
 def readable_output() -> Iterator[None]:
-    """Within it whatever is printed can be read: in ASCII where the stream takes no more, and without what steers a
-    terminal. Standard error is left to those who draw bars on it; `complain` is for words. Raises Closed where nobody
-    reads, OSError where what was printed cannot be written."""
+    """Makes everything that is printed within it readable: in ASCII where the stream takes nothing else, and without
+    control characters. Progress bars draw on stderr as it is, so print words there with `complain`. Raises Closed where
+    nobody reads, and OSError where the stream cannot be written."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors=PLAIN_ERRORS)
@@ -113,14 +114,14 @@ def _flush(stream) -> None:
             stream.flush()
     except OSError as e:
         with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), stream.fileno())  # for what is left in it: Python would complain at its end
+            os.dup2(nowhere.fileno(), stream.fileno())  # else Python would print an error when it flushes at exit
         if isinstance(e, BrokenPipeError):
             raise Closed from e
         raise
 
 
 def filled(line: str, indent: int) -> str:
-    """The line broken to the width of a terminal, later parts indented; whole where it goes to a file or a pipe."""
+    """The line broken at the width of a terminal, with further lines indented; unbroken for a file or a pipe."""
     if not (sys.stdout and sys.stdout.isatty()):
         return line
     width = shutil.get_terminal_size().columns - 1
@@ -128,13 +129,13 @@ def filled(line: str, indent: int) -> str:
 
 
 def fail(message, status: int = 2) -> int:
-    """Says what went wrong; returns the exit status."""
+    """Prints what went wrong; returns the exit status."""
     complain(message)
     return status
 
 
 def complain(text) -> None:
-    """One line on standard error."""
+    """Prints one line on standard error."""
     with contextlib.suppress(OSError):
         if sys.stderr:
             print("erltool: " + visible(" ".join(str(text).split("\n"))), file=sys.stderr)
@@ -144,24 +145,24 @@ def complain(text) -> None:
 
 
 def progress(total: int, name: str, unit: str = "step"):
-    """A tqdm bar on a terminal or in a notebook, `Lines` elsewhere; both count, have a postfix and are to be closed."""
+    """A tqdm bar on a terminal or in a notebook, `Lines` elsewhere. Close it at the end."""
     kernel = type(sys.stderr).__module__.startswith("ipykernel")
     tty = sys.stderr and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     if kernel or tty:
         from tqdm import tqdm
 
-        # Rows are given because tqdm hides the bar of a terminal that does not know its size, as a container's.
+        # With `nrows`, tqdm shows the bar on a terminal of unknown size, too, as in a container.
         width = min(WIDTH, shutil.get_terminal_size().columns) - 1
         return tqdm(total=total, desc=shown(name, 30), ncols=width, nrows=24, smoothing=0.1, bar_format=BAR)
     return Lines(total, shown(name, 30), unit)
 
 
 class Lines:
-    """How far a piece of work is, in lines of plain text: one at each tenth of it, or after LINE_EVERY seconds."""
+    """Progress in lines of plain text: one for each tenth of the work, and one after LINE_EVERY seconds."""
 
     def __init__(self, total: int, name: str, unit: str = "step"):
         self.total, self.n, self._name, self._unit, self._postfix = total, 0, name, unit, ""
-        self._first: tuple[int, float] | None = None  # where it was found when counting began: a run that goes on
+        self._first: tuple[int, float] | None = None  # where counting began, and when: a resumed run is not at 0
         self._said, self._said_at = 0, time.monotonic()
 
     def __enter__(self) -> "Lines":
@@ -181,7 +182,7 @@ class Lines:
         self._postfix = text
 
     def write(self, text: str, file=None) -> None:
-        """A line of other words."""
+        """Prints a line of text."""
         if out := file or sys.stderr:
             print(visible(text), file=out, flush=True)
 
@@ -191,7 +192,8 @@ class Lines:
 
     def _say(self) -> None:
         self._said, self._said_at = self.n, time.monotonic()
-        done, seconds = self.n - self._first[0], self._said_at - self._first[1]
+        first, began = self._first or (self.n, self._said_at)
+        done, seconds = self.n - first, self._said_at - began
         left = f"; {_clock(seconds / done * (self.total - self.n))} left" if done and self.n < self.total else ""
         self.write(f"{self._name}: {self._unit} {self.n} of {self.total}{self._postfix and ': '}{self._postfix}{left}")
 

@@ -8,10 +8,10 @@ from erltool.cli.progress import follow
 def run(parser, words) -> int:
     from erltool.runs.folder import read_run
 
-    parser.add_argument("--out", type=place, required=True, help="folder of the run")
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add_argument("--out", type=place, required=True, help="folder for the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run from its last checkpoint")
     add_config_flags(parser)
-    args = vars(parser.parse_args(words))
+    args = vars(parser.parsed(words))
     out, resume = args.pop("out"), args.pop("resume")
     if resume:
         from erltool.training.start import config_of

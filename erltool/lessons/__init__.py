@@ -1,1 +1,1 @@
-"""What the notebooks need beside the package: checks of exercises, copies for participants."""
+"""Support for the notebooks: checks of exercises, and copies for participants."""

@@ -1,7 +1,7 @@
-"""The lessons: where they are, their exercises, copies for a workshop's participants, and its timed plan.
+"""The lessons: their files and exercises, copies for a workshop's participants, and the workshop's timed plan.
 
-An exercise is a card, a markdown cell tagged `exercise` that begins "**1 (10 minutes).**" or "**1 (10 minutes, a
-silent bug).**"; a code cell tagged `solution`, whose metadata hold the participant's stub; and a cell that checks.
+An exercise has three cells: a card, which is markdown tagged `exercise` that begins "**1 (10 minutes).**" or
+"**1 (10 minutes, a silent bug).**"; code tagged `solution`, with the participant's stub in its metadata; and a check.
 """
 
 import re
@@ -21,23 +21,23 @@ CARD = re.compile(r"\*\*(\d+) \((\d+) minutes(, a silent bug)?\)\.\*\*\s*(.*)", 
 ANSWER = re.compile(r"<details>\s*<summary>(?:Answer|Solutions)</summary>.*?</details>\s*", re.S)
 
 SESSIONS = {60: (0, 1), 90: (0, 1, 2), 180: (0, 1, 3, 5)}
-"""Lessons of a workshop by its minutes."""
-CLOSING = 5  # minutes kept for questions at the end, at least
+"""Lessons of a workshop, by its length in minutes."""
+CLOSING = 5  # minutes at least for questions at the end
 
 
 @dataclass(frozen=True)
 class Card:
-    """An exercise of a lesson."""
+    """An exercise."""
 
     number: int
     minutes: int
     silent_bug: bool
     text: str
-    """What to do, markdown, with its hint."""
+    """The task and its hint, in markdown."""
     solution: str
-    """Code; empty for a question."""
+    """Code; "" for a question."""
     check: str
-    """Name in `workshop.EXERCISES`, or empty where nothing checks it."""
+    """Name in `workshop.EXERCISES`; "" for an unchecked exercise."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class Lesson:
     number: int
     title: str
     minutes: int
-    """To read and run it, without its exercises."""
+    """To read and run it without its exercises."""
     cards: tuple[Card, ...]
 
 
 def lesson_paths(folder: Path | None = None) -> dict[int, Path]:
-    """The lessons of a folder by number, the package's own by default."""
+    """The lessons of a folder by number; by default the package's own."""
     return {int(p.name[:2]): p for p in sorted((folder or shipped("notebooks")).glob("[0-9][0-9]_*.ipynb"))}
 
 
 def lesson_path(number: int, folder: Path | None = None) -> Path:
-    """One of them. Raises ErltoolError, which names those that exist, for another number."""
+    """The lesson of a number. Raises ErltoolError, which lists the lessons, for an unknown number."""
     paths = lesson_paths(folder)
     if number not in paths:
         raise ErltoolError(f"there is no lesson {number}; choose one of {', '.join(map(str, paths))}")
@@ -66,10 +66,10 @@ def lesson_path(number: int, folder: Path | None = None) -> Path:
 
 
 def lessons_folder(wanted: Path | None = None, fresh: bool = False) -> Path:
-    """Folder to open the lessons in: in a clone theirs, else a copy in `wanted` or ./erltool-lessons.
+    """Folder to open the lessons in: notebooks/ in a clone, else a copy in `wanted` or ./erltool-lessons.
 
-    A copy keeps what is there: only lessons that are missing are added. `fresh` makes another one beside it, numbered,
-    also in a clone.
+    A folder that exists keeps its files, and only missing lessons are added. `fresh` makes a new copy in a folder with
+    the next number, in a clone, too.
     """
     if in_clone() and wanted is None and not fresh:
         return shipped("notebooks")
@@ -87,7 +87,7 @@ def lessons_folder(wanted: Path | None = None, fresh: bool = False) -> Path:
 
 
 def read_lesson(path: Path) -> Lesson:
-    """A lesson with its exercises. Raises ErltoolError where the file is no lesson."""
+    """A lesson with its exercises. Raises ErltoolError for a file that is not a lesson."""
     cells = nbformat.read(path, as_version=4).cells
     title = re.match(r"# (.+)", cells[0].source)
     minutes = re.search(r"^\| minutes .*\n\|[-|]+\n\| *(\d+)", cells[0].source, re.M)
@@ -102,21 +102,19 @@ def _tagged(cell, tag: str) -> bool:
 
 
 def _card(source: str, following: Sequence) -> Card:
-    found = CARD.search(source)
-    if not found:
-        raise ErltoolError(
-            f'an exercise must begin with its number and minutes, "**1 (10 minutes).**": {source[:60]!r}'
-        )
-    number, minutes, silent_bug, text = found.groups()
+    card = CARD.search(source)
+    if not card:
+        raise ErltoolError(f'exercise {source[:60]!r}: must begin with its number and minutes, "**1 (10 minutes).**"')
+    number, minutes, silent_bug, text = card.groups()
     solution = following[0].source if following and _tagged(following[0], "solution") else ""
     check = re.search(r"check_(\w+)", following[1].source) if solution and len(following) > 1 else None
     return Card(int(number), int(minutes), bool(silent_bug), text, solution, check[1] if check else "")
 
 
 def participant_copy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A copy without outputs and solutions: stubs in their place, answers removed, hints kept.
+    """A copy without outputs, with stubs instead of solutions, and with hints but no answers.
 
-    Raises ErltoolError for a solution that has no stub.
+    Raises ErltoolError for a solution without a stub.
     """
     copied = nbformat.from_dict(notebook)
     for cell in copied.cells:
@@ -127,16 +125,17 @@ def participant_copy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if _tagged(cell, "solution"):
             stub = cell.metadata.get("erltool", {}).get("stub")
             if not stub:
-                raise ErltoolError(f"a solution without a stub in its metadata: {cell.source[:60]!r}")
+                raise ErltoolError(f"solution {cell.source[:60]!r}: without a stub in its metadata")
             cell.source, cell.metadata = stub, nbformat.from_dict({"tags": ["stub"]})
     return copied
 
 
 def plan(lessons: Sequence[Lesson], minutes: int) -> list[tuple[str, int]]:
-    """What a workshop of 60, 90 or 180 minutes does, with the minutes of each; they sum to `minutes`.
+    """(activity, its minutes) of a workshop of 60, 90 or 180 minutes; the minutes sum to `minutes`.
 
-    SESSIONS' lessons, then exercises as far as they fit: the first of each lesson, then the second and so on, a silent
-    bug before others; what is left is for questions. Raises ErltoolError for another number, or where it is too short.
+    First come the lessons in SESSIONS, then the exercises that fit: one of each lesson, then a second one of each, and
+    so on, with silent bugs first. The remaining time is for questions. Raises ErltoolError for another length, and
+    where the lessons alone take longer.
     """
     if minutes not in SESSIONS:
         raise ErltoolError(f"no plan for {minutes} minutes; choose one of {', '.join(map(str, SESSIONS))}")
@@ -156,23 +155,24 @@ def plan(lessons: Sequence[Lesson], minutes: int) -> list[tuple[str, int]]:
     for i, lesson in enumerate(taken):
         rows.append((f"Lesson {lesson.number:02}: {lesson.title}", lesson.minutes))
         rows += [(f"its exercise {c.number}", c.minutes) for c in lesson.cards if (i, c.number) in chosen]
-    return [*rows, ("questions, and what is left open", left + CLOSING)]
+    return [*rows, ("questions and open exercises", left + CLOSING)]
 
 
 def instructor_sheet(lessons: Sequence[Lesson], sessions: Sequence[int] = tuple(SESSIONS)) -> str:
-    """Markdown for who teaches: a timed plan for each length in minutes, the solutions, and what the checks name."""
+    """Markdown for the instructor: a timed plan for each length in minutes, solutions, and the mistakes that the checks
+    name."""
     lines = [
         "# For the instructor",
         "",
-        "Participants get the folder `lessons`; this sheet has the solutions. The day before, let everybody run",
+        "Participants get the folder `lessons`; this sheet has the solutions. The day before, ask everybody to run",
         "`erltool doctor`, then `erltool lab --dir lessons`. A lesson's minutes are for reading and running it.",
     ]
     for minutes in sessions:
-        lines += ["", f"## {minutes} minutes", "", "| from | to | minutes | what |", "|---|---|---|---|"]
+        lines += ["", f"## {minutes} minutes", "", "| from | to | minutes | activity |", "|---|---|---|---|"]
         at = 0
-        for what, takes in plan(lessons, minutes):
-            lines.append(f"| {_clock(at)} | {_clock(at + takes)} | {takes} | {what} |")
-            at += takes
+        for activity, length in plan(lessons, minutes):
+            lines.append(f"| {_clock(at)} | {_clock(at + length)} | {length} | {activity} |")
+            at += length
         lines.append(f"| | | {at} | in all |")
     lines += ["", "## Exercises and solutions"]
     for lesson in lessons:
@@ -182,7 +182,7 @@ def instructor_sheet(lessons: Sequence[Lesson], sessions: Sequence[int] = tuple(
             lines += ["", f"**Exercise {card.number}, {card.minutes} minutes{kind}.** {card.text.strip()}"]
             lines += ["", f"```python\n{card.solution}\n```"] if card.solution else []
             mistakes = EXERCISES[card.check].mistakes if card.check else ()
-            lines += ["", "The check names it when:", ""] if mistakes else []
+            lines += ["", "The check names these mistakes:", ""] if mistakes else []
             lines += [f"- {sentence}" for sentence in mistakes]
     return "\n".join(lines) + "\n"
 
@@ -192,9 +192,9 @@ def _clock(minutes: int) -> str:
 
 
 def write_workshop(out: Path, sessions: Sequence[int] = tuple(SESSIONS)) -> list[Path]:
-    """Writes lessons/*.ipynb for participants and instructor.md into a folder; returns the files.
+    """Writes the participants' lessons/*.ipynb and instructor.md to a folder; returns the files.
 
-    Raises ErltoolError, and writes nothing, where one of them is there with other content.
+    Raises ErltoolError, and writes nothing, if one of the files exists with other content.
     """
     lessons = [read_lesson(path) for path in lesson_paths().values()]
     texts = {
@@ -204,7 +204,7 @@ def write_workshop(out: Path, sessions: Sequence[int] = tuple(SESSIONS)) -> list
     texts[out / "instructor.md"] = instructor_sheet(lessons, sessions)
     for file, text in texts.items():
         if file.exists() and file.read_text(encoding="utf-8") != text:
-            raise ErltoolError(f"{file}: there already, and changed; choose another folder, or delete it")
+            raise ErltoolError(f"{file}: exists with other content; choose another folder, or delete the file")
     for file, text in texts.items():
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""An exercise as data: the right function, fixed inputs, and the classic wrong functions with a sentence each.
+"""An exercise: the right function, fixed inputs, and common wrong functions with a sentence each.
 
-A check runs the learner's function on the inputs; where its answers are those of a wrong function, it says which
-mistake that is, else by how much it is off and where.
+A check runs the learner's function on the inputs. If its results are those of a wrong function, the check names the
+mistake; else it says where the results are wrong and by how much.
 """
 
 import copy
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-3  # of the largest right number of a case: whoever adds another small epsilon is right too
+TOLERANCE = 1e-3  # times the largest right number of a case, so that another small epsilon is right, too
 
 
 @dataclass(frozen=True, repr=False)
 class Verdict:
-    """What a check found. It shows itself as its message."""
+    """The result of a check. Its repr is its message."""
 
     passed: bool
     message: str
@@ -30,19 +30,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A function to write; calling it with the learner's function checks that."""
+    """A function to write. Call the exercise with the learner's function to check it."""
 
     right: Callable
     cases: Mapping[str, tuple]
-    """Arguments by what is special about them."""
+    """Arguments, by a phrase that says what is special about them."""
     mistakes: Mapping[str, Callable]
-    """Wrong functions by the sentence that names the mistake, to be read after "when"."""
+    """Wrong functions, by a clause that names the mistake and follows "when"."""
 
     def __call__(self, your_function: Callable) -> Verdict:
-        """Whether the function gives the right numbers on every case, and if not, what went wrong: a Verdict.
-
-        Its arguments are copies. An exception of the function is reported, never raised.
-        """
+        """Whether the function is right on every case, and else what is wrong. It gets copies of the arguments, and its
+        exceptions become part of the verdict."""
         if not callable(your_function):
             return Verdict(False, "not yet: give the check the function itself, without calling it")
         yours, right = {}, self.answers(self.right)
@@ -61,17 +59,17 @@ class Exercise:
         return Verdict(False, f"not yet, {wrong[0]}: {_off(yours[wrong[0]], right[wrong[0]])}")
 
     def answers(self, function: Callable) -> dict[str, Tensor]:
-        """What a function returns for each case, as numbers."""
+        """The numbers that a function returns, by case."""
         return {case: _numbers(function(*copy.deepcopy(arguments))) for case, arguments in self.cases.items()}
 
 
 def _numbers(value) -> Tensor:
     if value is None:
-        raise TypeError("it returned None, as a function without return does")
+        raise TypeError("it returned None; is a return missing?")
     try:
         return torch.as_tensor(value, dtype=torch.float64).detach()
     except (TypeError, ValueError, RuntimeError) as e:
-        raise TypeError(f"it returned {type(value).__name__}, where numbers are wanted") from e
+        raise TypeError(f"it returned {type(value).__name__}, where numbers are expected") from e
 
 
 def _same(yours: Tensor, answer: Tensor) -> bool:
@@ -82,7 +80,7 @@ def _same(yours: Tensor, answer: Tensor) -> bool:
 
 
 def _difference(yours: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> str:
-    """The cases' means, or where those agree the number that is off most."""
+    """The mean of each case, or where all means agree, the number with the largest error."""
     means = [(case, *(f"{round(float(x[case].mean()), 6) + 0.0:.3g}" for x in (yours, right))) for case in right]
     if any(mine != other for _, mine, other in means):
         return "Means: " + ", ".join(f"{case}: {mine} (right {other})" for case, mine, other in means)
@@ -103,6 +101,6 @@ def _raised(error: Exception, function: Callable) -> str:
     code = getattr(function, "__code__", None)
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code is code]
     text = " ".join(str(error).split())[:200]
-    if not lines:
+    if code is None or not lines:
         return text
     return f"line {lines[-1] - code.co_firstlineno + 1} of your function: {type(error).__name__}: {text}"

@@ -1,7 +1,6 @@
-"""Checks of the lessons' exercises, which name the mistake that was made: `workshop.check_NAME(your_function)`.
+"""Checks of the lessons' exercises, which name the learner's mistake: `workshop.check_NAME(your_function)`.
 
-Here is each exercise, lesson by lesson (exercise.py has what one is). What to write, and in how many minutes, stands in
-the lesson.
+The exercises (exercise.py) stand in the order of the lessons. The lesson says what to write, and in how many minutes.
 """
 
 import math
@@ -31,8 +30,8 @@ check_law = Exercise(
     lambda entropy, a, b: -a * math.exp(entropy) + b,
     {"at entropy 0.5": (0.5, 0.35, 0.73), "with nothing left to spend": (0.0, 0.35, 0.73)},
     {
-        "the law is taken to be straight in H, without the exponential": lambda h, a, b: -a * h + b,
-        "the sign of a is lost, so that entropy adds to accuracy": lambda h, a, b: a * math.exp(h) + b,
+        "the law is taken to be linear in H, without the exponential": lambda h, a, b: -a * h + b,
+        "a has the wrong sign, so that entropy adds to accuracy": lambda h, a, b: a * math.exp(h) + b,
         "the exponential falls with H instead of rising": lambda h, a, b: -a * math.exp(-h) + b,
     },
 )
@@ -58,7 +57,7 @@ check_advantages_of = Exercise(
     },
 )
 
-# Four responses of 3, 2, 1 and 3 tokens; what stands in the padding would show in any mean that looks there.
+# Four responses of 3, 2, 1 and 3 tokens. The padding holds large values, which change any mean that includes them.
 _A = _t(1.5, -0.5, 1.0, -1.0)
 _LOG_PROBS = _t([-0.1, -0.4, -2.0], [-0.3, -3.0, -9.0], [-0.2, -9.0, -9.0], [-1.5, -0.7, -0.1])
 _OLD = _LOG_PROBS - _t([0.5, -0.5, 0.1], [0.4, -0.6, 2.0], [-0.4, 2.0, -2.0], [0.3, -0.7, 0.05])
@@ -68,7 +67,7 @@ check_covariance_of = Exercise(
     token_covariance,
     {"responses of 3, 2, 1 and 3 tokens": (_A, _LOG_PROBS, _MASK)},
     {
-        "the means look at the padding too": lambda a, x, m: (x - x.mean()) * (a - a.mean())[:, None] * m,
+        "the means include the padding": lambda a, x, m: (x - x.mean()) * (a - a.mean())[:, None] * m,
         "nothing is centred": lambda a, x, m: x * a[:, None] * m,
         "each response is centred on its own mean, from which its one advantage never differs": lambda a, x, m: 0 * x,
         "the mean advantage counts responses instead of tokens": lambda a, x, m: (
@@ -90,15 +89,15 @@ check_clipped_loss = Exercise(
     lambda x, old, a, m, eps: policy_loss(x, old, a, m, clip=(eps, eps)).loss,
     {"after an update": (_LOG_PROBS, _OLD, _A, _MASK, 0.2), "at ratio 1": (_LOG_PROBS, _LOG_PROBS, _A, _MASK, 0.2)},
     {
-        "each response is averaged first, as a loop over single ones does: long ones' tokens count less": partial(
+        "each response is averaged first, so that the tokens of long responses count less": partial(
             _loss, average=lambda loss, m: response_mean(loss, m).mean()
         ),
-        "the lesser loss is taken (min) where the larger one is meant (max)": partial(_loss, worse=torch.minimum),
-        "the clipped term stands alone, and what has moved the wrong way is not pushed back": partial(
+        "the smaller loss is taken (min) instead of the larger one (max)": partial(_loss, worse=torch.minimum),
+        "the clipped loss stands alone, so that a token that moved the wrong way has no gradient": partial(
             _loss, worse=lambda plain, clipped: clipped
         ),
-        "the ratio is upside down, old over new": lambda x, old, a, m, eps: _loss(old, x, a, m, eps),
-        "the sign is that of something to maximise": lambda *args: -_loss(*args),
+        "the ratio is inverted, old over new": lambda x, old, a, m, eps: _loss(old, x, a, m, eps),
+        "the sign is that of an objective to maximise": lambda *args: -_loss(*args),
     },
 )
 
@@ -112,7 +111,7 @@ check_first_order = Exercise(
         "the minus sign is forgotten: entropy falls where the covariance is positive": lambda z, dz: (
             -bandit.first_order_change(z, dz)
         ),
-        "the means are plain ones over actions instead of under the policy": lambda z, dz: (
+        "the means are over actions with equal weights instead of under the policy": lambda z, dz: (
             -((z - z.mean()) * (dz - dz.mean())).mean()
         ),
         "the product is averaged under the policy, but nothing is centred": lambda z, dz: (
@@ -129,7 +128,7 @@ check_policy_gradient_change = Exercise(
         "the step has no factor pi: that is the natural policy gradient's, Theorem 2": partial(
             bandit.predicted_change, method="npg"
         ),
-        "values stand where advantages are meant: subtract their mean under the policy first": lambda z, v, eta: (
+        "values are used instead of advantages: subtract their mean under the policy first": lambda z, v, eta: (
             bandit.first_order_change(z, eta * torch.softmax(z, -1) * v)
         ),
         "the minus sign is forgotten": lambda *args: -bandit.predicted_change(*args),
@@ -137,8 +136,8 @@ check_policy_gradient_change = Exercise(
 )
 
 
-def _top_share(covariance, share, part=lambda c: c.clamp(min=0), count=token_budget):
-    values, n = part(covariance), count(share, len(covariance))
+def _top_share(covariance, share, weight=lambda c: c.clamp(min=0), count=token_budget):
+    values, n = weight(covariance), count(share, len(covariance))
     return values.sort(descending=True).values[:n].sum() / values.sum()
 
 
@@ -148,9 +147,9 @@ check_top_share = Exercise(
     _top_share,
     {"a fifth of ten tokens": (_TEN, 0.2), "a share of less than one token": (_TEN, 0.01)},
     {
-        "large negative covariances count too, by their absolute value": partial(_top_share, part=torch.abs),
-        "the denominator is the sum of all, negative ones included": partial(_top_share, part=lambda c: c),
-        "a share of less than one token is no token": partial(_top_share, count=lambda share, n: int(share * n)),
+        "large negative covariances count too, by their absolute value": partial(_top_share, weight=torch.abs),
+        "the denominator includes negative covariances": partial(_top_share, weight=lambda c: c),
+        "a share of less than one token selects no token": partial(_top_share, count=lambda share, n: int(share * n)),
         "the lowest are taken instead of the highest": lambda c, share: (
             c.clamp(min=0).sort().values[: token_budget(share, len(c))].sum() / c.clamp(min=0).sum()
         ),
@@ -166,7 +165,7 @@ check_group_cov = Exercise(
     lambda log_pi, a: group_covariance(a, log_pi[:, None], torch.ones(len(a), 1), len(a))[0],
     {"four responses": (_t(-0.2, -0.5, -1.0, -2.0), _t(0.9, 0.9, -0.9, -0.9))},
     {
-        "the factor pi is missing: Cov(log pi, A) is Theorem 2's, Equation 8 is Theorem 1's": _cov,
+        "the factor pi is missing: Cov(log pi, A) belongs to Theorem 2, Equation 8 to Theorem 1": _cov,
         "n - 1 stands in the denominator, where the paper takes the mean": lambda x, a: _cov(
             x, x.exp() * a, len(x) - 1
         ),
@@ -178,7 +177,9 @@ check_optimum = Exercise(
     lambda reward, bonus: torch.softmax(reward / bonus, -1),
     {"a bonus of 0.3": (_t(0, 1, 0, 0.5), 0.3), "a bonus of 3": (_t(0, 1, 0, 0.5), 3.0)},
     {
-        "the reward is multiplied by the bonus: more bonus would then sharpen": lambda r, c: torch.softmax(r * c, -1),
+        "the reward is multiplied by the bonus, so that a larger bonus sharpens the policy": lambda r, c: torch.softmax(
+            r * c, -1
+        ),
         "the bonus does not enter": lambda r, c: torch.softmax(r, -1),
         "only the best action is played, as without a bonus": lambda r, c: (r == r.max()).double(),
     },
@@ -196,7 +197,7 @@ check_pass_at_k = Exercise(
     {"1 right of 16, k = 8": (1, 16, 8), "4 of 8, k = 2": (4, 8, 2), "fewer than k wrong": (12, 16, 8)},
     {
         "draws are taken with replacement: 1 - (1 - c/n)^k is biased, too low": lambda c, n, k: 1 - (1 - c / n) ** k,
-        "the share that is right is returned, which is pass@1": lambda c, n, k: c / n,
+        "the fraction of right responses is returned, which is pass@1": lambda c, n, k: c / n,
         "all k have to be right instead of one": lambda c, n, k: math.comb(c, k) / math.comb(n, k),
     },
 )
@@ -226,29 +227,29 @@ check_kl_cov_mask = Exercise(
     {"a third": (_COVARIANCE, _MASK, 0.34), "less than one token": (_COVARIANCE, _MASK, 0.01),
      "nine tenths": (_COVARIANCE, _MASK, 0.9)},
     {
-        "the absolute covariance is ranked: tokens that raise the entropy are taken too": lambda c, m, f: (
+        "the absolute covariance is ranked, so that tokens that raise the entropy are taken, too": lambda c, m, f: (
             _kl_cov_mask(c.abs(), m, f)
         ),
-        "each response gives its own share, at least one token of each": lambda c, m, f: torch.cat(
+        "each response gives the same fraction, at least one token each": lambda c, m, f: torch.cat(
             [_kl_cov_mask(row, rows, f) for row, rows in zip(c[:, None], m[:, None], strict=True)]
         ),
-        "a share of less than one token is no token": lambda c, m, f: top_tokens(c, m, int(f * m.sum())),
-        "the share is of all places, padding included": lambda c, m, f: top_tokens(c, m, token_budget(f, m.numel())),
-        "padding competes with its covariance of 0": lambda c, m, f: (
+        "a fraction below one token selects no token": lambda c, m, f: top_tokens(c, m, int(f * m.sum())),
+        "the fraction is of all positions with padding": lambda c, m, f: top_tokens(c, m, token_budget(f, m.numel())),
+        "padding is ranked, too, with its covariance of 0": lambda c, m, f: (
             top_tokens(c, torch.ones_like(m), token_budget(f, int(m.sum())))
         ),
     },
 )  # fmt: skip
 
 
-def _in_parts(advantages, log_probs, mask, size, centred="ax"):
-    """Covariance with what is named in `centred` centred inside each micro-batch, the rest over all."""
-    parts = [slice(b, b + size) for b in range(0, len(mask), size)]
-    found = []
+def _in_micro_batches(advantages, log_probs, mask, size, centred="ax"):
+    """Covariance; the factors in `centred` (a: advantages, x: log-probs) are centred in each micro-batch."""
+    batches = [slice(b, b + size) for b in range(0, len(mask), size)]
+    factors = []
     for value, name in ((advantages, "a"), (log_probs, "x")):
         whole = masked_mean(value, mask)
-        found.append([value[s] - (masked_mean(value[s], mask[s]) if name in centred else whole) for s in parts])
-    return torch.cat([a * x * mask[s] for a, x, s in zip(*found, parts, strict=True)])
+        factors.append([value[s] - (masked_mean(value[s], mask[s]) if name in centred else whole) for s in batches])
+    return torch.cat([a * x * mask[s] for a, x, s in zip(*factors, batches, strict=True)])
 
 
 check_covariance_in_parts = Exercise(
@@ -258,9 +259,9 @@ check_covariance_in_parts = Exercise(
         for name, size in {"micro-batch 1": 1, "micro-batch 2": 2, "the whole update": 4}.items()
     },
     {
-        "both means are taken inside each micro-batch: three sizes, three answers": _in_parts,
-        "the advantages are still centred inside each micro-batch": partial(_in_parts, centred="a"),
-        "the log-probabilities are still centred inside each micro-batch": partial(_in_parts, centred="x"),
+        "both means are taken inside each micro-batch: three sizes, three answers": _in_micro_batches,
+        "the advantages are still centred inside each micro-batch": partial(_in_micro_batches, centred="a"),
+        "the log-probabilities are still centred inside each micro-batch": partial(_in_micro_batches, centred="x"),
     },
 )
 
@@ -287,15 +288,15 @@ check_paired_interval = Exercise(
         "the standard deviation has n in its denominator instead of n - 1": lambda v, b: _interval(
             (v - b).mean(), stats.t.ppf(0.975, len(v) - 1) * (v - b).std() / math.sqrt(len(v))
         ),
-        "the spread of one difference is given, not of their mean: divide by the root of n": lambda v, b: _interval(
-            (v - b).mean(), stats.t.ppf(0.975, len(v) - 1) * (v - b).std(ddof=1)
+        "the spread of one difference is given instead of their mean's: divide by the root of n": lambda v, b: (
+            _interval((v - b).mean(), stats.t.ppf(0.975, len(v) - 1) * (v - b).std(ddof=1))
         ),
     },
 )
 
 
 def _forecast_error(h, r, k, shape=np.exp, fitted=None, judged=None, power=2):
-    """Error of the law fitted to the points `fitted`, by default the first k, on `judged`, by default the others."""
+    """Error on the points from `judged` on of the law fitted to the first `fitted(n)` points; both are k by default."""
     x, n = shape(h), len(h)
     known = slice(0, k if fitted is None else fitted(n))
     slope, intercept = np.polyfit(x[known], r[known], 1)
@@ -309,10 +310,10 @@ check_forecast_error = Exercise(
     _forecast_error,
     {"the first 3 points": (_H, _R, 3), "the first half": (_H, _R, 5)},
     {
-        "the law is fitted to all points, also to those that it should forecast": partial(_forecast_error, fitted=int),
-        "the fitted points are among those that are judged": partial(_forecast_error, judged=0),
-        "the law is taken to be straight in H": partial(_forecast_error, shape=np.asarray),
-        "errors are averaged without being squared": partial(_forecast_error, power=1),
+        "the law is fitted to all points, including those to forecast": partial(_forecast_error, fitted=int),
+        "the error includes the fitted points": partial(_forecast_error, judged=0),
+        "the law is taken to be linear in H": partial(_forecast_error, shape=np.asarray),
+        "errors are averaged without squares": partial(_forecast_error, power=1),
     },
 )
 
@@ -328,10 +329,10 @@ check_entropy_before = Exercise(
         "every step": (np.arange(1, 21), np.linspace(1, 0.3, 20) ** 3, 10, 5),
     },
     {
-        "the window holds both its ends, so a step counts for two measurements": partial(
+        "the window includes both ends, so that a step counts for two measurements": partial(
             _entropy_before, inside=lambda s, at, w: (s >= at - w) & (s <= at)
         ),
-        "steps after the measurement are averaged in": partial(
+        "steps after the measurement are included": partial(
             _entropy_before, inside=lambda s, at, w: abs(s - at) <= w / 2
         ),
         "all steps up to the measurement are averaged": partial(_entropy_before, inside=lambda s, at, w: s <= at),
@@ -345,7 +346,7 @@ check_adapter_weights = Exercise(
     lambda shapes, rank: sum(rank * (i + o) for i, o in shapes),
     {"one layer": ([(576, 1536)], 16), "three layers": ([(576, 576), (576, 192), (1536, 576)], 8)},
     {
-        "the weights that stay are counted too": lambda shapes, r: sum(i * o + r * (i + o) for i, o in shapes),
+        "the frozen weights are counted, too": lambda shapes, r: sum(i * o + r * (i + o) for i, o in shapes),
         "one of the two factors is forgotten": lambda shapes, r: sum(r * i for i, _ in shapes),
         "the factors' sizes are multiplied instead of added": lambda shapes, r: sum(r * i * r * o for i, o in shapes),
         "only the layers' inputs and outputs are counted, without the rank": lambda shapes, r: sum(map(sum, shapes)),
@@ -359,13 +360,11 @@ check_seconds_left = Exercise(
         "responses that grow": (_t(1000, 2000, 6000), _t(2000, 1500, 1000), 4),
     },
     {
-        "rates are averaged, where a slow update counts by its rate and not by its time": lambda tokens, rate, left: (
+        "rates are averaged, so that a slow update counts by its rate instead of its time": lambda tokens, rate, left: (
             left * tokens.mean() / rate.mean()
         ),
-        "the last update is taken for all": lambda tokens, rate, left: left * tokens[-1] / rate[-1],
-        "the updates already made are counted again": lambda tokens, rate, left: (
-            (left + len(tokens)) * (tokens / rate).mean()
-        ),
+        "the last update stands for all": lambda tokens, rate, left: left * tokens[-1] / rate[-1],
+        "finished updates are counted, too": lambda tokens, rate, left: (left + len(tokens)) * (tokens / rate).mean(),
     },
 )
 

@@ -1,1 +1,1 @@
-"""Runs shown on a page of their own, without a kernel and without the network."""
+"""Runs as one HTML page, which needs no kernel and no network."""

@@ -1,6 +1,7 @@
-"""What `erltool demo` does: train twice, fit the law to both runs, and show what came out."""
+"""The configurations of `erltool demo`, and its table, figure and page of two runs with their fitted laws."""
 
 import base64
+import dataclasses
 import html
 import json
 from pathlib import Path
@@ -23,21 +24,17 @@ LABELS = {"none": "no control", "clip-cov": "Clip-Cov"}
 
 
 def demo_configs(iterations: int, seed: int) -> dict[str, TrainConfig]:
-    """The demo's two runs by name, of the shipped policy `sharpening`: GRPO without control, and with Clip-Cov."""
-    common = {
-        "task": "chain:sharpening", "policy": "sharpening", "lora_rank": 0, "learning_rate": 3e-4,
-        "steps": 4 * iterations, "updates_per_iteration": 4, "max_response_tokens": 28, "eval_every": 2,
-        "eval_prompts": 500, "eval_samples": 1, "eval_temperature": 0.0, "seed": seed,
-    }  # fmt: skip
-    return {
-        "none": TrainConfig(control=NoControl(), **common),
-        "clip-cov": TrainConfig(control=ClipCov(fraction=0.02, low=0.5, high=50.0), **common),
-    }
+    """The demo's two runs of the shipped policy `sharpening`, by name: GRPO without control, and with Clip-Cov."""
+    none = TrainConfig(
+        task="chain:sharpening", policy="sharpening", lora_rank=0, learning_rate=3e-4, steps=4 * iterations,
+        updates_per_iteration=4, max_response_tokens=28, eval_every=2, eval_prompts=500, eval_samples=1,
+        eval_temperature=0.0, seed=seed, control=NoControl(),
+    )  # fmt: skip
+    return {"none": none, "clip-cov": dataclasses.replace(none, control=ClipCov(fraction=0.02, low=0.5, high=50.0))}
 
 
 def law_of(run: Run) -> LawFit | str:
-    """The law fitted to a run's held-out accuracies and the mean entropies before each, or the reason why it could
-    not be."""
+    """The law fitted to a run's held-out accuracies and the mean entropy before each, or why there is none."""
     try:
         points = points_of(run, "eval_accuracy")
         return fit_law(points.entropy, points.performance, unit=points.unit, entropy_average=points.entropy_average)
@@ -46,35 +43,31 @@ def law_of(run: Run) -> LawFit | str:
 
 
 def summary_table(runs: dict[str, Run]) -> pd.DataFrame:
-    """What was measured, one row a quantity and one column a run; all numbers as text."""
+    """A row for each measured quantity and a column for each run; numbers are texts."""
     return pd.DataFrame({LABELS.get(name, name): _column(run) for name, run in runs.items()})
 
 
 def _column(run: Run) -> dict[str, str]:
     edge = EDGE * run.config["updates_per_iteration"]
     first, last = run.metrics.head(edge), run.metrics.tail(edge)
-    evaluated = run.evaluated()
-    law = law_of(run)
-    ceiling = "not fitted"
+    evaluated, law = run.evaluated(), law_of(run)
+    ceiling, r_squared = "not fitted", "-"
     if isinstance(law, LawFit):
         low, high = law.interval()["ceiling"]
-        ceiling = f"{law.ceiling:.2f} [{low:.2f}, {high:.2f}]"
-    found = {
+        ceiling, r_squared = f"{law.ceiling:.2f} [{low:.2f}, {high:.2f}]", f"{law.r_squared:.3f}"
+    column = {
         "entropy at start (nats/token)": f"{first['policy_entropy'].mean():.3f}",
         "entropy at end": f"{last['policy_entropy'].mean():.3f}",
     }
     for metric, label in ACCURACIES.items():
         if metric in evaluated:
-            found[f"{label} at start"] = f"{evaluated[metric].iloc[0]:.3f}"
-            found[f"{label} at end"] = f"{evaluated[metric].iloc[-1]:.3f}"
+            column[f"{label} at start"] = f"{evaluated[metric].iloc[0]:.3f}"
+            column[f"{label} at end"] = f"{evaluated[metric].iloc[-1]:.3f}"
     for metric, label, unit in SHOWN:
         if metric in run.metrics:
-            found[f"{label} at start{unit}"] = f"{first[metric].mean():.3g}"
-            found[f"{label} at end"] = f"{last[metric].mean():.3g}"
-    return found | {
-        "ceiling b - a [95 %]": ceiling,
-        "R² of the law": f"{law.r_squared:.3f}" if isinstance(law, LawFit) else "-",
-    }
+            column[f"{label} at start{unit}"] = f"{first[metric].mean():.3g}"
+            column[f"{label} at end"] = f"{last[metric].mean():.3g}"
+    return column | {"ceiling b - a [95 %]": ceiling, "R² of the law": r_squared}
 
 
 ACCURACIES = {"eval_accuracy": "held-out accuracy, sampled", "eval_accuracy_tempered": "held-out accuracy, greedy"}
@@ -86,7 +79,7 @@ SHOWN = (
 
 
 def demo_figure(runs: dict[str, Run]) -> Figure:
-    """Entropy, held-out accuracy and the share of responses that work step by step, by step; and accuracy against
+    """Entropy, held-out accuracy and the share of responses that work step by step, over steps; and accuracy against
     entropy with the fitted law."""
     axes = new_axes(4, width=3.6)
     for index, (name, run) in enumerate(runs.items()):
@@ -101,7 +94,7 @@ def demo_figure(runs: dict[str, Run]) -> Figure:
         law = law_of(run)
         if isinstance(law, LawFit):
             plot_fit(law, ax=axes[3], label=f"{label}, R² {law.r_squared:.2f}", index=index)
-    axes[0].set_yscale("log")  # what a control keeps is a multiple
+    axes[0].set_yscale("log")  # a control multiplies the entropy
     axes[1].set_ylabel("held-out accuracy")
     axes[2].set_ylabel("share that works step by step")
     axes[3].set_ylabel("held-out accuracy R, sampled")
@@ -112,24 +105,24 @@ def demo_figure(runs: dict[str, Run]) -> Figure:
 
 
 def caption(runs: dict[str, Run]) -> str:
-    """One sentence that says what the figure shows, of what, with its numbers."""
+    """The figure in a sentence, with its numbers."""
     run = next(iter(runs.values()))
     table = summary_table(runs)
-    parts = []
+    changes = []
     for name, c in table.items():
-        said = f"{name}: entropy {c['entropy at start (nats/token)']} to {c['entropy at end']} nats/token"
+        change = f"{name}: entropy {c['entropy at start (nats/token)']} to {c['entropy at end']} nats/token"
         for label in ACCURACIES.values():
             if f"{label} at start" in c:
-                said += f", {label} {c[f'{label} at start']} to {c[f'{label} at end']}"
-        parts.append(said)
+                change += f", {label} {c[f'{label} at start']} to {c[f'{label} at end']}"
+        changes.append(change)
     return (
         f"Policy {run.config['policy']} on {run.config['task']}, {len(run.metrics)} optimiser steps, "
-        f"seed {run.config['seed']}. " + "; ".join(parts) + "."
+        f"seed {run.config['seed']}. {'; '.join(changes)}."
     )
 
 
 def write_report(runs: dict[str, Run], out: Path) -> Path:
-    """Writes figure.png and a self-contained report.html beside the runs; returns the report's path."""
+    """Writes figure.png and a self-contained report.html to the folder of the runs; returns the page's path."""
     png = out / "figure.png"
     with writing(out):
         demo_figure(runs).savefig(png)
@@ -159,7 +152,7 @@ img {{ max-width: 100%; background: #fff }} pre {{ overflow-x: auto }}
 td, th {{ padding: .15rem 1rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums }}
 </style></head><body>
 <h1>Entropy with and without control</h1>
-<p>Group-relative policy optimisation (GRPO) on one small policy, once as it is and once with Clip-Cov
+<p>Group-relative policy optimisation (GRPO) of one small policy, without control and with Clip-Cov
 (Cui et al. 2025, arXiv 2505.22617). The law is R = -a exp(H) + b; its ceiling b - a is the accuracy at entropy 0.</p>
 <img alt="{html.escape(text, quote=True)}" src="data:image/png;base64,{picture}">
 <p>{html.escape(text)}</p>

@@ -1,12 +1,12 @@
-"""Where in a response its answer stands, and what stands around it.
+"""Finds the answer in a response, and removes what surrounds it.
 
-What an answer means is for equality.py. Nothing here raises for what a text says, and the work is bounded.
+equality.py says what an answer means. No text makes a function here raise, and the work for a text is bounded.
 """
 
 import re
 import unicodedata
 
-MAX_CHARS = 100_000  # of a response that are looked at, from its end
+MAX_CHARS = 100_000  # at the end of a response, that are searched
 MAX_ANSWER = 1_000  # characters of an answer
 
 # --- where the answer stands ----------------------------------------------------------------------
@@ -23,21 +23,20 @@ _OPENS, _CLOSES = re.compile(r"\\begin\b|\\?[\[({]"), re.compile(r"\\end\b|\\?[\
 
 
 def extract_answer(response: str) -> str | None:
-    """The answer that a response gives: its last \\boxed{...} or <answer>...</answer>, else what follows its last
-    "Answer:", "####" or "The answer is", else its last number with what it is part of (a list, an expression, a
-    formula between dollar signs); None where there is none of them.
+    """The answer in a response, or None: its last \\boxed{...} or <answer>...</answer>, else what follows its last
+    "Answer:", "####" or "The answer is", else its last number with the list, expression or formula around it.
 
-    What comes before the last </think> is not the answer. Boxes side by side are one list, and so are numbers: a
-    text of many candidates does not answer each of them.
+    Text before the last </think> does not count. Boxes or numbers side by side are one list, so that a response cannot
+    give several answers and have each compared.
     """
     answer, said = explicit_answer(response)
     return (tidy(answer or "") or None) if said else _last_number(_tail(response))
 
 
 def explicit_answer(response: str, lines: int = 1, limit: int = MAX_ANSWER) -> tuple[str | None, bool]:
-    """The answer as it is written in the last box or tag, or behind the last mark, and whether there is one of these.
+    """The text in the last box or tag, or behind the last mark, and whether the response has any of these.
 
-    Behind a mark it has `lines` lines, or more where brackets are still open; `limit` characters at most.
+    Behind a mark the answer has `lines` lines, or more while a bracket is open, and at most `limit` characters.
     """
     response = _tail(response)
     box, tag = _boxed(response, limit), _tagged(response)
@@ -56,8 +55,8 @@ def explicit_answer(response: str, lines: int = 1, limit: int = MAX_ANSWER) -> t
 
 
 def last_lines(response: str, lines: int, limit: int = MAX_ANSWER) -> str:
-    """The last lines of a response without a mark: of its last block of code, if it ends with one. Where one line is
-    asked for, JSON that is written over several is one."""
+    """The last lines of a response, or of the block of code that ends it. With `lines` 1, JSON over several lines
+    counts as one line."""
     text = _tail(response).strip()
     if text.endswith("```"):
         text = text[:-3].rpartition("```")[2].partition("\n")[2].rstrip()
@@ -72,20 +71,19 @@ def _tail(response: str) -> str:
 
 
 def _boxed(response: str, limit: int) -> tuple[str, int] | None:
-    """The content of the last box, with those side by side before it, and where it ends; "" for one that is not
-    closed."""
-    found: list[str] = []
+    """The content of the last box and of the boxes side by side with it, and where it ends; "" for an unclosed one."""
+    contents: list[str] = []
     end = after = len(response)
     for box in reversed(list(_BOX.finditer(response))):
         stop = _closing(response, box.end(), limit)
-        if found and (stop is None or not _BETWEEN_BOXES.fullmatch(response, stop + 1, after)):
+        if contents and (stop is None or not _BETWEEN_BOXES.fullmatch(response, stop + 1, after)):
             break
-        found.append("" if stop is None else response[box.end() : stop].strip())
-        end = stop if len(found) == 1 and stop is not None else end
+        contents.append("" if stop is None else response[box.end() : stop].strip())
+        end = stop if len(contents) == 1 and stop is not None else end
         after = box.start()
-        if not found[0]:
+        if not contents[0]:
             break
-    return (",".join(dict.fromkeys(reversed(found))), end) if found else None
+    return (",".join(dict.fromkeys(reversed(contents))), end) if contents else None
 
 
 def _closing(text: str, start: int, limit: int) -> int | None:
@@ -98,16 +96,16 @@ def _closing(text: str, start: int, limit: int) -> int | None:
 
 
 def _tagged(response: str) -> tuple[str, int] | None:
-    """The content of the last <answer> that is closed, and where it ends; "" where none is."""
-    tags, found = list(_TAG.finditer(response)), None
+    """The content of the last closed <answer>, and where it ends; "" where none is closed."""
+    tags, content = list(_TAG.finditer(response)), None
     for opening, closing in zip(tags, tags[1:], strict=False):
         if opening[0][1] != "/" and closing[0][1] == "/":
-            found = response[opening.end() : closing.start()], closing.end()
-    return found or (("", tags[-1].end()) if tags else None)
+            content = response[opening.end() : closing.start()], closing.end()
+    return content or (("", tags[-1].end()) if tags else None)
 
 
 def _phrase(response: str) -> int | None:
-    """Where the last "the answer is" ends that says one: a number, mathematics, or words with no number after them."""
+    """Where the last "the answer is" ends that a number, mathematics, or words without a later number follow."""
     for m in reversed(list(_PHRASE.finditer(response))):
         said = _block(response[m.end() : m.end() + MAX_ANSWER], 1, whole_line=False)
         if re.search(r"[0-9\\$]", said) or not re.search(r"[0-9]", response[m.end() :]):
@@ -118,8 +116,8 @@ def _phrase(response: str) -> int | None:
 
 
 def _block(text: str, lines: int, whole_line: bool) -> str:
-    """The first lines of a text, with those that close what they open, and of values one below the other all; of one
-    line the first sentence, unless `whole_line`."""
+    """The first `lines` lines of a text, more while a bracket is open, and a whole column of values. A single line is
+    cut after its first sentence, unless `whole_line`."""
     kept, is_open, dollars, below = [], 0, 0, text[:1] == "\n"
     for line in text.strip().splitlines():
         done = len(kept) >= lines and is_open <= 0 and not dollars % 2 and not kept[-1].rstrip().endswith(",")
@@ -148,7 +146,7 @@ _JOINS = re.compile(
 )
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(?=\S)([^$\n]+?)(?<=\S)\$(?![0-9])|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _DENIES = re.compile(r"(?:\bnot|n't|\bnever|\bcannot|\bneither)\s(?:(?!but\b)[A-Za-z]+\s){0,3}$")
-_ANOTHER = re.compile(  # before a number: a bound, a sign in words, or an expression that it is the end of
+_ANOTHER = re.compile(  # before a number: a bound, a sign in words, or the expression that it ends
     r"(?:(?<![-=])[<>]=?|\\(?:leq?|geq?|neq?|lt|gt|pm|sqrt|cdot|times|div|log|ln)\b"
     r"|\b(?:minus|negative|plus|times|divided by|mod|choose|log|ln|sqrt|twice|over|under|above|below|at (?:most|least)"
     r"|(?:less|more|fewer|greater|larger|smaller) than)"
@@ -161,10 +159,10 @@ _TAKEN_BACK = re.compile(
 )
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 CHANGES = {"half", "halves", "quarter", "quarters", "squared", "cubed", "factorial"} | {
-    part + plural
-    for part in "third fourth fifth sixth seventh eighth ninth tenth twelfth twentieth hundredth thousandth".split()
+    name + plural
+    for name in "third fourth fifth sixth seventh eighth ninth tenth twelfth twentieth hundredth thousandth".split()
     for plural in ("", "s")
-}  # words that make another number of the one before them
+}  # words that change the number before them
 _GOES_ON = re.compile(rf"\s?(?:\\?%|(?:percent|\\?pi|{'|'.join([*SCALES, *CHANGES])})\b)|[A-Za-z]{{1,12}}\b")
 
 
@@ -182,8 +180,9 @@ def _last_number(text: str) -> str | None:
     if formula and formula[0].end() >= end:
         return tidy(formula[0][0])
     for before, after in zip(numbers[-2::-1], numbers[:0:-1], strict=False):
-        alone = "\n" not in text[before.end() : after.start()] or not text[: before.start()].rpartition("\n")[2].strip()
-        if not (alone and _JOINS.fullmatch(text, before.end(), after.start())):
+        lead = text[: before.start()].rpartition("\n")[2].strip()
+        one_list = "\n" not in text[before.end() : after.start()] or not lead
+        if not (one_list and _JOINS.fullmatch(text, before.end(), after.start())):
             break
         start = before.start()
     lead = text[max(0, start - 60) : start]
@@ -193,9 +192,9 @@ def _last_number(text: str) -> str | None:
     if _ANOTHER.search(_TAG_BEFORE.sub("", lead) + sign):
         return None
     opened, closed = text[start - 1 : start] or " ", text[end : end + 1] or " "
-    if opened in "^_{([|" or closed in "^_}":  # part of a formula that no dollar sign surrounds
+    if opened in "^_{([|" or closed in "^_}":  # inside a formula without dollar signs
         start = max(text.rfind(space, 0, start) for space in " \n\t") + 1
-        end += len(re.match(r"\S*", text[end:])[0])
+        end += len(re.split(r"\s", text[end:], maxsplit=1)[0])
     elif goes_on := _GOES_ON.match(text, end):
         end = goes_on.end()
     return tidy(text[start:end])
@@ -216,7 +215,7 @@ _AROUND = re.compile(r"\\(?:text\w*|math\w+|mbox|boldsymbol|underline|operatorna
 
 
 def plain(text: str) -> str:
-    """A text with signs, raised digits and fractions of Unicode as ASCII and LaTeX have them."""
+    """A text whose Unicode signs, raised digits and fractions are written in ASCII and LaTeX."""
     if text.isascii():
         return text
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda m: "^{" + m[0].translate(_RAISED) + "}", text)
@@ -226,8 +225,7 @@ def plain(text: str) -> str:
 
 
 def tidy(answer: str) -> str:
-    """An answer without what surrounds it: spaces, dollar signs and brackets of mathematics, emphasis, one pair of
-    braces or \\text{} around it all, a last full stop."""
+    """An answer without surrounding spaces, dollar signs, \\( \\), emphasis, braces or \\text{}, and last full stop."""
     before, answer = None, _SIGN_IN_TEXT.sub(r"\1", _SIZE.sub("", answer))
     while before != answer:
         before = answer

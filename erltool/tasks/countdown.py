@@ -1,17 +1,18 @@
-"""Countdown: problems, a split that no seed leaks across, and a verifier that is safe on hostile text.
+"""Countdown: problems, a train and held-out split that no seed changes, and a verifier that is safe on hostile text.
 
-Combine the given numbers, each once, with + - * / to make the target. A response may be a
-search trace, attempts separated by commas, each optionally followed by "=value":
+Combine the numbers, each once, with + - * / to make the target. A response holds attempts, separated by commas, each
+optionally followed by "=value":
 
     prompt    "3 5 7=22:"
     response  "3+5*7=38,3*5+7=22"
 
-Only the last attempt is judged, and only its expression: the claimed value is not trusted. Nothing is ever
-evaluated as code; the parser below knows integers, + - * / and parentheses, and its work is bounded.
+Only the expression of the last attempt counts; the value that it claims does not. No text is evaluated as code: the
+parser below knows integers, + - * / and parentheses, and its work is bounded.
 """
 
 import hashlib
 import itertools
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +25,14 @@ MAX_DEPTH = 16
 MAX_MAGNITUDE = 10**9
 HELD_OUT_PARTS = 10  # one problem in ten is held out
 
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 _TOKEN = re.compile(r"[0-9]{1,10}|[-+*/()]")
 _CLAIM = re.compile(r"=-?[0-9]{1,10}\Z")
 
 
 @dataclass(frozen=True)
 class Countdown:
-    """One prompt and what its verifier needs."""
+    """One prompt, its numbers and its target."""
 
     prompt: str
     numbers: tuple[int, ...]
@@ -38,7 +40,7 @@ class Countdown:
 
 
 def countdown_reward(problem: Countdown, response: str) -> float:
-    """Reward of a response in {0.0, 1.0}: does its last attempt use each number once and hit the target?"""
+    """1.0 if the last attempt uses each number once and makes the target, else 0.0."""
     if len(response) > MAX_CHARS:
         return 0.0
     attempt = _CLAIM.sub("", response.rsplit(",", 1)[-1].strip())
@@ -50,11 +52,11 @@ def countdown_reward(problem: Countdown, response: str) -> float:
 
 
 def parse_expression(text: str) -> tuple[Fraction, list[int]]:
-    """Exact value of an arithmetic expression, and the integers it used, in order.
+    """Exact value of an arithmetic expression, and its integers in order.
 
     Grammar: expr = term (+|- term)*; term = atom (*|/ atom)*; atom = integer | ( expr ). No unary sign.
-    Raises ErltoolError on anything else, on division by zero, and beyond MAX_CHARS characters, MAX_DEPTH
-    parentheses or MAX_MAGNITUDE in any numerator or denominator.
+    Raises ErltoolError for any other text, for division by zero, and for more than MAX_CHARS characters, MAX_DEPTH
+    nested parentheses, or MAX_MAGNITUDE in a numerator or denominator.
     """
     if len(text) > MAX_CHARS:
         raise ErltoolError(f"expression of {len(text)} characters: at most {MAX_CHARS}")
@@ -62,39 +64,35 @@ def parse_expression(text: str) -> tuple[Fraction, list[int]]:
     if sum(map(len, tokens)) != len(text):
         raise ErltoolError("expression has a character other than digits, + - * / and parentheses")
     numbers: list[int] = []
-    value, end = _sum(tokens, 0, 0, numbers)
+    value, end = _binary(tokens, 0, 0, numbers, "+-")
     if end != len(tokens):
         raise ErltoolError(f"expression does not end after token {end}")
     return value, numbers
 
 
-def _sum(tokens, at, depth, numbers):
-    value, at = _product(tokens, at, depth, numbers)
-    while at < len(tokens) and tokens[at] in "+-":
-        right, after = _product(tokens, at + 1, depth, numbers)
-        value = _bounded(value + right if tokens[at] == "+" else value - right)
-        at = after
-    return value, at
+def _binary(tokens: list[str], at: int, depth: int, numbers: list[int], operators: str) -> tuple[Fraction, int]:
+    """The value of a sum ("+-") or a product ("*/") that begins at a token, and where it ends."""
 
+    def operand(at: int) -> tuple[Fraction, int]:
+        in_sum = operators == "+-"
+        return _binary(tokens, at, depth, numbers, "*/") if in_sum else _atom(tokens, at, depth, numbers)
 
-def _product(tokens, at, depth, numbers):
-    value, at = _atom(tokens, at, depth, numbers)
-    while at < len(tokens) and tokens[at] in "*/":
-        right, after = _atom(tokens, at + 1, depth, numbers)
+    value, at = operand(at)
+    while at < len(tokens) and tokens[at] in operators:
+        right, after = operand(at + 1)
         if tokens[at] == "/" and right == 0:
             raise ErltoolError("expression divides by zero")
-        value = _bounded(value * right if tokens[at] == "*" else value / right)
-        at = after
+        value, at = _bounded(OPERATIONS[tokens[at]](value, right)), after
     return value, at
 
 
-def _atom(tokens, at, depth, numbers):
+def _atom(tokens: list[str], at: int, depth: int, numbers: list[int]) -> tuple[Fraction, int]:
     if at >= len(tokens):
         raise ErltoolError("expression ends where a number is due")
     if tokens[at] == "(":
         if depth >= MAX_DEPTH:
             raise ErltoolError(f"expression nests deeper than {MAX_DEPTH}")
-        value, at = _sum(tokens, at + 1, depth + 1, numbers)
+        value, at = _binary(tokens, at + 1, depth + 1, numbers, "+-")
         if at >= len(tokens) or tokens[at] != ")":
             raise ErltoolError("expression has an unclosed parenthesis")
         return value, at + 1
@@ -106,7 +104,7 @@ def _atom(tokens, at, depth, numbers):
 
 def _bounded(value: Fraction) -> Fraction:
     if abs(value.numerator) > MAX_MAGNITUDE or value.denominator > MAX_MAGNITUDE:
-        raise ErltoolError(f"expression leaves the range of {MAX_MAGNITUDE}")
+        raise ErltoolError(f"expression has a value beyond {MAX_MAGNITUDE}")
     return value
 
 
@@ -116,9 +114,9 @@ FORMS = ("{a}{p}{b}{q}{c}", "({a}{p}{b}){q}{c}", "{a}{p}({b}{q}{c})")
 
 
 def integer_expressions(numbers: tuple[int, ...]) -> dict[str, int]:
-    """Every expression of three numbers in FORMS whose value is an integer, with that value.
+    """Every expression of three numbers in FORMS with an integer value, and that value.
 
-    Parentheses that change nothing are left out, so that each expression is written in one way.
+    Expressions with needless parentheses are left out, so that each has one spelling.
     """
     values = {}
     for a, b, c in set(itertools.permutations(numbers)):
@@ -143,27 +141,24 @@ def _parentheses_matter(form: str, p: str, q: str) -> bool:
 
 
 def countdown_problem(numbers: tuple[int, ...], target: int) -> Countdown:
-    """The problem of making `target` from `numbers`, in the order given."""
+    """The problem of making `target` from `numbers`; the prompt keeps their order."""
     return Countdown(f"{' '.join(map(str, numbers))}={target}:", tuple(numbers), target)
 
 
 def is_held_out(numbers: Sequence[int], target: int) -> bool:
-    """Whether a problem is held out: a stable hash of the sorted numbers and the target.
-
-    Orders of the same numbers share a side, so no permutation of a training problem is ever held out.
-    Python's own `hash` differs between processes and is not used.
-    """
+    """Whether a problem is held out: by its target and sorted numbers, so that no other order of a training problem's
+    numbers is held out."""
     return in_held_out(f"countdown:{sorted(numbers)}:{target}")
 
 
 def in_held_out(text: str) -> bool:
-    """Whether a text is held out: by a stable hash, the same in every process and for every seed."""
+    """Whether a text is held out: by a hash that, unlike Python's own, is the same in every process."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % HELD_OUT_PARTS == 0
 
 
 def countdown_problems(highest: int = 9, max_target: int = 99) -> tuple[list[Countdown], list[Countdown]]:
-    """All problems over three numbers from 1 to `highest`, in every order, and every target from 0 to
-    `max_target` that they reach: those to train on, and those held out."""
+    """Training and held-out problems: three numbers from 1 to `highest` in every order, and every target from 0 to
+    `max_target` that they can make."""
     train: list[Countdown] = []
     held_out: list[Countdown] = []
     for numbers in itertools.combinations_with_replacement(range(1, highest + 1), 3):

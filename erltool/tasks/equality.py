@@ -1,7 +1,7 @@
-"""Whether two answers are plainly the same, or plainly not, without any library; and how the others are written for it.
+"""Decides without a library whether two answers are equal, and writes the undecided ones as math-verify reads them.
 
-Plain are numbers (separators, fractions, exponents, percent, currency, units), choices, words, clock times, numerals
-of another base, and equal texts. Answers are texts of models: nothing here evaluates or raises for what they say.
+Decided here: numbers (separators, fractions, exponents, percent, currency, units), choices, words, clock times,
+numerals of another base, equal texts. Models write the answers, so no function evaluates them or raises for a text.
 """
 
 import re
@@ -16,19 +16,18 @@ _PLAIN = re.compile(r"-?[0-9]{1,1000}(?:\.[0-9]{1,1000})?(?:/[0-9]{1,1000})?")
 def same_number(answer: str, truth: str) -> bool | None:
     """Whether two numbers are equal; None where either is not a number.
 
-    A fraction without a finite decimal equals one that agrees with it to six places, as in math-verify. A percentage
-    equals its number and its hundredth where the other has no unit; two units that are known and differ are two
-    answers.
+    A fraction without a finite decimal equals a decimal that agrees with it to six places, as in math-verify. 42 %
+    equals 42 and 0.42 where those have no unit. Numbers with different known units differ.
     """
     if _PLAIN.fullmatch(answer) and _PLAIN.fullmatch(truth):
         a, b = _value(answer), _value(truth)
         return a is not None and b is not None and _same_value(a, b)
-    a, b = number(answer), number(truth, strict=True)
-    return None if a is None or b is None else _same(a, b)
+    given, wanted = number(answer), number(truth, strict=True)
+    return None if given is None or wanted is None else _same(given, wanted)
 
 
 def plainly_same(truth: str, answer: str) -> bool | None:
-    """Whether an answer is plainly the true one; None where only a library can tell."""
+    """Whether an answer equals the true one; None where only a library can tell."""
     if (same := same_number(answer, truth)) is not None:
         return same
     truth, answer = tidy(plain(truth)), tidy(plain(answer))
@@ -39,23 +38,23 @@ def plainly_same(truth: str, answer: str) -> bool | None:
     if wanted := number(truth, strict=True):
         if _UNSOLVED.match(answer):
             return False
-        found = number(_stated(answer))
-        return _same(found, wanted) if found else None if _FORMULA.search(answer) else False
+        given = number(_stated(answer))
+        return _same(given, wanted) if given else None if _FORMULA.search(answer) else False
     for kind in (_choice, _clock, _words):
-        if (wanted := kind(truth)) and (found := kind(answer)):
-            return found == wanted
+        if (true_text := kind(truth)) and (text := kind(answer)):
+            return text == true_text
     units = {_without_unit(truth)[1], _without_unit(answer)[1]} - {""}
     return False if len(units) > 1 else None
 
 
 def for_library(answer: str) -> str:
-    """An answer in the LaTeX that math-verify reads right; "" for one whose braces do not match.
+    """An answer in LaTeX that math-verify reads correctly; "" for one whose braces do not match.
 
-    It takes two numbers side by side for their sum and letters for a product, and knows neither a plain `sin` nor
-    `pi`, nor exponents behind an e.
+    Left as it is, math-verify adds two numbers side by side, multiplies letters, and knows no plain `sin` or `pi` and
+    no exponent behind an e.
     """
     text = _SPACES_IN_LATEX.sub("", tidy(plain(answer)))
-    if re.search(r",\s", text):  # of "1,234, 5,678" only the commas with a space divide
+    if re.search(r",\s", text):  # in "1,234, 5,678" only the commas with a space separate numbers
         text = re.sub(r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])", lambda m: m[0].replace(",", ""), text)
     text = re.sub(r"([0-9}\])])\s*(?:\\q?quad|\\vee|\\lor)\s*(?=[A-Za-z0-9(-])", r"\1, ", text)
     text = _without_unit(_NOISE.sub(" ", text))[0]
@@ -75,54 +74,29 @@ def for_library(answer: str) -> str:
 
 @dataclass(frozen=True)
 class Number:
-    """A number as an answer gives it."""
+    """A number in an answer."""
 
     value: Fraction
     unit: str = ""
-    """A unit of UNITS; "" for none, and for words that are not known."""
+    """A unit of UNITS; "" for none and for unknown words."""
     name: str = ""
-    """Whose value it is said to be: x of "x = 5"."""
+    """The variable that has the value: x in "x = 5"."""
 
 
 UNITS = {
     alias: line.split()[0]
     for line in """
-        % percent percentage pct
-        deg degree \N{DEGREE SIGN} ^circ
-        $ dollar usd
-        cent \N{CENT SIGN}
-        \N{EURO SIGN} euro eur
-        \N{POUND SIGN} gbp
-        mm millimeter millimetre
-        cm centimeter centimetre
-        m meter metre
-        km kilometer kilometre
-        in inch inche
-        ft foot feet
-        yd yard
-        mi mile
-        mg milligram
-        g gram
-        kg kilogram
-        lb pound
-        oz ounce
-        ms millisecond
-        s sec second
-        min minute
-        h hr hour
-        day
-        week
-        month
-        yr year
-        ml milliliter millilitre
-        l liter litre
-        mph mile/hour mile/h
-        km/h kmh kph kmph kilometer/hour kilometre/hour
-        m/s meter/second metre/second
-    """.strip().splitlines()
+        % percent percentage pct; deg degree \N{DEGREE SIGN} ^circ;
+        $ dollar usd; cent \N{CENT SIGN}; \N{EURO SIGN} euro eur; \N{POUND SIGN} gbp;
+        mm millimeter millimetre; cm centimeter centimetre; m meter metre; km kilometer kilometre;
+        in inch inche; ft foot feet; yd yard; mi mile;
+        mg milligram; g gram; kg kilogram; lb pound; oz ounce; ml milliliter millilitre; l liter litre;
+        ms millisecond; s sec second; min minute; h hr hour; day; week; month; yr year;
+        mph mile/hour mile/h; km/h kmh kph kmph kilometer/hour kilometre/hour; m/s meter/second metre/second
+    """.split(";")
     for alias in line.split()
 }
-_LETTERS_OF_ALGEBRA = {"m", "g", "s", "h", "l"}  # 5m may be a term
+_LETTERS_OF_ALGEBRA = {"m", "g", "s", "h", "l"}  # 5m may be a product
 _NOT_UNITS = frozenset(
     "or and to plus minus times over divided by pi sqrt root mod modulo more less than not sin cos tan log ln exp "
     "infinity through between even odd if is are was be too".split()
@@ -136,7 +110,7 @@ _GROUPS = re.compile(r"(?<![0-9.,'])[1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3
 _EQUALS = re.compile(r"(?<![<>!:=~\\])=(?![=<>])")
 # More than one equation, or none.
 _SEVERAL = re.compile(r"[,;<>]|\\(?:[lgn]eq?|vee|lor|q?quad|text)\b|\b(?:or|and)\b|[0-9}]\s+\\?[A-Za-z]+\s?=")
-_SIGN = re.compile(r"(?:\\approx\s?|=\s?)?([-+]?)\s?(\\?\$|[€£])?\s?([-+]?)")
+_SIGN = re.compile(r"(?:\\approx\s?|=\s?)?([-+]?)\s?(\\?\$|[€£])?\s?([-+]?)(.*)", re.DOTALL)
 _ARGUMENT = r"(?:\{\s?(-?[0-9]+)\s?\}|\s?([0-9]))"
 _FRACTION = re.compile(rf"([0-9]*)\s?\\[dtc]?frac{_ARGUMENT}{_ARGUMENT}(?![0-9])")
 _RATIO = re.compile(r"(?:([0-9]+)\s(?=[0-9]+/))?([0-9]+)\s?/\s?([0-9]+)(?![0-9.])")
@@ -149,8 +123,8 @@ _DECIMAL = re.compile(
 
 
 def number(text: str, strict: bool = False) -> Number | None:
-    """The number that a text is, or None. `strict`, for a true answer, takes a bare letter behind a number for one of
-    algebra, and words for a unit only in \\text{}."""
+    """The number that a text is, or None. `strict`, for a true answer, reads a letter behind a number as a variable,
+    and words as a unit only inside \\text{}."""
     text = _SPACES_IN_LATEX.sub("", tidy(plain(text)))
     if text[:1] + text[-1:] == "()" and not re.search(r"[,(]", text[1:]):
         text = text[1:-1].strip()
@@ -160,17 +134,21 @@ def number(text: str, strict: bool = False) -> Number | None:
     name = name.replace(" ", "") if sides and re.search("[A-Za-z]", name) else ""
     if text.lower() in _WORDS_OF_NUMBERS:
         return Number(Fraction(_WORDS_OF_NUMBERS[text.lower()]))
-    sign = _SIGN.match(text)
-    found = _magnitude(text[sign.end() :])
-    behind = found and _unit(text[sign.end() + found[1] :], strict)
-    if not behind or (sign[2] and behind[1]) or (sign[1] and sign[3]):
+    parts = _SIGN.fullmatch(text)
+    assert parts  # it matches every text
+    before, currency, after, text = parts.groups()
+    if (before and after) or not (magnitude := _magnitude(text)):
         return None
-    value = found[0] * behind[0] * (-1 if "-" in (sign[1], sign[3]) else 1)
-    return Number(value, UNITS[sign[2].lstrip("\\")] if sign[2] else behind[1], name)
+    value, length = magnitude
+    if not (behind := _unit(text[length:], strict)) or (currency and behind[1]):
+        return None
+    factor, unit = behind
+    sign = -1 if "-" in (before, after) else 1
+    return Number(value * factor * sign, UNITS[currency.lstrip("\\")] if currency else unit, name)
 
 
 def _magnitude(text: str) -> tuple[Fraction, int] | None:
-    """The number without sign that a text begins with, and its length."""
+    """The number without a sign that a text begins with, and how many characters it takes."""
     if m := _POWER.fullmatch(text):
         return (Fraction(m[1]) ** int(m[2] or m[3]), m.end()) if int(m[1]) else None
     if m := _FRACTION.match(text):
@@ -193,7 +171,7 @@ _WORDS = re.compile(r"[A-Za-z][A-Za-z.'/ -]*")
 
 
 def _unit(text: str, strict: bool) -> tuple[int, str] | None:
-    """What a number is multiplied by (million) and its unit, as they stand behind it; None if it is something else."""
+    """The factor (million) and the unit in the text behind a number; None where that text is something else."""
     wrapped = bool(_WRAPPED.search(text))
     attached = text[:1].isalpha()
     words = _WRAPPED.sub(r" \1", text).replace("{", "").replace("}", "").replace("\\", "").strip(" .,;:")
@@ -213,11 +191,12 @@ def _unit(text: str, strict: bool) -> tuple[int, str] | None:
 
 
 def known_unit(text: str) -> str:
-    """The unit's one name in UNITS, with its power: "square meters" is "m^2"; "" for one that is not known."""
+    """The unit's name in UNITS, with its power: "square meters" gives "m^2"; "" for an unknown unit."""
     text = re.sub(r"\s+per\s+|\s*/\s*", "/", text.strip().lower())
     m = re.fullmatch(r"(?:(square|sq\.?|cubic|cu\.?)\s)?(.*?)\s?(?:\^?([23])|(squared)|(cubed))?", text, re.DOTALL)
+    assert m  # it matches every text
     power = m[3] or ("2" if m[4] or (m[1] or "").startswith("sq") else "3" if m[5] or m[1] else "")
-    name = "/".join(part if part in UNITS else part.rstrip("s") for part in m[2].split("/"))
+    name = "/".join(word if word in UNITS else word.rstrip("s") for word in m[2].split("/"))
     return UNITS[name] + (power and f"^{power}") if name in UNITS else ""
 
 
@@ -257,7 +236,7 @@ _NOISE = re.compile(
     r"\\(?:left|right|displaystyle|bigg?|Bigg?|!)(?![a-zA-Z])|\\(?:text)?color\s?\{[^{}]*\}"
     r"|(?<!\\)\\(?:[,;: ]|q?quad\b)|~"
 )
-_UNSOLVED = re.compile(r"(?:-?[0-9.]+\s?[a-z]|[a-z]\s?\^\s?\{?[0-9]\}?)\s?=\s?[^=]*\Z")  # 2x=10, of which x is not 10
+_UNSOLVED = re.compile(r"(?:-?[0-9.]+\s?[a-z]|[a-z]\s?\^\s?\{?[0-9]\}?)\s?=\s?[^=]*\Z")  # in 2x=10, x is not 10
 _REASON = re.compile(r",? (?:because|since|as|where|which|so|for|when|after|out of)\b|\(|[,;] (?=[a-z])")
 _HEDGE = re.compile(
     r"\b(?:no|not|never|cannot|neither|nor|or|either|between|than|most|least|except|unless|maybe|perhaps|possibly|over|under"
@@ -268,12 +247,12 @@ _STATED = re.compile(r"(?<![\w.])[-+]?\$?(?:[0-9][0-9,./]*)?[0-9](?![A-Za-z^])|(
 
 
 def _key(text: str) -> str:
-    """A text without the spaces that mean nothing."""
+    """A text without meaningless spaces."""
     return re.sub(r"\s*([,;=+*/(){}\[\]^-])\s*", r"\1", re.sub(r"\s+", " ", _NOISE.sub(" ", text))).strip()
 
 
 def _stated(answer: str) -> str:
-    """The number of a sentence that states just one ("It is 42 apples, because 6*7=42"); else the answer as it is."""
+    """The number of a sentence that states only one ("It is 42 apples, because 6*7=42"); else the whole answer."""
     said = _REASON.split(answer, maxsplit=1)[0]
     stated = list(_STATED.finditer(said))
     if not re.fullmatch(r"[\w ,.:$%'-]*", said) or len(stated) != 1 or _HEDGE.search(answer):
@@ -283,7 +262,7 @@ def _stated(answer: str) -> str:
 
 
 def _same_numeral(truth: str, answer: str) -> bool | None:
-    """Whether two numerals are the same in the same base, which one of them may leave out; None if neither has one."""
+    """Whether two numerals agree in digits and base; one may omit its base. None if both do, or one is no numeral."""
     a, b = (re.fullmatch(r"([0-9][0-9A-F]*)(?:_\{?([0-9]{1,2})\}?)?", text) for text in (truth, answer))
     if not (a and b and (a[2] or b[2])):
         return None
@@ -295,7 +274,7 @@ def _without_text(text: str) -> str:
 
 
 def _without_unit(text: str) -> tuple[str, str]:
-    """An expression without words or a unit behind it, and the unit's name."""
+    """An expression without the words or the unit behind it, and the unit's name."""
     m = re.fullmatch(r"(.*\S)\s*(\\(?:text|mathrm|mbox|textrm)\s?\{([^{}]*)\}(?:\^\{?[23]\}?)?)", text, re.DOTALL)
     if m and not _NOT_UNITS & set(m[3].lower().split()):
         return m[1].strip(), known_unit(_without_text(m[2]).replace("{", "").replace("}", ""))
@@ -305,7 +284,7 @@ def _without_unit(text: str) -> tuple[str, str]:
 
 
 def _choice(text: str) -> str:
-    """The letter of a choice: of "B", "(B)", "B. 42", "(B) 42", "Option B"."""
+    """The letter of a choice: B for "B", "(B)", "B. 42", "(B) 42" and "Option B"."""
     m = re.match(r"(?:(?:option|choice)\s)?\(?([A-Za-z])(?:\)\s?|[.:]\s|$)(.*)", _without_text(text), re.I | re.S)
     return m[1].upper() if m and not re.search(r"\b[A-J]\b|\b[b-j][.)]", m[2]) else ""
 

@@ -1,7 +1,7 @@
-"""reasoning-gym's scorers, made safe: what they would evaluate, and what they call right and is not.
+"""Makes reasoning-gym's scorers safe, and corrects those that accept a wrong answer.
 
-Several of its scorers hand a response to Python's `eval`, or to sympy's `parse_expr`, which is one. Here they get a
-parser that knows numbers, lists and arithmetic. And a full score counts only where nothing plain speaks against it.
+Several scorers hand a response to Python's `eval` or to sympy's `parse_expr`, which calls it. Here they get a parser
+of numbers, lists and arithmetic instead. A full score is checked again by `plainly_wrong`.
 """
 
 import ast
@@ -15,38 +15,38 @@ from typing import Any
 from erltool.tasks.answers import MAX_ANSWER, explicit_answer, extract_answer, last_lines, tidy
 from erltool.tasks.equality import number
 
-# Where its data sets store no answer, the entry's metadata may have one that is right.
+# For data sets that store no answer: the field of the metadata with a right one.
 WORKED = {
     "graph_color": "possible_answer",
     "propositional_logic": "example_answer",
     "rubiks_cube": "example_correct_answer",
 }
-TRUSTED = {"reasoning_gym.arithmetic.bitwise_arithmetic"}  # evaluates its own problem, not the answer
+TRUSTED = {"reasoning_gym.arithmetic.bitwise_arithmetic"}  # calls eval on its own problem, never on the answer
 CALLS = frozenset("exp log ln sqrt sin cos tan sec csc cot asin acos atan sinh cosh tanh pi Abs Integral".split())
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?")
 _FORMULA = re.compile(r"(?:[A-Za-z0-9\s+*/^(),-]|\.(?=[0-9])|(?<=[0-9])\.(?![A-Za-z_]))*")
 
 
 def answer_to(stored: str | None, response: str) -> str | None:
-    """The answer that a response gives to a problem with this stored answer; None for none.
+    """The answer in a response to a problem with this stored answer, or None.
 
-    It is the stored one, letter by letter, where it is the same number, or differs only in what surrounds it.
+    An answer that is the same number, or differs only in what surrounds it, comes back in the stored spelling.
     """
     lines, limit = (stored or "").count("\n") + 1, max(10 * MAX_ANSWER, 2 * len(stored or ""))
     answer, said = explicit_answer(response, lines, limit)
-    is_number = stored and _NUMBER.fullmatch(stored)
+    true = number(stored) if stored and _NUMBER.fullmatch(stored) else None
     if not said:
-        answer = extract_answer(response) if is_number else last_lines(response, lines, limit)
+        answer = extract_answer(response) if true else last_lines(response, lines, limit)
     if not answer or not stored:
         return answer or None
-    if not is_number:
+    if not true:
         return stored if tidy(answer) == tidy(stored) else answer
     given = number(answer)
-    return stored if given and given.unit != "%" and given.value == number(stored).value else answer
+    return stored if given and given.unit != "%" and given.value == true.value else answer
 
 
 def plain_score(name: str, entry: dict, answer: str) -> float | None:
-    """The score of a data set that compares texts, as the library does it; None for one with a scorer of its own."""
+    """The library's score where a data set compares texts; None for a data set with a scorer of its own."""
     try:
         from reasoning_gym.dataset import ProceduralDataset
         from reasoning_gym.factory import DATASETS
@@ -61,7 +61,7 @@ _made: dict[tuple[str, str], Any] = {}
 
 
 def scorer(questions: list) -> Callable[..., float]:
-    """The function that scores these questions, (data set, options, entry, answer) each; makes the data sets."""
+    """The function that scores questions (data set, options, entry, answer); it makes their data sets at once."""
     for name, options, *_ in questions:
         dataset(name, options)
     _disarm()
@@ -69,7 +69,7 @@ def scorer(questions: list) -> Callable[..., float]:
 
 
 def dataset(name: str, options: dict):
-    """The data set with these options, which its scorer may read."""
+    """The data set with these options, of one entry; its scorer may read the options."""
     import reasoning_gym
 
     key = name, repr(sorted(options.items()))
@@ -79,14 +79,14 @@ def dataset(name: str, options: dict):
 
 
 def score(name: str, options: dict, entry: dict, answer: str) -> float:
-    """Score in [0, 1] of an answer by the data set's own scorer, and 0 where a full one is plainly not deserved."""
-    found = dataset(name, options).score_answer(answer, entry)
-    return 0.0 if found >= 1 and plainly_wrong(name, entry, answer) else found
+    """Score in [0, 1] that the data set's scorer gives an answer, or 0 for a full score of a wrong answer."""
+    value = dataset(name, options).score_answer(answer, entry)
+    return 0.0 if value >= 1 and plainly_wrong(name, entry, answer) else value
 
 
 def plainly_wrong(name: str, entry: dict, answer: str) -> bool:
-    """Whether an answer is wrong whatever version 0.1.25's scorer says: it takes nan for every complex number, 0 for
-    every chance that begins with it, -747 for 747, any text for True, and for 24 any four numbers that make it."""
+    """Whether an answer is wrong although version 0.1.25's scorer may accept it. Some scorer accepts nan as any complex
+    number, 0 as any probability 0.xxx, -747 as 747, any text as True, and for 24 numbers that the puzzle lacks."""
     stored = entry["answer"]
     if name == "puzzle24":
         return sorted(map(int, re.findall(r"[0-9]+", answer))) != sorted(entry["metadata"]["numbers"])
@@ -101,11 +101,11 @@ def plainly_wrong(name: str, entry: dict, answer: str) -> bool:
 
 
 def worked_answer(name: str, entry: dict, score_of: Callable[[str, dict], float]) -> str:
-    """A right answer to show: the one that is stored, or the metadata's where the scorer finds that right; else ""."""
+    """A right answer to show: the stored one, or the metadata's if the scorer gives it 1; else ""."""
     if entry["answer"] is not None:
         return str(entry["answer"])
-    found = entry["metadata"].get(WORKED.get(name))
-    text = found if isinstance(found, str) else json.dumps(found) if found else ""
+    example = entry["metadata"].get(WORKED.get(name))
+    text = example if isinstance(example, str) else json.dumps(example) if example else ""
     return text if text and score_of(text, entry) == 1 else ""
 
 
@@ -113,22 +113,23 @@ def worked_answer(name: str, entry: dict, score_of: Callable[[str, dict], float]
 
 
 def _disarm() -> None:
-    """Takes `eval` and sympy's parser from the scorers of this process."""
+    """Replaces `eval` and sympy's parser for every scorer in this process."""
     import sympy
     from sympy.parsing import sympy_parser
 
     for name, module in list(sys.modules.items()):
         if name.startswith("reasoning_gym.") and name not in TRUSTED:
-            module.eval = ast.literal_eval
-            if getattr(module, "parse_expr", None) is sympy_parser.parse_expr:
-                module.parse_expr = formula
+            names = vars(module)
+            names["eval"] = ast.literal_eval
+            if names.get("parse_expr") is sympy_parser.parse_expr:
+                names["parse_expr"] = formula
     sympy.parse_expr = formula
 
 
 def formula(text: str, local_dict: dict | None = None):
-    """What sympy's parser makes of a formula of numbers, variables of one letter, operators and CALLS.
+    """sympy's expression for a formula of numbers, one-letter variables, operators and CALLS.
 
-    Raises ValueError for all else: that parser evaluates what it reads, with Python's own functions in reach.
+    Raises ValueError for any other text, because sympy's parser would evaluate it with Python's functions in reach.
     """
     from sympy.parsing.sympy_parser import parse_expr
 

@@ -1,15 +1,15 @@
 """A task is a set of prompts and a verifier that is safe on hostile text.
 
-    countdown:HIGHEST,MAX_TARGET  three numbers from 1 to HIGHEST (9) to a target up to MAX_TARGET (99); needs nothing
-    chain:numbers=2-6,ops=+-*     sums worked off from left to right modulo 10; chain:sharpening, chain:discovery and
-                                  chain:trap are the worlds of the shipped policies of these names
-    addition:HIGHEST              "What is 7+15?", both from 1 to HIGHEST (20)
-    reasoning-gym:NAME,k=v,...    a generator of reasoning-gym, its options behind the name
-    dapo-math, gsm8k, math        from the hub by `datasets`, or from a file placed where the error says
+    countdown:HIGHEST,MAX_TARGET  make a target up to MAX_TARGET (99) from three numbers from 1 to HIGHEST (9)
+    chain:numbers=2-6,ops=+-*     arithmetic from left to right modulo 10; chain:sharpening, chain:discovery and
+                                  chain:trap have the settings of the shipped policies of these names
+    addition:HIGHEST              "What is 7+15?", both numbers from 1 to HIGHEST (20)
+    reasoning-gym:NAME,k=v,...    a generator of reasoning-gym and its options
+    dapo-math, gsm8k, math        from the hub, or from a file placed where the error message says
     FILE.jsonl, FILE.parquet      columns prompt (or question, problem) and answer (or solution, ground_truth)
 
-Answers are compared by judge.py: the last \\boxed{...} or <answer>...</answer>, what follows the last "Answer:",
-"####" or "The answer is", or the last number.
+judge.py compares answers. A response's answer is its last \\boxed{...} or <answer>...</answer>, else what follows its
+last "Answer:", "####" or "The answer is", else its last number.
 """
 
 import ast
@@ -39,7 +39,7 @@ from erltool.tasks.equality import for_library
 from erltool.tasks.gym import worked_answer
 from erltool.tasks.judge import Judge
 
-GYM_PROBLEMS = 4000  # generated for a reasoning-gym task, before those that repeat are dropped
+GYM_PROBLEMS = 4000  # generated for a reasoning-gym task; repeated ones are dropped
 
 # name: (id on the hub, configuration, split to train on, split held out)
 HUB = {
@@ -56,15 +56,14 @@ class Problem:
     prompt: str
     answer: str
     response: str = ""
-    """A right response, where the source has one: what a worked example shows."""
+    """A right response for worked examples; "" where the source has none."""
     entry: dict = field(default_factory=dict, hash=False)
-    """What a generator's own verifier needs; empty for an answer that is compared."""
+    """reasoning-gym's entry, for its scorer; empty in other tasks."""
 
 
 @dataclass(frozen=True)
 class BatchVerifier:
-    """A verifier that judges many responses at once: any callable of (problem, response) may be a task's verifier, and
-    of this one `many` is asked where there are several."""
+    """A verifier that judges a batch of responses in one call of `many`."""
 
     many: Callable[[Sequence[Any], Sequence[str]], list[float]]
 
@@ -74,36 +73,36 @@ class BatchVerifier:
 
 @dataclass(frozen=True)
 class Task:
-    """Prompts and a verifier. `train` and `held_out` share no problem, whatever the seed."""
+    """Prompts and a verifier, any callable of (problem, response). `train` and `held_out` share no problem."""
 
     name: str
     train: Sequence[Any]
     held_out: Sequence[Any]
     verify: Callable[[Any, str], float]
     describe: Callable[[str, str], Description] | None = None
-    """What a response did with a prompt, where the task can tell."""
+    """Takes a response to a prompt apart, in tasks that can (chain.py)."""
 
     def examples(self, count: int) -> tuple[tuple[str, str], ...]:
-        """Prompt and right response of `count` training problems, spread evenly over the task's own order, of those
-        that have one to show. Raises ErltoolError where none has."""
-        able = [p for p in self.train if getattr(p, "response", "") or getattr(p, "answer", "")] if count else []
-        if count and not able:
+        """(prompt, right response) of `count` training problems, evenly spaced among those that have a right response.
+        Raises ErltoolError where none has."""
+        solved = [p for p in self.train if getattr(p, "response", "") or getattr(p, "answer", "")] if count else []
+        if count and not solved:
             raise ErltoolError(f"task {self.name}: its problems have no right response to show; use shots=0")
-        found = [able[i * len(able) // count] for i in range(count)]
-        return tuple((p.prompt, p.response or p.answer) for p in found)
+        chosen = [solved[i * len(solved) // count] for i in range(count)]
+        return tuple((p.prompt, p.response or p.answer) for p in chosen)
 
     def reward(self, problem: Any, response: str) -> float:
-        """Reward of a response in [0, 1]. Never raises for what a response says, never evaluates it."""
+        """Reward of a response in [0, 1]. Never raises for a response's text, and never evaluates it."""
         return self.verify(problem, response)
 
     def rewards(self, problems: Sequence[Any], responses: Sequence[str]) -> list[float]:
-        """Rewards of responses, one to each problem: `reward` of many at once, in which a response that takes too long
-        does not hold up the others. What is not judged in the batch's time counts as 0, with a warning."""
+        """Rewards of a batch, one response to each problem. A slow response does not hold up the others; one that is
+        not judged in the batch's time gets 0, with a warning."""
         return rewards_of(self, problems, responses)
 
 
 def rewards_of(task: Any, problems: Sequence[Any], responses: Sequence[str]) -> list[float]:
-    """`Task.rewards`, of anything that has a `reward(problem, response)`."""
+    """`Task.rewards` for any object with a method `reward(problem, response)`."""
     verify = getattr(task, "verify", None)
     if isinstance(verify, BatchVerifier):
         return verify.many(problems, responses)
@@ -111,38 +110,33 @@ def rewards_of(task: Any, problems: Sequence[Any], responses: Sequence[str]) -> 
 
 
 def load_task(name: str) -> Task:
-    """The task of that name, as above. Raises ErltoolError for an unknown one, a missing package, an empty or
-    unreadable data set, or one that is out of reach, with the remedy."""
-    if name.partition(":")[0] == "countdown":
-        return _countdown(name)
-    if name.partition(":")[0] == "chain":
-        return _chain(name)
-    if name.startswith("reasoning-gym:"):
-        return _gym(name)
-    if name.partition(":")[0] == "addition":
-        return _addition(name)
+    """The task of a name as in this module's docstring. Raises ErltoolError, with the remedy, for an unknown name, a
+    missing package, and a data set that is empty, unreadable or out of reach."""
+    generated = {"countdown": _countdown, "chain": _chain, "addition": _addition, "reasoning-gym": _gym}
+    if name != "reasoning-gym" and (make := generated.get(name.partition(":")[0])):
+        return make(name)
     if name in HUB:
-        hub_id, part, *splits = HUB[name]
-        train, held_out = (problems_of(name, hub_dataset(name, hub_id, part, s)) if s else [] for s in splits)
+        hub_id, subset, *splits = HUB[name]
+        train, held_out = (problems_of(name, hub_dataset(name, hub_id, subset, s)) if s else [] for s in splits)
     elif name.endswith((".jsonl", ".parquet")):
         train, held_out = problems_of(name, read_rows(Path(name))), []
     else:
         raise ErltoolError(
             f"task {name!r} is not known: use countdown, chain, addition, {', '.join(HUB)}, reasoning-gym:NAME, "
-            "or a .jsonl or .parquet file with columns prompt and answer"
+            "or a .jsonl or .parquet file with the columns prompt and answer"
         )
     if not held_out:
         train, held_out = split(train)
     if not train or not held_out:
         raise ErltoolError(
             f"task {name}: {len(train)} problems to train on and {len(held_out)} held out (1 in {HELD_OUT_PARTS}, "
-            "by their text); give more problems"
+            "chosen by their text); give more problems"
         )
     return task_of_answers(name, train, held_out)
 
 
 def split(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
-    """Problems to train on and problems held out, by a stable hash of their text."""
+    """Problems to train on and problems held out, chosen by their text."""
     sides: tuple[list[Problem], list[Problem]] = [], []
     for problem in problems:
         sides[in_held_out(problem.prompt)].append(problem)
@@ -150,7 +144,7 @@ def split(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
 
 
 def task_of_answers(name: str, train: Sequence[Problem], held_out: Sequence[Problem]) -> Task:
-    """A task that compares a response's answer with the problem's, by a judge of its own."""
+    """A task that compares a response's answer with the problem's; it has a judge of its own."""
     judge = Judge()
     verify = BatchVerifier(lambda problems, responses: judge.maths([p.answer for p in problems], responses))
     return Task(name, train, held_out, verify)
@@ -166,9 +160,9 @@ _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}(?![A-Za-z}])")
 def problems_of(name: str, rows: Iterable[dict]) -> list[Problem]:
     """Problems of a data set's rows, each prompt once.
 
-    A prompt is a text or a list of {role, content} (the last user's is taken); the answer a text, number, list
-    (its first), a DAPO `reward_model` {ground_truth}, GSM8K's text behind "####", or a solution's last
-    \\boxed{...}. Raises ErltoolError naming what a row lacks, or for no rows.
+    A prompt is a text, or a list of {role, content} whose last user message is taken. An answer is a text, a number,
+    the first of a list, a DAPO `reward_model` {ground_truth}, GSM8K's text behind "####", or the last \\boxed{...} of a
+    solution. Raises ErltoolError for no rows, and names the row that lacks a prompt or an answer.
     """
     problems: dict[str, Problem] = {}
     seen = set()
@@ -187,17 +181,17 @@ def problems_of(name: str, rows: Iterable[dict]) -> list[Problem]:
 
 def _prompt(name: str, number: int, row: dict) -> str:
     value = next((row[c] for c in PROMPT_COLUMNS if row.get(c) is not None), None)
-    if isinstance(value, (list, tuple)) or hasattr(value, "tolist"):
+    if value is not None and (isinstance(value, (list, tuple)) or hasattr(value, "tolist")):
         value = next((m["content"] for m in reversed(list(value)) if m.get("role") == "user"), None)
     if not isinstance(value, str) or not value.strip():
         raise ErltoolError(
-            f"task {name}: row {number} has no prompt; it needs one of the columns {', '.join(PROMPT_COLUMNS)} and has "
-            f"{', '.join(row) or 'none'}"
+            f"task {name}: row {number} has no prompt; it needs one of the columns {', '.join(PROMPT_COLUMNS)}; its "
+            f"columns are {', '.join(row) or 'none'}"
         )
     return value
 
 
-MISSING = {"", "None", "nan", "NaN", "null", "NULL", "<NA>", "NaT", "[]", "{}"}  # what tools write for no value
+MISSING = {"", "None", "nan", "NaN", "null", "NULL", "<NA>", "NaT", "[]", "{}"}  # spellings of a missing value
 
 
 def _answer(name: str, number: int, row: dict) -> str:
@@ -216,28 +210,28 @@ def _answer(name: str, number: int, row: dict) -> str:
     text = "" if value is None or isinstance(value, bool | dict) else str(value).strip().strip("$")
     if text in MISSING:
         raise ErltoolError(
-            f"task {name}: row {number} has no answer that can be read; it needs one of the columns "
+            f"task {name}: row {number} has no readable answer; it needs one of the columns "
             f"{', '.join(ANSWER_COLUMNS)} (a solution with \\boxed{{}}), or reward_model with ground_truth"
         )
     return text
 
 
 def _warn_of_prose(name: str, problems: Iterable[Problem]) -> None:
-    """Says how many true answers are sentences, or formulas whose braces do not match: no other text equals those."""
-    unlike = [p.answer for p in problems if not for_library(p.answer) or len(_PROSE.findall(p.answer)) > 5]
-    if unlike:
-        text = f"task {name}: {len(unlike)} true answers are no mathematics that can be read, as {unlike[0][:60]!a}"
-        warnings.warn(f"{text}: only the same text is right", stacklevel=3)
+    """Warns of true answers that are sentences, or formulas with unmatched braces: only the same text equals those."""
+    prose = [p.answer for p in problems if not for_library(p.answer) or len(_PROSE.findall(p.answer)) > 5]
+    if prose:
+        text = f"task {name}: {len(prose)} true answers are not readable as mathematics, e.g. {prose[0][:60]!a}"
+        warnings.warn(f"{text}; only a response with the same text will be right", stacklevel=3)
 
 
 def _worked(row: dict) -> str:
-    """The worked response of a row: its column response or solution, or GSM8K's whole answer."""
+    """A row's worked response: its column response or solution, or the whole answer of GSM8K."""
     texts = (row.get(c) for c in ("response", "solution", "answer"))
     return next((t for t in texts if isinstance(t, str) and len(t.split()) > 1), "")
 
 
 def read_rows(file: Path) -> list[dict]:
-    """Rows of a JSONL or Parquet file. Raises ErltoolError naming the file, and the line that is not JSON."""
+    """Rows of a JSONL or Parquet file. Raises ErltoolError, naming the file and the line, where it cannot be read."""
     if not file.is_file():
         raise ErltoolError(f"task {file}: no such file")
     if file.suffix == ".parquet":
@@ -261,12 +255,13 @@ def read_rows(file: Path) -> list[dict]:
 
 
 def dataset_folder() -> Path:
-    """Where files stand in for data sets of the hub."""
+    """Where `hub_dataset` looks for files that replace data sets of the hub."""
     return cache_folder() / "datasets"
 
 
-def hub_dataset(name: str, hub_id: str, part: str | None, split: str) -> Iterable[dict]:
-    """Rows of a hub data set, or of NAME-SPLIT.parquet or .jsonl in `dataset_folder()`, which come first."""
+def hub_dataset(name: str, hub_id: str, subset: str | None, split: str) -> Iterable[dict]:
+    """Rows of NAME-SPLIT.parquet or NAME-SPLIT.jsonl in `dataset_folder()`, else of the data set on the hub. Raises
+    ErltoolError without the package datasets, and where the hub is out of reach."""
     stem = dataset_folder() / f"{name}-{split}"
     for file in (stem.with_name(stem.name + ".parquet"), stem.with_name(stem.name + ".jsonl")):
         if file.is_file():
@@ -277,24 +272,23 @@ def hub_dataset(name: str, hub_id: str, part: str | None, split: str) -> Iterabl
     except ImportError as e:
         raise ErltoolError(f"task {name}: reading the hub needs the package datasets; pip install datasets") from e
     try:
-        if not hub_reachable():  # a copy that was fetched before still serves
+        if not hub_reachable():  # a copy in the cache still serves
             huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
         datasets.disable_progress_bars()
-        rows = datasets.load_dataset(hub_id, part, split=split)
-    except Exception as e:  # `datasets` has no common base for what can go wrong on the way
+        return datasets.load_dataset(hub_id, subset, split=split)
+    except Exception as e:  # the errors of `datasets` have no common base
         raise ErltoolError(
-            f"task {name}: {hub_id} is out of reach ({type(e).__name__}); on a machine with the hub, save its split "
-            f"{split} by datasets' to_parquet, and place it here as {stem}.parquet"
+            f"task {name}: {hub_id} is out of reach ({type(e).__name__}); on a machine that reaches the hub, save its "
+            f"split {split} with datasets' to_parquet, and place the file here as {stem}.parquet"
         ) from e
-    return rows
 
 
 def _countdown(name: str) -> Task:
     bounds = re.fullmatch(r"countdown(?::([2-9]|1[0-9]|20),([1-9][0-9]{0,3}))?", name)
     if not bounds:
         raise ErltoolError(
-            f"task {name}: write countdown, or countdown:HIGHEST,MAX_TARGET as in countdown:6,30, "
-            "with HIGHEST from 2 to 20 and MAX_TARGET from 1 to 9999"
+            f"task {name}: write countdown, or countdown:HIGHEST,MAX_TARGET with HIGHEST from 2 to 20 and MAX_TARGET "
+            "from 1 to 9999, as in countdown:6,30"
         )
     train, held_out = countdown_problems(*(int(b) for b in bounds.groups() if b))
     return Task(name, train, held_out, countdown_reward)
@@ -317,9 +311,6 @@ def _addition(name: str) -> Task:
     return task_of_answers(name, *split(problems))
 
 
-# --- reasoning-gym --------------------------------------------------------------------------------
-
-
 def _gym(name: str) -> Task:
     try:
         import reasoning_gym
@@ -331,12 +322,12 @@ def _gym(name: str) -> Task:
         entries = list(generator)
     except (ValueError, TypeError, AssertionError) as e:
         raise ErltoolError(f"task {name}: reasoning-gym refuses it: {str(e).splitlines()[0]}") from e
-    # Where no answer is the right one, as for an equation without a solution, none can be given.
+    # An empty stored answer, as for an equation without a solution, cannot be given by any response.
     unique = {e["question"]: e for e in entries if e["answer"] != ""}
     worked = {question: worked_answer(dataset, e, generator.score_answer) for question, e in unique.items()}
     problems = [Problem(question, worked[question], entry=e) for question, e in unique.items()]
     judge = Judge("reasoning_gym")
-    verify = BatchVerifier(lambda some, responses: judge.gyms(dataset, [p.entry for p in some], responses, options))
+    verify = BatchVerifier(lambda batch, responses: judge.gyms(dataset, [p.entry for p in batch], responses, options))
     return Task(name, *split(problems), verify)
 
 
