@@ -159,7 +159,7 @@ FAMILIES: dict[str, dict] = {
 
 
 def tiny_model(name: str, vocabulary: int, seed: int = 0) -> torch.nn.Module:
-    """A random model of a family of FAMILIES, in eval mode."""
+    """A random model of one of FAMILIES, in eval mode."""
     model_type, config = tiny_config(name, vocabulary)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -186,7 +186,7 @@ def _draw(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "A_log" in name or "dt_" in name or "time_" in name or "lru" in name or "rg_lru" in name:
-                continue  # decays: elsewhere they grow without bound
+                continue  # decays: other values grow without bound
             if p.ndim >= 2:
                 p.copy_(torch.randn(p.shape) * 0.16)
             else:

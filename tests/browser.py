@@ -33,7 +33,7 @@ RUN_ALL = """() => {
   jupyterapp.commands.execute('notebook:run-all-cells').finally(() => { window.ran = true; });
 }"""
 ALL_HAVE_RUN = "() => window.ran && !document.body.innerText.includes('Loading widget...')"
-# What a slider's output shows, apart from what a slider itself shows.
+# The output that follows a slider, without the slider itself.
 PICTURE = """(root) => {
   const parts = [...root.querySelectorAll('svg, img, .token')].map((n) => n.outerHTML);
   const walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
@@ -63,7 +63,7 @@ WATCH = """(root) => {
 
 
 def chromium() -> str | None:
-    """The browser's path, or None where there is none."""
+    """The browser's path, or None."""
     names = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
     return next(filter(None, map(shutil.which, filter(None, names))), None)
 
@@ -115,7 +115,7 @@ class Served:
             options = ["--no-sandbox", "--disable-gpu"]
             self.browser = playwright().chromium.launch(executable_path=chromium(), args=options)
             self.page: Page = self.browser.new_page(viewport={"width": 1280, "height": 1000})
-            self.page.set_default_timeout(600_000)  # a busy machine
+            self.page.set_default_timeout(600_000)  # for a busy machine
             self.page.on("pageerror", lambda e: self.errors.append(str(e)))
             self.page.goto(self.address(), timeout=900_000)
             self.opened()
@@ -171,7 +171,7 @@ class Lab(Served):
         ]  # fmt: skip
 
     def address(self) -> str:
-        for _ in range(900):  # a port that listens does not answer yet
+        for _ in range(900):  # the port is open before the server answers
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/status?token={self.token}", timeout=5).close()
                 break

@@ -1,4 +1,4 @@
-"""Shared pieces: a tiny random policy that trains in a second, and named random numbers."""
+"""Fixtures: a tiny random policy that trains in a second, and seeded random numbers."""
 
 import numpy as np
 import pytest

@@ -13,7 +13,7 @@ SHAPES = {
     "late": lambda t: 1 / (1 + np.exp(8 * (t - 0.5))),
 }
 SLOPES, OFFSETS = (0.05, 0.2, 20.0), (0.7, 60.0)  # a and b
-HIGH, LOW = (0.3, 0.6, 1.5), (0.03, 0.3)  # nats at the start; share of them at the end
+HIGH, LOW = (0.3, 0.6, 1.5), (0.03, 0.3)  # nats at the start; the fraction of them at the end
 
 
 class Simulated(NamedTuple):

@@ -43,7 +43,8 @@ def noisy(level, rng, share=0.08):
 
 
 def test_a_collapse_is_raised_once_with_the_step_at_which_it_will_be_complete(rng):
-    entropy = noisy(0.5 * np.exp(-np.arange(100) / 20), rng, 0.03)  # a tenth of its start at iteration 46, step 184
+    # Entropy is a tenth of its start at iteration 46, step 184.
+    entropy = noisy(0.5 * np.exp(-np.arange(100) / 20), rng, 0.03)
     (alarm,) = watched(entropy)
     assert alarm.kind == "collapse" and 4 * 14 < alarm.step < 4 * 35
     assert alarm.value <= alarm.threshold == pytest.approx(Watch.collapse * 0.5, rel=0.1)
@@ -53,7 +54,8 @@ def test_a_collapse_is_raised_once_with_the_step_at_which_it_will_be_complete(rn
 def test_what_is_spent_already_is_a_collapse_at_any_rate():
     entropy = np.r_[np.full(3, 0.5), np.full(40, 0.04)]
     (alarm,) = watched(entropy)
-    assert (alarm.kind, alarm.step) == ("collapse", 4 * 5 + 1)  # the median of 5 iterations is there with their third
+    # The median of 5 iterations falls with the third of them.
+    assert (alarm.kind, alarm.step) == ("collapse", 4 * 5 + 1)
     assert "by step" not in alarm.message
 
 

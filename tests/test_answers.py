@@ -1,4 +1,4 @@
-"""Where an answer stands in a response, and what it equals: the table of answer_cases.py and what it rests on."""
+"""Which text of a response is its answer, and what it equals: the table of answer_cases.py and its functions."""
 
 import random
 import time
@@ -15,7 +15,7 @@ pytest.importorskip("math_verify")
 
 @pytest.fixture(scope="module")
 def verdicts():
-    """Every case's verdict, as one batch and in another order: a reward is the response's alone."""
+    """Every case in one batch and in another order: a reward depends on the response alone."""
     order = random.Random(0).sample(range(len(CASES)), len(CASES))
     judge = Judge(batch_seconds=60)
     rewards = judge.maths([CASES[i][0] for i in order], [CASES[i][1] for i in order])

@@ -73,7 +73,7 @@ def roll(policy, tokens=12):
 
 def load(folder, **options):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the probe says of an unexpected path; EXPECTED has it
+        warnings.simplefilter("ignore")  # the probe's message for an unexpected path; EXPECTED holds it
         return load_policy(folder, **options)
 
 
@@ -98,7 +98,7 @@ def test_a_policy_says_what_its_model_says_or_is_refused(folder_of, name):
     with torch.no_grad():
         log_probs, entropy = response_log_probs(policy, rollouts)
         own, own_entropy = own_log_probs(AutoModelForCausalLM.from_pretrained(folder).eval(), rollouts)
-    assert own_entropy[rollouts.response_mask].std() > 0.01  # what stands before a token matters
+    assert own_entropy[rollouts.response_mask].std() > 0.01  # earlier tokens change the result
     for ours, expected in ((rollouts.log_probs, own), (log_probs, own), (entropy, own_entropy)):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 

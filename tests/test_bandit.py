@@ -26,7 +26,7 @@ def test_lemma_1_is_the_derivative_of_entropy(table):
     logits, direction = table
     h = 1e-4
     slope = (bandit.entropy(logits + h * direction) - bandit.entropy(logits - h * direction)) / (2 * h)
-    # Third derivatives leave h^2; Richardson takes them out.
+    # The third derivative leaves an error of h^2, which Richardson extrapolation removes.
     half = (bandit.entropy(logits + h / 2 * direction) - bandit.entropy(logits - h / 2 * direction)) / h
     torch.testing.assert_close(bandit.first_order_change(logits, direction), (4 * half - slope) / 3, atol=1e-10, rtol=0)
 

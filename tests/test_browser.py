@@ -16,14 +16,14 @@ from erltool.lessons.copies import lesson_paths
 CHOSEN = os.environ.get("ERLTOOL_LESSONS", "")
 LESSONS = [p for n, p in lesson_paths().items() if not CHOSEN or n in map(int, CHOSEN.split(","))]
 SECONDS = 1200  # that a lesson may take on a busy machine
-WITH_SLIDERS = "02_why_entropy_falls"  # the quickest lesson that has some
+WITH_SLIDERS = "02_why_entropy_falls"  # the quickest lesson with sliders
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(autouse=True)
 def needed():
-    """Skips, and says why, where there is nothing to drive."""
+    """Skips with a reason where there is no browser."""
     for package in ("playwright", "psutil", "axe_playwright_python"):
         pytest.importorskip(package, reason=f"{package} is missing: pip install -e '.[browser]'")
     from browser import chromium
@@ -34,7 +34,7 @@ def needed():
 
 @pytest.fixture
 def shots(tmp_path):
-    """Folder that screenshots are kept in."""
+    """Folder for the screenshots."""
     folder = Path(os.environ.get("ERLTOOL_SHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""The chain world: problems, verifier, what a response did, and what a run records of it."""
+"""The chain task: problems, verifier, descriptions of responses, and what a run records of them."""
 
 import json
 import random
@@ -43,7 +43,7 @@ def test_problems_are_what_the_settings_say_and_their_values_are_right(name):
         digits, operations = [int(c) for c in text[::2]], text[1::2]
         value = digits[0]
         for operation, digit in zip(operations, digits[1:], strict=True):
-            value = eval(f"({value}{operation}{digit}) % {settings.modulus}")  # the digits are our own
+            value = eval(f"({value}{operation}{digit}) % {settings.modulus}")  # the digits are the problem's
         assert str(value) == problem.answer and max(digits) < settings.modulus
         counts.add(len(digits))
         seen |= set(operations)
@@ -55,13 +55,13 @@ def test_a_split_is_by_text_and_the_same_in_every_world_and_process():
         task = load_task(f"chain:{name}")
         assert not any(in_held_out(task.train[i].prompt) for i in range(300))
         assert all(in_held_out(p.prompt) for p in task.held_out[:300])
-    # Made from the index alone, by a generator and a hash that do not change between versions of Python.
+    # The index alone decides, by a generator and a hash that are the same in all versions of Python.
     assert [p.prompt for p in load_task("chain").held_out[:3]] == ["6-4-7-1+9:", "4+9+6+8+1:", "0-4:"]
     assert [load_task("chain").train[i].prompt for i in range(3)] == ["6-6:", "0+9+4:", "8-4:"]
 
 
 def test_held_out_problems_are_like_those_trained_on():
-    """Both are samples of one distribution: held-out accuracy and training reward can be compared."""
+    """Both sides have the same distribution, so that held-out accuracy and training reward can be compared."""
     task = load_task("chain:sharpening")
     lengths = [[len(p.prompt) // 2 for p in side] for side in (task.held_out, (task.train[i] for i in range(2000)))]
     shares = np.array([[row.count(n) / len(row) for n in range(2, 7)] for row in lengths])
@@ -69,7 +69,7 @@ def test_held_out_problems_are_like_those_trained_on():
 
 
 def test_prompts_run_out_of_no_run():
-    """In a run of 500 iterations of 64 prompts, those of four numbers and more are nearly all new."""
+    """In a run of 500 iterations of 64 prompts, nearly all prompts of four numbers and more are new."""
     task, rng = load_task("chain:discovery"), random.Random(0)
     prompts = [task.train[rng.randrange(len(task.train))].prompt for _ in range(4000)]
     long = [p for p in prompts if len(p) >= 8]
@@ -124,8 +124,8 @@ def test_worked_examples_are_right():
     [
         ("=2", 1),
         (">3+5=8,-2=6,*7=2", 1),
-        (">3+5=8,-2=1,*7=2", 1),  # a wrong step that ends well
-        (">9*9=2", 1),  # only the last digit and the form are judged
+        (">3+5=8,-2=1,*7=2", 1),  # a wrong step, then the right digit
+        (">9*9=2", 1),  # only the last digit and the form count
         ("=3", 0),
         (">3+5=8,-2=6,*7=4", 0),
         ("2", 0),
@@ -137,7 +137,7 @@ def test_worked_examples_are_right():
         (">3+5=8,3-2=2", 0),
         ("=2\n", 0),
         ("\n=2", 0),
-        ("=\u0662", 0),  # another script's digit two
+        ("=\u0662", 0),  # the digit two of another script
         (">+5=2", 0),
         ("__import__('os').system('x')=2", 0),
         ("=2" * 100_000, 0),
@@ -168,7 +168,7 @@ def test_descriptions(response, said):
 
 
 def test_forks_are_tokens_whatever_the_tokenizer():
-    """Of a tokenizer whose tokens hold several characters, a fork is the token that holds the character."""
+    """If tokens hold several characters, a fork is the token that holds the character."""
 
     class Part:
         prompts, responses = ["3+5:", "3+5:"], [">3+5=8", "=8"]
@@ -179,7 +179,7 @@ def test_forks_are_tokens_whatever_the_tokenizer():
 
 
 def test_what_is_measured_of_descriptions(tiny_config, tmp_path):
-    """A run records the metrics of its responses, and their columns beside its tokens."""
+    """A run records metrics of its responses' descriptions, and writes the descriptions beside its tokens."""
     config = tiny_config(task="chain:discovery", max_response_tokens=20, record_every=1, eval_temperature=0.0)
     for step in erltool.train(config, tmp_path / "run"):
         said = [describe_chain(p, r) for p, r in zip(step.rollouts.prompts, step.rollouts.responses, strict=True)]
@@ -232,7 +232,7 @@ def test_shipped_policies_begin_as_their_style_says(name, thinking, right_steps)
     right = sum(d.right_steps for d in said) / sum(d.steps for d in said)
     assert thinking[0] < share < thinking[1] and right_steps[0] < right < right_steps[1]
     assert np.mean([d.strategy == "neither" for d in said]) < 0.02
-    if name == "discovery":  # its products are a wrong habit
+    if name == "discovery":  # its products follow a wrong habit
         assert sum(d.right_products for d in said) / sum(d.products for d in said) < 0.1
     made = json.loads((shipped(f"data/policies/{name}") / "made_by.json").read_text())
     assert made["task"] == str(REGIMES[name])
@@ -240,7 +240,7 @@ def test_shipped_policies_begin_as_their_style_says(name, thinking, right_steps)
 
 
 def test_in_sharpening_working_step_by_step_takes_over():
-    """On two seeds of two: accuracy from about a half to 0.85 and more, entropy down by more than 80 %."""
+    """On both seeds accuracy rises from about 0.5 to 0.85 and more, and entropy falls by more than 80 %."""
     for seed in (0, 1):
         config = erltool.TrainConfig(
             task="chain:sharpening", policy="sharpening", lora_rank=0, learning_rate=3e-4, steps=100, seed=seed,

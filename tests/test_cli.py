@@ -30,7 +30,7 @@ def train(tiny_policy, tmp_path):
 def status_of(words) -> int:
     try:
         return cli.main([str(word) for word in words])
-    except SystemExit as stop:  # argparse's own
+    except SystemExit as stop:  # argparse exits by itself
         return stop.code
 
 
@@ -94,7 +94,7 @@ def test_flags_are_the_fields_of_the_configuration(capsys):
 def test_bad_input_is_one_line_and_status_two(train, tmp_path, capsys, words, message):
     try:
         status = train(*words)
-    except SystemExit as stop:  # argparse
+    except SystemExit as stop:  # argparse exits
         status = stop.code
     assert status == 2 and message in one_line(capsys)
     assert not (tmp_path / "run").exists()
@@ -125,7 +125,7 @@ def test_no_command_and_unknown_commands(capsys):
 
 
 def run_with_file_limit(words, limit):
-    """A full disk, as near as a test can: no file may grow beyond the limit."""
+    """Simulates a full disk: no file may grow beyond the limit."""
     return subprocess.run(
         [sys.executable, "-m", "erltool.cli", *words], capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
@@ -153,7 +153,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(train, tiny_policy, tmp_pat
 def test_demo_trains_fits_draws_and_reports(tmp_path, capsys, monkeypatch, tiny_policy):
     from erltool.report import demo
 
-    monkeypatch.setitem(demo.LABELS, "none", "no <b>control</b>")  # names reach the page as text
+    monkeypatch.setitem(demo.LABELS, "none", "no <b>control</b>")  # the page escapes names
     small = {
         "policy": str(tiny_policy), "prompts_per_iteration": 4, "group_size": 4, "eval_every": 1,
         "eval_prompts": 8, "max_response_tokens": 8,
@@ -193,7 +193,7 @@ def test_eval_of_a_run_and_of_a_policy(train, tiny_policy, tmp_path, capsys):
     assert cli.main(["eval", str(tiny_policy), "--task=countdown", "--temperature=0", "--json", *words]) == 0
     row = json.loads(capsys.readouterr().out)[0]
     assert row["problems"] == 4 and row["samples"] == 3 and row["temperature"] == 0
-    words = ["--limit=2", "--samples=1"]  # responses as long as the model has positions for
+    words = ["--limit=2", "--samples=1"]  # responses are as long as the model's positions allow
     assert cli.main(["eval", str(tiny_policy), "--task=countdown", *words]) == 0
 
 

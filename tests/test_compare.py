@@ -21,7 +21,7 @@ BETTER = pd.Series({2: 0.37, 0: 0.33, 1: 0.38})
 
 
 def made_run(entropy, accuracy, control=None, seed=0, evaluation=None):
-    """A run of one update an iteration with these entropies, evaluated at every iteration."""
+    """A run with these entropies, one update in each iteration, and an evaluation at each."""
     metrics = pd.DataFrame({
         "step": range(1, len(entropy) + 1), "iteration": range(len(entropy)), "policy_entropy": entropy,
         "eval_accuracy": accuracy, "response_length": 9.0, "mean_covariance": 0.01, "selected_fraction": 0.0,

@@ -1,4 +1,4 @@
-"""CurveFitter as a value: state, result, picture, files and what it says, without a browser."""
+"""CurveFitter without a browser: its state, result, picture, files and messages."""
 
 import io
 import json
@@ -72,7 +72,7 @@ def test_what_is_dragged_is_measured_against_least_squares(paper):
     assert f"RMSE {result.rmse:.3g} (percentage points) where least squares has {fit.rmse:.3g}" in fitter.sentence
     fitter.a, fitter.b = fit.a, fit.b
     assert fitter.result.rmse == pytest.approx(fit.rmse)
-    fitter.window = 2  # other points: the drag was of the ones before
+    fitter.window = 2  # the drag belonged to the points before
     assert fitter.a is fitter.b is None and type(fitter.result) is LawFit
     fitter.b = 60.0
     assert fitter.result.a == pytest.approx(fitter.data["a"]) and fitter.result.b == 60.0

@@ -44,7 +44,7 @@ def test_average_pass_and_their_intervals():
 
 
 def test_interval_covers():
-    """95 % of intervals hold the truth, over evaluations of 80 problems drawn from one population."""
+    """95 % of the intervals hold the truth, over evaluations of 80 problems from one population."""
     rng, held = np.random.default_rng(1), 0
     for _ in range(200):
         p = rng.beta(1, 1, 80)
@@ -55,7 +55,7 @@ def test_interval_covers():
 
 @pytest.mark.parametrize("right", [0, 1])
 def test_all_wrong_of_30_problems_is_not_surely_wrong(right):
-    far = 1 - 0.025 ** (1 / 30)  # 0.116: with a chance of more, 30 misses would be rarer than 2.5 %
+    far = 1 - 0.025 ** (1 / 30)  # 0.116 is the largest probability at which 30 misses are not rarer than 2.5 %
     expected = (0, far) if right == 0 else (1 - far, 1)
     for samples in (1, 8, 32):
         one = Evaluation("x", np.full((30, samples), float(right)), 1.0)

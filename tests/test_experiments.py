@@ -72,7 +72,7 @@ def test_a_grid_has_every_combination_by_name(grid_file):
 
 
 def test_a_value_that_is_a_table_sets_its_fields(grid_file):
-    """One update an iteration needs another number of steps and another learning rate than what it is compared with."""
+    """A run with one update in each iteration needs another number of steps and another learning rate."""
     text = grid_file.read_text().replace(
         'kl = "kl-cov:fraction=0.1,coef=2"', "one = { updates_per_iteration = 1, steps = 4, learning_rate = 1e-3 }"
     )
@@ -120,7 +120,7 @@ def test_recorded_runs_read_back_as_means_of_iterations(finished):
 
 
 def test_what_is_recorded_is_not_made_again(finished, grid_file, tmp_path):
-    """The record alone is enough, as in a fresh clone; one made with another configuration is refused."""
+    """The record alone is enough, as in a fresh clone; a record of another configuration is refused."""
     text = finished[1].parent.joinpath("tiny.toml").read_text()
     grid_file.write_text(
         text.replace("seed = [0, 1]", "seed = [0, 1, 2]").replace(', kl = "kl-cov:fraction=0.1,coef=2"', "")
@@ -135,7 +135,7 @@ def test_what_is_recorded_is_not_made_again(finished, grid_file, tmp_path):
 
 
 def test_a_killed_grid_goes_on_and_ends_as_one_that_was_not(finished, grid_file, tmp_path):
-    """kill -9 in the middle of a run: what is lost is at most what came after the last of its checkpoints."""
+    """kill -9 in the middle of a run loses no more than the steps after its last checkpoint."""
     out = tmp_path / "killed"
     process = subprocess.Popen(command(grid_file, "--out", out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -160,7 +160,7 @@ def test_a_run_that_another_process_works_on_is_left_to_it(grid_file, tmp_path):
 
 
 def test_runs_that_another_process_finished_meanwhile_are_recorded_too(finished, grid_file, tmp_path, monkeypatch):
-    """Of two processes that share a grid the last one records all runs, not only its own."""
+    """Two processes share a grid; the last one records all runs, not only its own."""
 
     def elsewhere(grid, out, done):
         shutil.copytree(finished[0], out)

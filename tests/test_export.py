@@ -1,4 +1,4 @@
-"""A configuration for verl: its keys are verl's, its values ours, and what differs is said."""
+"""A configuration for verl has verl's keys and our values, and lists the differences."""
 
 import importlib.util
 import json

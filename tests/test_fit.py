@@ -197,7 +197,8 @@ def test_units_are_stated_or_read_off_and_never_mixed():
     for values in ([0.30, 0.31, 31.5, 33], [30, 31, 0.32, 0.33], [0.2, 20, 0.21, 22]):
         with pytest.raises(ErltoolError, match="fractions and percentage points are mixed"):
             fit_law(h, values)
-    assert fit_law(h, [0.5, 3, 12, 34]).unit == "percentage points"  # a weak model's first points are no fractions
+    # The first percentages of a weak model may look like fractions.
+    assert fit_law(h, [0.5, 3, 12, 34]).unit == "percentage points"
     with pytest.raises(ErltoolError, match="is no fraction"):
         fit_law(h, [0.31, 0.32, 33, 34], unit="fraction")
     with pytest.raises(ErltoolError, match="unit 'percent' is not known"):

@@ -76,7 +76,7 @@ def test_a_controlled_run_is_noticed_to_have_left_its_law():
     assert "the entropy is spent" in spent.advice and spent.rmse < 1
     for size, series in [("32B", "KL-Cov"), ("32B", "Clip-Cov"), ("7B", "KL-Cov"), ("7B", "Clip-Cov")]:
         found = forecast(*of_fig11(size, series), unit="percentage points")
-        assert found.rmse > 4  # percentage points: what a naive forecast is wrong by
+        assert found.rmse > 4  # percentage points: the error of a naive forecast
         assert "left its law, above it" in found.advice or "above the forecast" in found.advice
 
 
@@ -94,7 +94,7 @@ def averaged(values, window):
 
 
 def test_the_baselines_of_figure_1_have_not_left_their_law():
-    """By a forecast that is 0.6 points off where 14 are gained, 1.5B once had."""
+    """1.5B once had an alarm for a forecast with an error of 0.6 points, in a run that gains 14."""
     table = pd.read_csv(PAPER / "fig1_right_points.csv")
     for (_, rows), cut, window in itertools.product(table.groupby("series"), (0.15, 0.3, 0.5), (1, 3)):
         h, r = (averaged(rows[c], window) for c in ("entropy_nats", "validation_accuracy_percent"))

@@ -1,4 +1,4 @@
-"""Every data set of reasoning-gym: what its scorer is asked, and what it must not be believed."""
+"""Every data set of reasoning-gym: which answer its scorer gets, and which of its full scores are refused."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ reasoning_gym = pytest.importorskip("reasoning_gym")
 from reasoning_gym.factory import DATASETS  # noqa: E402
 
 SLOW = {"knight_swap"}  # a second an entry
-NAMES = sorted(DATASETS.keys() - {"composite"})  # which is made of others
+NAMES = sorted(DATASETS.keys() - {"composite"})  # a mixture of other data sets
 NO_ANSWER = {"boxnet", "graph_color", "propositional_logic", "rubiks_cube", "rush_hour"}
 RUBBISH = ("None", "", " ", "null", "nan", "inf", "rubbish", "{}", "[]", "\x00", "nan+nanj", "a" * 300,
            "__import__('os')", r"\boxed{None}", r"\boxed{}", "Answer: None", "<answer>None</answer>")  # fmt: skip
@@ -23,7 +23,7 @@ RUBBISH = ("None", "", " ", "null", "nan", "inf", "rubbish", "{}", "[]", "\x00",
 
 @functools.cache
 def made(name):
-    """A data set, and a few of its entries."""
+    """A data set and a few of its entries."""
     dataset = reasoning_gym.create_dataset(name, size=1 if name in SLOW else 2, seed=5)
     return dataset, list(dataset)
 

@@ -1,4 +1,4 @@
-"""What may import what is in pyproject.toml (import-linter); here it is held, with what a linter cannot see."""
+"""Runs import-linter with the contracts in pyproject.toml, and checks imports that a linter cannot see."""
 
 import ast
 import subprocess
@@ -16,7 +16,7 @@ READERS = ("law", "runs", "logs")
 
 
 def test_every_room_imports_only_rooms_below():
-    # In a process of its own: import-linter sets up logging anew, and other tests' warnings would not be seen.
+    # In a process of its own, because import-linter resets logging, which would hide the warnings of other tests.
     code = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""The processes that judge: bounds of time and memory, and that none outlives the one that asks."""
+"""The processes that judge answers: their limits of time and memory, and that none outlives its trainer."""
 
 import gc
 import os
@@ -23,7 +23,7 @@ HOSTILE = (
     "__import__('os')", "\x00", "\ud800", "{" * 400 + "}" * 400, r"\sum_{i=1}^{10^{12}} i!", "x" * 999,
     "%s%n", '{"score": 1.0}\n', r"\prod_{i=1}^{10^9}(x+i)", "x" + "^{2" * 200 + "}" * 200, "2^{2^{2^{2^{2^{2}}}}}",
 )  # fmt: skip
-SLOW = [rf"\boxed{{9^{{9^{{9^{{9^{{{i}}}}}}}}}}}" for i in range(100)]  # each a second and more, no two the same
+SLOW = [rf"\boxed{{9^{{9^{{9^{{9^{{{i}}}}}}}}}}}" for i in range(100)]  # each takes more than a second
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +51,14 @@ def test_hostile_answers_are_wrong_and_the_judge_lives_on(judge, hostile):
 
 
 def processor_seconds(judge) -> float:
-    """Of the jury's workers that are gone."""
+    """Processor time of the jury's workers that have ended."""
     fields = Path(f"/proc/{judge._process.pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_an_answer_gets_a_second_of_processor_time_without_the_librarys_start(judge):
     judge._stop()
-    assert judge.math("x+y", r"\boxed{y+x}") == 1.0  # starts, which takes more than a second
+    assert judge.math("x+y", r"\boxed{y+x}") == 1.0  # starts the jury, which takes more than a second
     before = processor_seconds(judge)
     assert judge.math("x+y", SLOW[0]) == 0.0
     assert 0.9 < processor_seconds(judge) - before < 1.5
@@ -132,7 +132,7 @@ print(Judge().maths(["x+y"] * 3, [r"\boxed{y+x}", r"\boxed{9^{9^{9^{9^9}}}}", r"
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -151,7 +151,7 @@ def gone(pids: list[int], seconds: float = 10) -> bool:
 
 
 def trainer(body: str) -> subprocess.Popen:
-    """A process that runs `body`, which is to print the jury's id and go on."""
+    """A process that runs `body`, which prints the jury's id and keeps running."""
     code = "from erltool.tasks.judge import Judge\njudge = Judge(seconds=30, batch_seconds=60)\n" + textwrap.dedent(
         body
     )
@@ -197,7 +197,7 @@ def test_an_idle_jury_ends_with_its_trainer_and_at_the_end_of_its_input():
     process.wait()
     process.stdout.close()
     assert gone(pids)
-    # As where no signal of a parent's death is to be had: the parent lives, and only its pipe is closed.
+    # As on systems that do not signal a parent's death: the parent lives, and only its pipe is closed.
     jury = subprocess.Popen([sys.executable, "-m", "erltool.tasks.jury", "math_verify", str(os.getpid())],
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
     assert jury.stdout.readline() == b'{"ready": true}\n'
@@ -258,7 +258,7 @@ def test_threads_take_turns_and_a_jury_outlives_the_thread_that_started_it():
     first.start()
     first.join()
     jury = judge._process.pid
-    time.sleep(0.3)  # for the signal that its parent thread's end sends
+    time.sleep(0.3)  # waits for the signal that the end of its parent thread sends
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(1, 5)]
     for thread in threads:
         thread.start()
@@ -274,7 +274,7 @@ def test_after_a_fork_each_has_a_jury_of_its_own():
     assert judge.math("x+y", r"\boxed{y+x}") == 1.0
     jury = judge._process.pid
     pid = os.fork()
-    if not pid:  # ends by os._exit, and its own jury with it
+    if not pid:  # the child ends by os._exit, and so does its own jury
         right = judge.math("x+y", r"\boxed{y+x}") == 1.0 and judge._process.pid != jury
         judge._stop()
         os._exit(0 if right else 1)

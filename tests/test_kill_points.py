@@ -30,7 +30,7 @@ def _hook(event, args):
 @pytest.fixture
 def watch(monkeypatch):
     """Gives the function that is called before each change of a file, and before each fsync."""
-    if not hasattr(sys, "_erltool_hook"):  # a hook stays as long as the process
+    if not hasattr(sys, "_erltool_hook"):  # an audit hook cannot be removed
         sys.addaudithook(_hook)
         sys._erltool_hook = True
     sync = os.fsync
@@ -102,7 +102,7 @@ def check_the_same_run(folder: Path, whole: Path) -> None:
     for name in files:
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
     names = [sorted(str(p.relative_to(f)) for p in f.rglob("*")) for f in (folder, whole)]
-    assert names[0] == names[1]  # nothing is left over
+    assert names[0] == names[1]  # no temporary file is left
 
 
 @pytest.mark.parametrize("rank", [4, pytest.param(0, marks=pytest.mark.slow)])
@@ -180,7 +180,7 @@ def is_write(event: str, args) -> bool:
 
 
 def test_a_full_disk_while_safetensors_writes_is_the_same_line(watch, config, tmp_path, monkeypatch):
-    """It raises an error of its own, which is no OSError."""
+    """The writer raises its own error, which is not an OSError."""
     from safetensors import SafetensorError
 
     from erltool.policies.policy import Policy
@@ -207,7 +207,7 @@ def test_a_run_whose_checkpoints_were_removed_is_evaluated_by_its_adapter(config
     assert not caplog.messages and digest(run) == before
     with pytest.raises(ErltoolError, match="its checkpoints are gone, so it cannot go on"):
         erltool.train(config, run, resume=True)
-    assert digest(run) == before  # its steps are not made again over the old ones
+    assert digest(run) == before  # its steps are not written again over the old ones
     (run / "adapter" / "erltool.json").unlink()  # as a run that was made before adapters said their step
     policy_for_evaluation(str(run))
     assert caplog.messages == [f"run {run}: adapter/ does not say of which step it is, and no checkpoint can tell"]

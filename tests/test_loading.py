@@ -25,7 +25,7 @@ def roll(policy, tokens=8, **options):
 
 
 def copied(folder, to, **settings):
-    """The folder again, with other settings in its config.json."""
+    """A copy of the folder with other settings in config.json."""
     shutil.copytree(folder, to)
     config = json.loads((to / "config.json").read_text())
     (to / "config.json").write_text(json.dumps(config | settings))

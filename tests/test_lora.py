@@ -12,7 +12,7 @@ PROMPTS = ["3 5 7=22:", "1 2 3=6:", "9 9 1=80:"]
 
 
 def with_some_adapter(policy):
-    """B starts at 0, where A has no gradient; both random shows both."""
+    """B starts at 0, where A has no gradient; with random A and B both have one."""
     generator = torch.Generator().manual_seed(5)
     for p in policy.trainable().values():
         p.data = 0.1 * torch.randn(p.shape, generator=generator)
@@ -90,7 +90,7 @@ def test_after_a_rollout_a_4_bit_base_gives_the_gradients_of_the_dequantised_one
 
 
 def test_what_bitsandbytes_does_without_the_guard():
-    """Holds the trap itself: where this fails, the guard can go."""
+    """Checks that the fault still exists; if this test fails, the guard can be removed."""
     if not has_avx512bf16():
         pytest.skip("this CPU has no AVX512-BF16, where the weights are repacked")
     layers = [Linear4bit(128, 128, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4") for _ in range(2)]

@@ -72,7 +72,7 @@ def test_kl_cov_with_fraction_zero_is_the_plain_loss(batch):
     zero = policy_loss(log_probs, old, advantages, mask, control=KLCov(fraction=0, coef=5))
     torch.testing.assert_close(zero.loss, none.loss)
     torch.testing.assert_close(gradient(zero, log_probs), gradient(none, log_probs))
-    near = log_probs.detach() + 0.1  # no ratio leaves the clip range: the default clip is the plain loss too
+    near = log_probs.detach() + 0.1  # no ratio leaves the clip range, so the default clip gives the same loss
     torch.testing.assert_close(
         policy_loss(log_probs, near, advantages, mask, control=KLCov(0)).loss,
         policy_loss(log_probs, near, advantages, mask).loss,

@@ -1,4 +1,4 @@
-"""Every notebook runs, and what is committed reads on GitHub: outputs as a run made them, nothing else."""
+"""Every notebook runs, and the committed outputs are those of a run and can be read on GitHub."""
 
 import json
 import re

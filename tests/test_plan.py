@@ -94,7 +94,7 @@ def test_several_devices_share_what_stays_and_the_responses():
     caches = [next(v for k, v in p.sampling.items() if "cache" in k) for p in (one, many)]
     assert caches[0] == 8 * caches[1]
     assert one.peak > two.peak > many.peak > one.peak / 8
-    # A layer at work is whole wherever it works: more devices do not shrink that.
+    # A layer is gathered whole on each device while it computes, so more devices do not shrink that part.
     assert many.stays["gathered: two layers"] == two.stays["gathered: two layers"] > 0
     with pytest.raises(ErltoolError, match="gpus=0: must be at least 1"):
         plan_memory(config, gpus=0)

@@ -20,7 +20,7 @@ NAMES = [r"a$\frac{$b", "$x$", "$$", r"\$5 and $6", "$", "_run", "__", "a\r\x1b[
 
 
 def drawn(text) -> str:
-    """What matplotlib draws of a Text: not its source."""
+    """The text that matplotlib draws, instead of its source."""
     shown, is_math = text._preprocess_math(text.get_text())
     assert not is_math
     return shown.lstrip(" ")
@@ -104,7 +104,7 @@ def named(run, name: str, seed: int = 0):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_drawn_as_it_is_in_every_widgets_picture(name, run, tiny_config):
-    table = run.tokens.assign(text=name, prompt=name) if name != "\udcff" else run.tokens  # no table holds it
+    table = run.tokens.assign(text=name, prompt=name) if name != "\udcff" else run.tokens  # no table contains it
     explorer = ControlExplorer([named(run, name), named(run, name, 1)])
     fitter = CurveFitter({name: run, "other": run}, beside=[1])
     widgets = [explorer, fitter, EntropyLab(names=[name] * 4), TokenInspector(table), RunForm().choose(policy=name),

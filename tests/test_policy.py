@@ -127,7 +127,7 @@ def test_a_run_is_evaluated_with_what_it_trained(monkeypatch, tiny_config, tmp_p
 
 
 def test_an_adapter_is_not_put_on_a_base_with_other_weights(tiny_config, tiny_policy, tmp_path, caplog):
-    """Of the same shape: nothing but the weights themselves tells."""
+    """Both have the same shape, so only the weights differ."""
     base = tmp_path / "base"
     shutil.copytree(tiny_policy, base)
     run = tmp_path / "run"
@@ -140,7 +140,7 @@ def test_an_adapter_is_not_put_on_a_base_with_other_weights(tiny_config, tiny_po
     with pytest.raises(ErltoolError, match="its adapter was trained on other weights than those of .* now; restore"):
         policy_for_evaluation(str(run))
     document = json.loads((run / "config.json").read_text())
-    del document["made_by"]["dtype"]  # as runs of before say nothing of it
+    del document["made_by"]["dtype"]  # as in older runs, which lack the field
     (run / "config.json").write_text(json.dumps(document))
     policy_for_evaluation(str(run))
     assert ["its base had other bytes" in r.getMessage() for r in caplog.records] == [True]

@@ -97,7 +97,7 @@ def test_in_sharpening_entropy_is_spent_and_the_law_says_what_it_buys():
     assert np.median([fit_law(*p).r_squared for p in points]) >= 0.97
     found = [forecast(*p, cut=0.15) for p in points]
     assert np.median([f.rmse for f in found]) <= 0.03
-    assert np.mean([f.covered for f in found]) >= 0.85  # of the 90 % interval, which is too wide here
+    assert np.mean([f.covered for f in found]) >= 0.85  # coverage of the 90 % interval, which is too wide here
     assert min(r.evaluated()[["response_length", "eval_accuracy"]].corr().iloc[0, 1] for r in runs) > 0.85
     tracks = pd.concat([compare.covariance_and_fall(r, window=10) for r in runs]).groupby("step").mean().corr()["fall"]
     assert tracks["token_covariance"] >= 0.95 and tracks["group_covariance"] >= 0.95

@@ -1,4 +1,4 @@
-"""Where the package's own data is, and what is said where it is not."""
+"""Where the package's data is, and the error where it is missing."""
 
 import pytest
 

@@ -39,7 +39,7 @@ def test_the_samplers_log_probs_are_those_of_the_training_forward(policy, temper
 
 
 def test_packing_a_group_changes_nothing(policy):
-    """One row a response, without any mask, is the plain way; a packed row must give the same."""
+    """Packed rows must give the same as one row for each response without a mask."""
     rollouts = sample(policy)
     together, _ = response_log_probs(policy, rollouts)
     for b in range(len(rollouts)):

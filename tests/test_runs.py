@@ -117,7 +117,7 @@ def test_a_line_without_a_step_is_skipped_and_counted(folder, tmp_path, line):
 
 
 def test_of_lines_of_one_step_the_last_is_taken_and_the_others_are_counted(folder, tmp_path):
-    """As two writers left it before there was one at a time: 344 rows of 200 steps."""
+    """As two simultaneous writers once left it: 344 rows of 200 steps."""
     whole = (folder / "metrics.jsonl").read_bytes()
     again = whole.replace(b'"reward"', b'"reward": 9, "reward_before"').splitlines(keepends=True)
     run = copy(folder, tmp_path, whole + b"".join(again[3:6]))
@@ -216,7 +216,7 @@ def test_plot_forecast_draws_fitted_and_later_points_and_the_interval():
 
 
 def test_a_control_that_steered_itself_is_read_as_a_control_and_its_controller():
-    """As runs were written before there were controllers: data/runs/discovery has some."""
+    """As runs were written before controllers existed; data/runs/discovery has some."""
     runs = read_runs(shipped("data/runs/discovery"))
     config = erltool.TrainConfig.from_dict(runs["discovery-seed10-annealed-clip-cov"].config)
     assert config.control == erltool.ClipCov(0.02, 0.5, 50.0)

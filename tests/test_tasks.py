@@ -113,7 +113,7 @@ def test_true_answers_that_are_no_mathematics_are_said_at_load(tmp_path):
 
 
 def counted(calls):
-    """A task whose verifier notes how it is asked."""
+    """A task whose verifier records the size of each batch."""
 
     def many(problems, responses):
         calls.append(len(problems))

@@ -1,4 +1,4 @@
-"""What every command says: on a terminal, in a file and a pipe, at 80 columns, in ASCII, of names that are hostile."""
+"""What every command prints: on a terminal, in a file and a pipe, at 80 columns, in ASCII, with hostile names."""
 
 import contextlib
 import errno
@@ -76,7 +76,7 @@ def test_slow_steps_are_a_line_each_half_minute_with_the_time_that_is_left(capsy
     assert len(lines) == 7 and lines[0] == "train: step 3 of 1000: H 0.100; 2:46:10 left"
     bar.close()
     bar.close()
-    assert capsys.readouterr().err == ""  # the last step was said
+    assert capsys.readouterr().err == ""  # the last step is printed already
 
 
 def test_a_run_that_goes_on_is_timed_from_where_it_began(capsys, monkeypatch):
@@ -184,7 +184,8 @@ def test_help_has_at_most_80_columns(command, columns, capsys, monkeypatch):
     assert max(map(len, out.splitlines())) <= 80 and out.startswith(f"usage: erltool {command}".rstrip())
     assert len(out.splitlines()[0]) < 80 and out.splitlines()[1] == ""  # the usage is one line
     if command == "train":
-        assert all(name in out.split("--control")[1].replace(",", " ").split() for name in CONTROLS)  # none is broken
+        words = out.split("--control")[1].replace(",", " ").split()
+        assert all(name in words for name in CONTROLS)  # no name is broken over two lines
 
 
 def test_usage_names_what_must_be_given():
@@ -209,7 +210,7 @@ def test_nobody_reading_ends_it_quietly(words, tmp_path):
     done = erltool_to(write, words)
     os.close(write)
     assert done.returncode == terminal.PIPE_CLOSED
-    # The fit says which columns it took.
+    # The fit prints on stderr which columns it took.
     assert done.stderr == b"" or (words[0] == "fit" and b"roken" not in done.stderr and b"Trace" not in done.stderr)
 
 
@@ -235,7 +236,7 @@ def test_a_broken_pipe_of_another_kind_is_said(monkeypatch, capsys):
 
 @pytest.fixture
 def inputs(tiny_policy, tmp_path):
-    """Words of every command that do little and print much."""
+    """Arguments for every command with little work and much output."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps(TrainConfig(steps=8).to_dict()))
     return {
@@ -262,7 +263,7 @@ def test_every_command_prints_in_narrow_encodings(command, encoding, inputs, mon
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)
     with contextlib.suppress(SystemExit):
-        assert cli.main([command, *inputs[command]]) in (0, 1, None)  # a finding of doctor's is 1, lab does not return
+        assert cli.main([command, *inputs[command]]) in (0, 1, None)  # 1 after a FAIL of doctor; lab does not return
     for stream in streams.values():
         stream.flush()
     out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams.values())

@@ -1,4 +1,4 @@
-"""Text that others wrote: what is hidden becomes visible, and what ASCII lacks is said in it."""
+"""Text of others: hidden characters become visible, and ASCII stands in for what an encoding lacks."""
 
 import io
 

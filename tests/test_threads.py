@@ -1,4 +1,4 @@
-"""How threads wait, and whether it is noticed that they wait for a core."""
+"""How threads wait for work, and whether a wait for a core is noticed."""
 
 import os
 import subprocess

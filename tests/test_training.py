@@ -185,7 +185,7 @@ def test_the_loss_path_waits_for_the_device_once_a_step():
 
 @pytest.mark.parametrize("control", [erltool.NoControl(), ClipCov(0.1), KLCov(0.1, 1.0), RandomClip(0.1)])
 def test_the_loss_path_needs_no_value_on_the_host(control):
-    """Without a GPU: tensors that have shapes and no values, which raise where one would have to be waited for."""
+    """Needs no GPU: tensors with shapes but no values raise where the host would wait for a value."""
     with FakeTensorMode():
         hidden, weight = torch.randn(48, 16, requires_grad=True), torch.randn(100, 16)
         mask, advantages = torch.ones(4, 12, dtype=torch.bool), torch.randn(4)
@@ -327,7 +327,7 @@ def test_full_fine_tuning_trains_every_weight(tiny_config):
 
 
 def test_thirty_updates_of_a_shipped_policy_raise_reward_and_spend_entropy():
-    """On a fixed handful of prompts, where 32 updates are enough to see it."""
+    """On a few fixed prompts, where 32 updates are enough."""
     task = erltool.load_task("countdown")
     few = dataclasses.replace(task, train=task.train[:4000:500])
     config = TrainConfig(
@@ -576,7 +576,7 @@ def test_another_base_model_is_refused(tiny_config, tmp_path):
 
 
 class Hostile:
-    """Unpickled in earnest it would run a command."""
+    """An unrestricted unpickler would run a command."""
 
     def __reduce__(self):
         return os.system, ("touch hostile",)
@@ -617,7 +617,7 @@ def test_a_state_that_is_none_is_one_line_and_changes_nothing(tiny_config, tmp_p
     config, run = tiny_config(checkpoint_every=1), tmp_path / "run"
     list(erltool.train(config, run))
     file = rewrite_state(run, change)
-    (run / "adapter" / "erltool.json").unlink()  # so that it is looked at for an evaluation, too
+    (run / "adapter" / "erltool.json").unlink()  # so that an evaluation reads it, too
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for use in (lambda: erltool.train(config, run, resume=True), lambda: policy_for_evaluation(str(run))):
         with pytest.raises(ErltoolError) as e:
@@ -800,7 +800,7 @@ def test_a_run_folder_alone_runs_no_code(run_with_code, tmp_path, monkeypatch, c
         assert "--trust-remote-code" in capsys.readouterr().err.splitlines()[-1]
     assert not trace.exists()
     assert cli.main(["export", "verl", str(run), "--trust-remote-code", "--gpus=1"]) == 0
-    with contextlib.suppress(ErltoolError, AttributeError):  # the code has run, and is no model
+    with contextlib.suppress(ErltoolError, AttributeError):  # the code has run, and it is not a model
         policy_for_evaluation(str(run), trust_remote_code=True)
     assert trace.exists()
 

@@ -77,7 +77,7 @@ class Given(GRPOTrainer):
 
 
 class GivenControl(EntropyControlMixin, Given):
-    """The same with a control."""
+    """The same trainer with a control."""
 
     def __init__(self, control, loss_type, log_probs, entropies):
         Given.__init__(self, loss_type, log_probs, entropies)
@@ -233,7 +233,7 @@ PUBLISHED, INSTALLED = "published lines", "installed package"
     ],
 )
 def test_at_one_micro_batch_our_loss_is_verls(name, whose, generator):
-    # So wide a share that both take Clip-Cov's whole band: what is drawn at random is not compared.
+    # With so large a fraction both take Clip-Cov's whole band, so that random choices need not agree.
     control = {"clip_cov": ClipCov(1.0, 0.1, 0.5), "kl_cov": KLCov(0.3, 0.7), "vanilla": NoControl()}[name]
     fields = {
         "clip_cov": {"clip_cov_ratio": 1.0, "clip_cov_lb": 0.1, "clip_cov_ub": 0.5},
@@ -346,7 +346,7 @@ def test_an_untested_version_is_warned_of(monkeypatch):
 
 
 def scripted(prompts, trainer):
-    """Responses that the prompt and its place decide: the same on any number of processes."""
+    """Responses that depend on the prompt and its position only: the same on any number of processes."""
     first = trainer.accelerator.process_index * len(prompts)
     ids, eos = [], trainer._tokenizer.eos_token_id
     for place, prompt in enumerate(prompts):

@@ -87,8 +87,7 @@ def takeover(run: Run) -> float:
 
 
 def takeovers(grid: str) -> pd.DataFrame:
-    """End values of the runs of `trap-rates` or `trap`, with arm, learning rate, iterations and iteration of the
-    takeover."""
+    """End values of the runs of `trap-rates` or `trap`, with arm, learning rate, iterations and `takeover`."""
     runs = record(grid)[0]
     table = arms(grid).assign(
         rate=[r.config["learning_rate"] for r in runs.values()],
@@ -112,17 +111,6 @@ def takeover_lines(table: pd.DataFrame, by: str, heads: dict) -> list[str]:
     groups = table.groupby("arm", sort=False)
     rows = [[f"`{arm}`", *(cell(ends[ends[by] == value]) for value in heads)] for arm, ends in groups]
     return markdown(["arm", *heads.values()], rows)
-
-
-def trap_rates() -> list[str]:
-    """The trap by learning rate, after 150 iterations."""
-    table = takeovers("trap-rates")
-    return takeover_lines(table, "rate", {rate: f"{rate:g}" for rate in sorted(table["rate"].unique())})
-
-
-def trap() -> list[str]:
-    """The trap at learning rate 1e-4, after 300 iterations."""
-    return takeover_lines(takeovers("trap"), "iterations", {300: "300 iterations at 1e-4"})
 
 
 def draw_trap() -> Figure:
@@ -324,7 +312,14 @@ def sweep() -> str:
 def tables() -> list[list[str]]:
     """The tables of data/RESULTS.md that are made from recorded runs, as lines."""
     regimes = [make(grid) for grid in ("discovery", "sharpening") for make in (regime, regime_differences)]
-    return [*regimes, trap_rates(), trap(), figures()]
+    rates = takeovers("trap-rates")
+    by_rate = takeover_lines(rates, "rate", {rate: f"{rate:g}" for rate in sorted(rates["rate"].unique())})
+    return [
+        *regimes,
+        by_rate,
+        takeover_lines(takeovers("trap"), "iterations", {300: "300 iterations at 1e-4"}),
+        figures(),
+    ]
 
 
 def main() -> None:

@@ -28,16 +28,11 @@ DEMONSTRATIONS = 10**9  # problems to draw from, so many that hardly any index c
 class Style:
     """How the demonstrations answer."""
 
-    think: float = 0.7
-    """Fraction of responses that work step by step."""
-    step: float = 1.0
-    """Probability that a step with + or - is right; else its result is a random digit."""
-    mul: float = 1.0
-    """Probability that a step with * is right."""
-    habit: float = 0.0
-    """Probability that a wrong product is v * x + 3, a habit; else it is a random digit."""
-    guess: float = 0.95
-    """Probability that a guess with two numbers is right; with more, a guess is a random digit."""
+    think: float = 0.7  # fraction of responses that work step by step
+    step: float = 1.0  # probability that a step with + or - is right; else its result is a random digit
+    mul: float = 1.0  # probability that a step with * is right
+    habit: float = 0.0  # probability that a wrong product is v * x + 3, a habit; else it is a random digit
+    guess: float = 0.95  # probability that a guess with two numbers is right; with more, it is a random digit
 
 
 CLEAN = Style()
@@ -88,12 +83,9 @@ def main() -> None:
     parser.add_argument("regime", choices=list(REGIMES))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clean", type=Path, help="folder of phase 1's model; made if it is missing")
-    parser.add_argument("--hidden", type=int, default=96)
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--clean-steps", type=int, default=1200)
-    parser.add_argument("--style-steps", type=int, default=250)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
+    sizes = {"hidden": 96, "layers": 3, "clean-steps": 1200, "style-steps": 250, "batch": 128, "seed": 0}
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
     for field in dataclasses.fields(Style):
         parser.add_argument(f"--{field.name}", type=float, help="field of the style; default: the regime's")
     args = parser.parse_args()

@@ -9,39 +9,27 @@ from pathlib import Path
 PICTURES = "png pdf svg jpg jpeg webp tif tiff eps ps svgz".split()  # formats that matplotlib writes
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """A parser of whole numbers of at least `least`."""
+def _numbers(kind: type, holds: Callable[[float], bool], bounds: str, name: str = "") -> Callable[[str], float]:
+    """A parser, for argparse, of numbers within bounds."""
 
-    def parsed(text: str) -> int:
-        return int(_within(text, int, lambda value: least <= value < 2**63, f"at least {least}"))
+    def parsed(text: str) -> float:
+        value = kind(text)
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{name}{value} must be {bounds}")
+        return value
 
-    parsed.__name__ = "int"  # argparse prints it for a text that is not a number
+    parsed.__name__ = kind.__name__  # argparse prints it for a text that is not a number
     return parsed
 
 
-def above_zero(text: str) -> float:
-    """A finite number above 0."""
-    return _within(text, float, lambda value: 0 < value < math.inf, "above 0 and finite")
+def at_least(least: int) -> Callable[[str], float]:
+    """A parser of whole numbers of at least `least`."""
+    return _numbers(int, lambda value: least <= value < 2**63, f"at least {least}")
 
 
-def not_negative(text: str) -> float:
-    """A finite number of at least 0."""
-    return _within(text, float, lambda value: 0 <= value < math.inf, "at least 0 and finite")
-
-
-def cut(text: str) -> float:
-    """A fraction of a run's points, above 0 and below 1."""
-    return _within(text, float, lambda value: 0 < value < 1, "between 0 and 1", "cut ")
-
-
-above_zero.__name__ = not_negative.__name__ = cut.__name__ = "float"
-
-
-def _within(text: str, kind: type, holds: Callable[[float], bool], bounds: str, name: str = "") -> float:
-    value = kind(text)
-    if not holds(value):
-        raise argparse.ArgumentTypeError(f"{name}{value} must be {bounds}")
-    return value
+above_zero = _numbers(float, lambda value: 0 < value < math.inf, "above 0 and finite")
+not_negative = _numbers(float, lambda value: 0 <= value < math.inf, "at least 0 and finite")
+cut = _numbers(float, lambda value: 0 < value < 1, "between 0 and 1", "cut ")
 
 
 def picture(text: str) -> Path:

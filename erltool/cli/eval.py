@@ -13,12 +13,8 @@ def run(parser, words) -> int:
     parser.add_argument(
         "--samples", type=at_least(1), help="responses to each problem; default: the paper's, 8 of a task"
     )
-    parser.add_argument(
-        "--temperature", type=not_negative, help="of sampling, 0 for greedy; default: the paper's, 1 of a task"
-    )
-    parser.add_argument(
-        "--max-response-tokens", type=at_least(1), help="longest response; default: the run's, or at most 3072"
-    )
+    parser.add_argument("--temperature", type=not_negative, help="0 for greedy; default: the paper's, 1 of a task")
+    parser.add_argument("--max-response-tokens", type=at_least(1), help="default: the run's, or at most 3072")
     parser.add_argument(
         "--template", help="as in train; default: the run's, or boxed if the policy has a chat template"
     )

@@ -1,6 +1,7 @@
 """`erltool fit`."""
 
 import dataclasses
+import json
 import sys
 import textwrap
 import warnings
@@ -38,8 +39,6 @@ def run(parser, words) -> int:
         except ErltoolError as e:
             raise ErltoolError(f"{path}: {e}; it was evaluated on {len(entropy)} steps") from e
     if args.json:
-        import json
-
         rows = {
             p: f.to_dict() | ({"forecast": forecasts[p].to_dict()} if p in forecasts else {}) for p, f in fits.items()
         }

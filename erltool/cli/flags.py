@@ -30,7 +30,8 @@ def add_config_flags(parser) -> None:
     parsers = {"control": catalog.parse_control, "controller": catalog.parse_controller}
     names = {"control": list(catalog.CONTROLS), "controller": list(catalog.CONTROLLERS)}
     for field in dataclasses.fields(TrainConfig):
-        about, settings = field.metadata["help"].replace("%", "%%"), {}
+        about = field.metadata["help"].replace("%", "%%")
+        settings: dict[str, object] = {}
         if field.name in parsers:
             settings["type"], about = _argument(parsers[field.name]), f"{about}; one of {', '.join(names[field.name])}"
         elif field.type is bool:

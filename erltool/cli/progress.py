@@ -10,8 +10,7 @@ from erltool.cli import terminal
 
 
 def follow(config, out: Path, resume: bool, name: str) -> int:
-    """Trains and shows the progress; returns the exit status. The first Ctrl-C stops after the iteration with a
-    checkpoint, the second at once."""
+    """Trains with a progress bar; returns the exit status. A first Ctrl-C stops after the iteration's checkpoint."""
     from erltool.training.loop import train
 
     steps, crowding, warned, accuracy = train(config, out, resume), threads.Crowding(), False, None

@@ -32,12 +32,9 @@ class Card:
     number: int
     minutes: int
     silent_bug: bool
-    text: str
-    """The task and its hint, in markdown."""
-    solution: str
-    """Code; "" for a question."""
-    check: str
-    """Name in `workshop.EXERCISES`; "" for an unchecked exercise."""
+    text: str  # the task and its hint, in markdown
+    solution: str  # code; "" for a question
+    check: str  # name in `workshop.EXERCISES`; "" for an unchecked exercise
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,7 @@ class Lesson:
     path: Path
     number: int
     title: str
-    minutes: int
-    """To read and run it without its exercises."""
+    minutes: int  # to read and run it without its exercises
     cards: tuple[Card, ...]
 
 
@@ -159,8 +155,7 @@ def plan(lessons: Sequence[Lesson], minutes: int) -> list[tuple[str, int]]:
 
 
 def instructor_sheet(lessons: Sequence[Lesson], sessions: Sequence[int] = tuple(SESSIONS)) -> str:
-    """Markdown for the instructor: a timed plan for each length in minutes, solutions, and the mistakes that the checks
-    name."""
+    """Markdown for the instructor: a timed plan for each length, solutions, and the mistakes that the checks name."""
     lines = [
         "# For the instructor",
         "",

@@ -47,12 +47,10 @@ check_advantages_of = Exercise(
     {"two groups": (_t(1, 0, 0, 1, 0, 0, 0, 1), 4), "a group without spread": (_t(1, 1, 1, 1, 1, 0, 0, 0), 4)},
     {
         "nothing is divided by the standard deviation, as in Dr. GRPO": partial(group_advantages, estimator="dr_grpo"),
-        "the standard deviation has n in its denominator instead of n - 1": lambda r, n: (
-            group_advantages(r, n) * math.sqrt(n / (n - 1))
+        "the standard deviation divides by n instead of n - 1": lambda r, n: (
+            group_advantages(r, n) * (n / (n - 1)) ** 0.5
         ),
-        "all rewards are centred and scaled together instead of group by group": partial(
-            group_advantages, estimator="reinforce++"
-        ),
+        "rewards are scaled over all groups together": partial(group_advantages, estimator="reinforce++"),
         "the divisor has no small epsilon, so that a group without spread is 0/0": _without_epsilon,
     },
 )
@@ -93,9 +91,7 @@ check_clipped_loss = Exercise(
             _loss, average=lambda loss, m: response_mean(loss, m).mean()
         ),
         "the smaller loss is taken (min) instead of the larger one (max)": partial(_loss, worse=torch.minimum),
-        "the clipped loss stands alone, so that a token that moved the wrong way has no gradient": partial(
-            _loss, worse=lambda plain, clipped: clipped
-        ),
+        "the clipped loss is used alone": partial(_loss, worse=lambda plain, clipped: clipped),
         "the ratio is inverted, old over new": lambda x, old, a, m, eps: _loss(old, x, a, m, eps),
         "the sign is that of an objective to maximise": lambda *args: -_loss(*args),
     },
@@ -108,9 +104,7 @@ check_first_order = Exercise(
     bandit.first_order_change,
     _STEPS,
     {
-        "the minus sign is forgotten: entropy falls where the covariance is positive": lambda z, dz: (
-            -bandit.first_order_change(z, dz)
-        ),
+        "the minus sign of the covariance is missing": lambda z, dz: -bandit.first_order_change(z, dz),
         "the means are over actions with equal weights instead of under the policy": lambda z, dz: (
             -((z - z.mean()) * (dz - dz.mean())).mean()
         ),
@@ -125,13 +119,11 @@ check_policy_gradient_change = Exercise(
     bandit.predicted_change,
     {"likely is good": (_Z, _t(1, 0, 0, 0), 0.1), "rare is good": (_Z, _t(0, 0, 0, 1), 0.1)},
     {
-        "the step has no factor pi: that is the natural policy gradient's, Theorem 2": partial(
-            bandit.predicted_change, method="npg"
-        ),
+        "the factor pi is missing, as in Theorem 2": partial(bandit.predicted_change, method="npg"),
         "values are used instead of advantages: subtract their mean under the policy first": lambda z, v, eta: (
             bandit.first_order_change(z, eta * torch.softmax(z, -1) * v)
         ),
-        "the minus sign is forgotten": lambda *args: -bandit.predicted_change(*args),
+        "the minus sign is missing": lambda *args: -bandit.predicted_change(*args),
     },
 )
 
@@ -166,9 +158,7 @@ check_group_cov = Exercise(
     {"four responses": (_t(-0.2, -0.5, -1.0, -2.0), _t(0.9, 0.9, -0.9, -0.9))},
     {
         "the factor pi is missing: Cov(log pi, A) belongs to Theorem 2, Equation 8 to Theorem 1": _cov,
-        "n - 1 stands in the denominator, where the paper takes the mean": lambda x, a: _cov(
-            x, x.exp() * a, len(x) - 1
-        ),
+        "the sum is divided by n - 1 instead of n": lambda x, a: _cov(x, x.exp() * a, len(x) - 1),
         "the products are averaged without centring": lambda x, a: (x * x.exp() * a).mean(),
     },
 )
@@ -227,17 +217,13 @@ check_kl_cov_mask = Exercise(
     {"a third": (_COVARIANCE, _MASK, 0.34), "less than one token": (_COVARIANCE, _MASK, 0.01),
      "nine tenths": (_COVARIANCE, _MASK, 0.9)},
     {
-        "the absolute covariance is ranked, so that tokens that raise the entropy are taken, too": lambda c, m, f: (
-            _kl_cov_mask(c.abs(), m, f)
-        ),
+        "tokens are ranked by absolute covariance": lambda c, m, f: _kl_cov_mask(c.abs(), m, f),
         "each response gives the same fraction, at least one token each": lambda c, m, f: torch.cat(
             [_kl_cov_mask(row, rows, f) for row, rows in zip(c[:, None], m[:, None], strict=True)]
         ),
         "a fraction below one token selects no token": lambda c, m, f: top_tokens(c, m, int(f * m.sum())),
         "the fraction is of all positions with padding": lambda c, m, f: top_tokens(c, m, token_budget(f, m.numel())),
-        "padding is ranked, too, with its covariance of 0": lambda c, m, f: (
-            top_tokens(c, torch.ones_like(m), token_budget(f, int(m.sum())))
-        ),
+        "padding is ranked, too": lambda c, m, f: top_tokens(c, torch.ones_like(m), token_budget(f, int(m.sum()))),
     },
 )  # fmt: skip
 
@@ -329,16 +315,10 @@ check_entropy_before = Exercise(
         "every step": (np.arange(1, 21), np.linspace(1, 0.3, 20) ** 3, 10, 5),
     },
     {
-        "the window includes both ends, so that a step counts for two measurements": partial(
-            _entropy_before, inside=lambda s, at, w: (s >= at - w) & (s <= at)
-        ),
-        "steps after the measurement are included": partial(
-            _entropy_before, inside=lambda s, at, w: abs(s - at) <= w / 2
-        ),
+        "the window includes both ends": partial(_entropy_before, inside=lambda s, at, w: (s >= at - w) & (s <= at)),
+        "later steps are included": partial(_entropy_before, inside=lambda s, at, w: abs(s - at) <= w / 2),
         "all steps up to the measurement are averaged": partial(_entropy_before, inside=lambda s, at, w: s <= at),
-        "the step of the measurement is left out": partial(
-            _entropy_before, inside=lambda s, at, w: (s >= at - w) & (s < at)
-        ),
+        "the step `at` is left out": partial(_entropy_before, inside=lambda s, at, w: (s >= at - w) & (s < at)),
     },
 )
 
@@ -360,9 +340,7 @@ check_seconds_left = Exercise(
         "responses that grow": (_t(1000, 2000, 6000), _t(2000, 1500, 1000), 4),
     },
     {
-        "rates are averaged, so that a slow update counts by its rate instead of its time": lambda tokens, rate, left: (
-            left * tokens.mean() / rate.mean()
-        ),
+        "rates are averaged instead of times": lambda tokens, rate, left: left * tokens.mean() / rate.mean(),
         "the last update stands for all": lambda tokens, rate, left: left * tokens[-1] / rate[-1],
         "finished updates are counted, too": lambda tokens, rate, left: (left + len(tokens)) * (tokens / rate).mean(),
     },

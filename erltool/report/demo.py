@@ -79,8 +79,7 @@ SHOWN = (
 
 
 def demo_figure(runs: dict[str, Run]) -> Figure:
-    """Entropy, held-out accuracy and the share of responses that work step by step, over steps; and accuracy against
-    entropy with the fitted law."""
+    """Entropy, accuracy and the share that works step by step, over steps; accuracy against entropy with the law."""
     axes = new_axes(4, width=3.6)
     for index, (name, run) in enumerate(runs.items()):
         label = LABELS.get(name, name)

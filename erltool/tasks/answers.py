@@ -55,8 +55,7 @@ def explicit_answer(response: str, lines: int = 1, limit: int = MAX_ANSWER) -> t
 
 
 def last_lines(response: str, lines: int, limit: int = MAX_ANSWER) -> str:
-    """The last lines of a response, or of the block of code that ends it. With `lines` 1, JSON over several lines
-    counts as one line."""
+    """The last lines of a response, or of the code block that ends it; if 1, JSON over several lines is one line."""
     text = _tail(response).strip()
     if text.endswith("```"):
         text = text[:-3].rpartition("```")[2].partition("\n")[2].rstrip()
@@ -118,7 +117,8 @@ def _phrase(response: str) -> int | None:
 def _block(text: str, lines: int, whole_line: bool) -> str:
     """The first `lines` lines of a text, more while a bracket is open, and a whole column of values. A single line is
     cut after its first sentence, unless `whole_line`."""
-    kept, is_open, dollars, below = [], 0, 0, text[:1] == "\n"
+    kept: list[str] = []
+    is_open, dollars, below = 0, 0, text[:1] == "\n"
     for line in text.strip().splitlines():
         done = len(kept) >= lines and is_open <= 0 and not dollars % 2 and not kept[-1].rstrip().endswith(",")
         if done and not (below and _BARE.fullmatch(kept[-1]) and _BARE.fullmatch(line)):

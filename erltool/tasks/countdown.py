@@ -146,8 +146,7 @@ def countdown_problem(numbers: tuple[int, ...], target: int) -> Countdown:
 
 
 def is_held_out(numbers: Sequence[int], target: int) -> bool:
-    """Whether a problem is held out: by its target and sorted numbers, so that no other order of a training problem's
-    numbers is held out."""
+    """Whether a problem is held out, by its target and sorted numbers: all orders of the numbers are on one side."""
     return in_held_out(f"countdown:{sorted(numbers)}:{target}")
 
 

@@ -4,6 +4,7 @@ Decided here: numbers (separators, fractions, exponents, percent, currency, unit
 numerals of another base, equal texts. Models write the answers, so no function evaluates them or raises for a text.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -63,9 +64,8 @@ def for_library(answer: str) -> str:
     text = re.sub(r"([0-9.]+)[eE]([-+]?[0-9]{1,3})(?![0-9A-Za-z.])", r"\1\\cdot 10^{\2}", text)
     text = _FUNCTION.sub(r"\\\1 ", text)
     text = text.replace("**", "^").replace("\\varnothing", "\\emptyset")
-    depths = [0]
-    for brace in re.findall(r"(?<!\\)[{}]", text):
-        depths.append(depths[-1] + (1 if brace == "{" else -1))
+    steps = (1 if brace == "{" else -1 for brace in re.findall(r"(?<!\\)[{}]", text))
+    depths = list(itertools.accumulate(steps, initial=0))
     return text if min(depths) == 0 == depths[-1] else ""
 
 
@@ -77,10 +77,8 @@ class Number:
     """A number in an answer."""
 
     value: Fraction
-    unit: str = ""
-    """A unit of UNITS; "" for none and for unknown words."""
-    name: str = ""
-    """The variable that has the value: x in "x = 5"."""
+    unit: str = ""  # one of UNITS; "" for none and for unknown words
+    name: str = ""  # the variable that has the value: x in "x = 5"
 
 
 UNITS = {
@@ -279,8 +277,9 @@ def _without_unit(text: str) -> tuple[str, str]:
     if m and not _NOT_UNITS & set(m[3].lower().split()):
         return m[1].strip(), known_unit(_without_text(m[2]).replace("{", "").replace("}", ""))
     m = re.fullmatch(r"(.*[0-9})]|.*\\pi)\s((?:sq(?:uare)? |cubic )?[a-z]{2,}(?:\^\{?[23]\}?)?)", text, re.DOTALL)
-    unit = known_unit(m[2].replace("{", "").replace("}", "")) if m else ""
-    return (m[1], unit) if unit else (text, "")
+    if m and (unit := known_unit(m[2].replace("{", "").replace("}", ""))):
+        return m[1], unit
+    return text, ""
 
 
 def _choice(text: str) -> str:

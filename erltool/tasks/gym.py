@@ -97,7 +97,7 @@ def plainly_wrong(name: str, entry: dict, answer: str) -> bool:
     if re.search(r"\bnan", answer, re.IGNORECASE) and "nan" not in stored.casefold():
         return True
     given, true = number(answer), number(stored)
-    return bool(true) and (not given or abs(given.value - true.value) > abs(true.value) / 100 + Fraction(1, 1000))
+    return true is not None and (not given or abs(given.value - true.value) > abs(true.value) / 100 + Fraction(1, 1000))
 
 
 def worked_answer(name: str, entry: dict, score_of: Callable[[str, dict], float]) -> str:

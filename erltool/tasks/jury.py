@@ -70,9 +70,7 @@ class Bench:
         self.selector = selectors.DefaultSelector()
 
     def judge(self) -> dict:
-        self.selector.register(
-            0, selectors.EVENT_READ
-        )  # the parent writes nothing now: readable means that it has ended
+        self.selector.register(0, selectors.EVENT_READ)  # the parent writes nothing now: readable means its end
         try:
             while (self.open or self.later or self.busy) and self.left() > 0 and time.monotonic() < self.deadline:
                 self.hand_out()
@@ -91,9 +89,7 @@ class Bench:
             i, limit = self.take()
             worker = self.idle.pop() if self.idle else self.hire()
             worker.question, worker.limit = i, limit
-            worker.kill_at = time.monotonic() + PATIENCE * (
-                limit + 1
-            )  # for a worker that waits and takes no processor time
+            worker.kill_at = time.monotonic() + PATIENCE * (limit + 1)  # if it waits and takes no processor time
             self.busy[worker.pipe.fileno()] = worker
             with contextlib.suppress(OSError):  # the worker has died, and `collect` will find out
                 worker.pipe.send_bytes(json.dumps([i, limit]).encode())

@@ -24,16 +24,8 @@ from typing import Any
 
 from erltool.errors import ErltoolError
 from erltool.resources import cache_folder, hub_reachable
+from erltool.tasks import chain
 from erltool.tasks.answers import extract_answer
-from erltool.tasks.chain import (
-    HELD_OUT,
-    TRAIN,
-    ChainProblems,
-    Description,
-    chain_reward,
-    describe_chain,
-    parse_settings,
-)
 from erltool.tasks.countdown import HELD_OUT_PARTS, countdown_problems, countdown_reward, in_held_out
 from erltool.tasks.equality import for_library
 from erltool.tasks.gym import worked_answer
@@ -79,12 +71,11 @@ class Task:
     train: Sequence[Any]
     held_out: Sequence[Any]
     verify: Callable[[Any, str], float]
-    describe: Callable[[str, str], Description] | None = None
+    describe: Callable[[str, str], chain.Description] | None = None
     """Takes a response to a prompt apart, in tasks that can (chain.py)."""
 
     def examples(self, count: int) -> tuple[tuple[str, str], ...]:
-        """(prompt, right response) of `count` training problems, evenly spaced among those that have a right response.
-        Raises ErltoolError where none has."""
+        """(prompt, right response) of `count` training problems, evenly spaced. Raises ErltoolError if none has one."""
         solved = [p for p in self.train if getattr(p, "response", "") or getattr(p, "answer", "")] if count else []
         if count and not solved:
             raise ErltoolError(f"task {self.name}: its problems have no right response to show; use shots=0")
@@ -112,9 +103,11 @@ def rewards_of(task: Any, problems: Sequence[Any], responses: Sequence[str]) -> 
 def load_task(name: str) -> Task:
     """The task of a name as in this module's docstring. Raises ErltoolError, with the remedy, for an unknown name, a
     missing package, and a data set that is empty, unreadable or out of reach."""
-    generated = {"countdown": _countdown, "chain": _chain, "addition": _addition, "reasoning-gym": _gym}
-    if name != "reasoning-gym" and (make := generated.get(name.partition(":")[0])):
+    generators: dict[str, Callable[[str], Task]] = {"countdown": _countdown, "chain": _chain, "addition": _addition}
+    if make := generators.get(name.partition(":")[0]):
         return make(name)
+    if name.startswith("reasoning-gym:"):
+        return _gym(name)
     if name in HUB:
         hub_id, subset, *splits = HUB[name]
         train, held_out = (problems_of(name, hub_dataset(name, hub_id, subset, s)) if s else [] for s in splits)
@@ -296,10 +289,11 @@ def _countdown(name: str) -> Task:
 
 @functools.cache
 def _chain(name: str) -> Task:
-    settings = parse_settings(name)
-    describe = functools.partial(describe_chain, modulus=settings.modulus)
-    held_out = list(ChainProblems(settings, HELD_OUT, held_out=True))
-    return Task(name, ChainProblems(settings, TRAIN, held_out=False), held_out, chain_reward, describe)
+    settings = chain.parse_settings(name)
+    describe = functools.partial(chain.describe_chain, modulus=settings.modulus)
+    held_out = list(chain.ChainProblems(settings, chain.HELD_OUT, held_out=True))
+    train = chain.ChainProblems(settings, chain.TRAIN, held_out=False)
+    return Task(name, train, held_out, chain.chain_reward, describe)
 
 
 def _addition(name: str) -> Task:

@@ -28,7 +28,7 @@ import math
 import re
 import time
 import tomllib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -170,7 +170,7 @@ def recorded_runs(grid: Grid, folder: Path | None) -> dict[str, Run]:
     return runs
 
 
-def run_grid(grid: Grid, out: Path, done: Collection[str] = ()) -> Iterator[tuple[str, "Progress"]]:
+def run_grid(grid: Grid, out: Path, done: Collection[str] = ()) -> Generator[tuple[str, "Progress"], None, None]:
     """Makes the runs of a grid that are not in `done`, not over and not being worked on, in `out`/NAME each; yields how
     each goes.
 

@@ -12,7 +12,7 @@ draws come from generators seeded by (seed, purpose, iteration), so a run contin
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from erltool.training.update import PROMPTS, SAMPLING, Batch, Updater, generator
 RESAMPLING_ROUNDS = 4  # of dynamic sampling
 
 
-def train(config: TrainConfig, out: str | Path | None = None, resume: bool = False) -> Iterator[Step]:
+def train(config: TrainConfig, out: str | Path | None = None, resume: bool = False) -> Generator[Step, None, None]:
     """Trains, and yields a `Step` after every optimiser update.
 
     With `out` the run is written to that folder as it goes (runs/folder.py); a folder that holds a run is refused
@@ -83,7 +83,7 @@ class _Trainer:
 
     # --- the algorithm ------------------------------------------------------------------------------
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Generator[Step, None, None]:
         courtesy = Courtesy()
         try:
             while self.step < self.config.steps:
