@@ -96,7 +96,7 @@ def _lab_server() -> Iterator[tuple[int, str]]:
     if any((place / "anywidget").is_dir() for place in places):
         yield OK, "anywidget is in the JupyterLab server's environment"
     else:
-        yield FAIL, f"anywidget is missing beside {server}: widgets stay blank; run there: pip install anywidget"
+        yield FAIL, f"anywidget is missing in {prefix}, where JupyterLab runs; run its pip install anywidget"
     if server and Path(server).parent.resolve() != Path(sys.executable).parent.resolve():
         yield NOTE, f"JupyterLab on PATH is {server}, of another Python; start this Python's with: erltool lab"
 

@@ -70,8 +70,8 @@ class Judge:
     def gym(self, dataset: str, entry: dict, response: str, options: dict | None = None) -> float:
         """Score in [0, 1] of a response's answer by reasoning-gym's data set with these `options`.
 
-        In a response that marks no answer, it is the last number if the stored answer is a number, else as many last
-        lines as the stored answer has.
+        In a response that marks no answer, the answer is the last number if the stored one is a number, else as many
+        last lines as the stored one has.
         """
         return self.gyms(dataset, [entry], [response], options)[0]
 
