@@ -1,8 +1,8 @@
 """Colours of the widgets, computed from the JavaScript and CSS that ship: contrast, and steps that stay apart for
 colour-blind readers."""
 
+import ast
 import itertools
-import json
 import re
 import sys
 from pathlib import Path
@@ -15,10 +15,11 @@ import erltool
 WIDGETS = Path(erltool.__file__).parent / "widgets"
 SCRIPTS = {file.name: file.read_text() for file in WIDGETS.glob("*.js")}
 MAPS = {
-    name: np.array(json.loads(stops), float)
+    name: np.array(ast.literal_eval(stops), float)
     for text in SCRIPTS.values()
-    for name, stops in re.findall(r"const ([A-Z]+) = (\[\[.+?\]\]);", text)
+    for name, stops in re.findall(r"const ([A-Z]+) = (\[\s*\[[\d\s,\[\]]+\]);", text)
 }
+assert set(MAPS) == {"CIVIDIS", "PUOR"}
 BLIND = {  # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
     "normal": np.eye(3),
     "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -137,14 +138,15 @@ def test_words_in_drawings_have_contrast_on_their_white():
     (white,) = [style["background"] for selector, style in rules() if selector == ".erltool svg"]
     words = []
     for text in SCRIPTS.values():
-        constants = dict(re.findall(r"([A-Z]+) = \"(#\w+)\"", text))
-        for fill in re.findall(r"draw\(\"text\"[^\n]*?fill: (\"#\w+\"|[A-Z]+\b)", text):
+        constants = dict(re.findall(r"([A-Z_]+) = \"(#\w+)\"", text))
+        for fill in re.findall(r"(?:draw\(\"text\"|words\()[^;]*?fill: (\"#\w+\"|[A-Z_]+\b)", text):
             words.append(constants.get(fill, fill.strip('"')))
     assert words and all(contrast(parsed(c, {}), parsed(white, {})) >= 4.5 for c in words), words
 
 
 @pytest.mark.parametrize(
-    "script, names", [("entropy_lab.js", ("A", "B")), ("curve_fitter.js", ("DATA", "FORECAST", "DRAGGED"))]
+    "script, names",
+    [("entropy_lab.js", ("ENTROPY", "PREDICTED")), ("curve_fitter.js", ("DATA", "FORECAST", "DRAGGED"))],
 )
 def test_the_lines_of_a_drawing_differ_for_colour_blind_readers(script, names):
     lines = [re.search(rf"\b{n} = \"(#\w+)\"", SCRIPTS[script])[1] for n in names]

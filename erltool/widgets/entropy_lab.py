@@ -12,7 +12,7 @@ from erltool.entropy import bandit
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, new_axes
 from erltool.text import visible
-from erltool.widgets.view import View, javascript, message
+from erltool.widgets.view import CHOSEN, View, javascript, message
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,11 @@ class EntropyLab(View):
     _esm = javascript("entropy_lab.js")
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     start = traitlets.List(traitlets.Float()).tag(sync=True)
-    # Not echoed: an echo would undo in the browser what was chosen since.
-    logits = traitlets.List(traitlets.Float()).tag(sync=True, echo_update=False)
-    advantages = traitlets.List(traitlets.Float()).tag(sync=True, echo_update=False)
-    history = traitlets.List(traitlets.List(traitlets.Float())).tag(sync=True, echo_update=False)
-    eta = traitlets.Float(0.5, min=1e-6).tag(sync=True, echo_update=False)
-    method = traitlets.Enum(("pg", "npg"), "npg").tag(sync=True, echo_update=False)
+    logits = traitlets.List(traitlets.Float()).tag(**CHOSEN)
+    advantages = traitlets.List(traitlets.Float()).tag(**CHOSEN)
+    history = traitlets.List(traitlets.List(traitlets.Float())).tag(**CHOSEN)
+    eta = traitlets.Float(0.5, min=1e-6).tag(**CHOSEN)
+    method = traitlets.Enum(("pg", "npg"), "npg").tag(**CHOSEN)
 
     def __init__(
         self,

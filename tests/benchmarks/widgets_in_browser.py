@@ -82,8 +82,8 @@ class Widget:
 
 WIDGETS = (
     Widget("EntropyLab", "EntropyLab()", "probability of a1", 16),
-    Widget("TokenInspector, 300 tokens", "TokenInspector(tokens(300))", "KL-Cov share", 40),
-    Widget("TokenInspector, 10,000 tokens", "TokenInspector(tokens(10_000))", "KL-Cov share", 200),
+    Widget("TokenInspector, 300 tokens", "TokenInspector(tokens(300))", "KL-Cov fraction", 40),
+    Widget("TokenInspector, 10,000 tokens", "TokenInspector(tokens(10_000))", "KL-Cov fraction", 200),
     Widget("ControlExplorer, 4 controls, 10 seeds", "ControlExplorer(runs())", "clip-cov fraction", 40),
     Widget("CurveFitter, dragged", "CurveFitter(paper(), current=4, beside=[0, 2])", "a", 40),
     Widget("CurveFitter, refitted", "CurveFitter(recorded(), performance='reward')", "window", 60),
