@@ -72,11 +72,11 @@ def parsed(colour, theme, behind=(255, 255, 255)):
 
 def themes():
     """Variables of JupyterLab's themes as installed here, and none of them, as outside JupyterLab."""
-    found = {"none": {}}
+    by_name = {"none": {}}
     for name in ("light", "dark"):
         file = Path(sys.prefix) / f"share/jupyter/lab/themes/@jupyterlab/theme-{name}-extension/index.css"
-        found[name] = dict(re.findall(r"(--[\w-]+):\s*([^;}]+)", file.read_text()))
-    return found
+        by_name[name] = dict(re.findall(r"(--[\w-]+):\s*([^;}]+)", file.read_text()))
+    return by_name
 
 
 def rules():
@@ -116,13 +116,13 @@ def test_a_bad_map_would_be_found():
 
 @pytest.mark.parametrize("theme", ["none", "light", "dark"])
 def test_words_and_lines_of_the_css_have_contrast_in_every_theme(theme):
-    variables, found = themes()[theme], dict(rules())
-    page = parsed(found[".erltool"]["background"], variables)
-    ink = parsed(found[".erltool"]["color"], variables, page)
+    variables, styles = themes()[theme], dict(rules())
+    page = parsed(styles[".erltool"]["background"], variables)
+    ink = parsed(styles[".erltool"]["color"], variables, page)
     assert contrast(ink, page) >= 4.5
     seen = 0
-    for selector, style in found.items():
-        if any(part in selector for part in GRAPHICS):
+    for selector, style in styles.items():
+        if any(name in selector for name in GRAPHICS):
             continue
         behind = parsed(style["background"], variables) if is_colour(style.get("background")) else page
         words = parsed(style["color"], variables, behind) if is_colour(style.get("color")) else ink

@@ -60,8 +60,8 @@ def test_a_module_exports_what_the_one_text_takes_from_it(file):
     """Importing the file also checks that every name that it imports is exported."""
     code = "console.log(Object.keys(await import(process.argv[1])).join())"
     exported = node("--input-type=module", "--eval", code, str(file)).strip()
-    found = re.findall(r"^export (?:const|function) (\w+)", file.read_text(), re.M)
-    assert sorted(exported.split(",")) == sorted(found or ["default"])
+    taken = re.findall(r"^export (?:const|function) (\w+)", file.read_text(), re.M)
+    assert sorted(exported.split(",")) == sorted(taken or ["default"])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import traitlets
 from matplotlib.figure import Figure
@@ -84,7 +85,10 @@ class ControlExplorer(View):
         self.groups, settings = _grouped(self._runs)
         self._end = end_values({str(i): run for i, run in enumerate(self._runs)}).reset_index(drop=True)
         self._last = float(max((r.metrics["step"].max() for r in self._runs), default=0))
-        self._binned = _curves(self._runs, self._last)
+        tables = [r.metrics.reindex(columns=["step", *SHOWN]).astype(float) for r in self._runs]
+        self._binned = {
+            m: np.array([binned(t["step"], t[m], self._last) for t in tables], np.float32) for m in SHOWN
+        }  # (runs, spans) each
         super().__init__(problem=visible(problem), data=self._data(settings), metrics=list(metrics))
         here = set(self.data["controls"])
         self.chosen = dict.fromkeys(here & {*FIRST} or here, -1)
@@ -110,9 +114,8 @@ class ControlExplorer(View):
         """The same controls, each with parameters that were recorded in this setting; ALWAYS among them."""
         kept = {}
         for control in self.data["controls"]:
-            here = self._recorded(control)
+            here, at = self._recorded(control), proposal.value.get(control, -1)
             if here and (control in proposal.value or control in ALWAYS):
-                at = proposal.value.get(control, -1)
                 kept[control] = at if at in here else self._nearest(here, at)
         return kept
 
@@ -132,12 +135,13 @@ class ControlExplorer(View):
         controls = list(dict.fromkeys(g.control for g in self.groups))
         return {
             "controls": controls,
-            "styles": {c: {"colour": _style(c, controls)[0], "dash": list(_style(c, controls)[1])} for c in controls},
+            "styles": {c: dict(zip(("colour", "dash"), _style(c, controls), strict=True)) for c in controls},
             "settings": settings,
             "groups": [
                 {"control": g.control, "parameters": g.parameters, "setting": g.setting, "runs": list(g.runs),
                  "label": g.label, "end": self._end_of(g),
-                 "failed": int((self._end.loc[list(g.runs), "failed"] != "").sum())} for g in self.groups
+                 "failed": int((self._end["failed"].iloc[[*g.runs]] != "").sum())}
+                for g in self.groups
             ],
             "metrics": {m: axis_label(m) for m in SHOWN},
             "steps": middles(self._last).astype(np.float32).tobytes(),
@@ -176,9 +180,9 @@ class ControlExplorer(View):
         for group in self.shown:
             for i in group.runs:
                 run = self._runs[i]
-                who = {"run": run.name, "control": group.label, "seed": run.config["seed"]}
-                end.append(who | self._end.loc[i].to_dict())
-                curves.append(run.metrics.reindex(columns=["step", *SHOWN]).assign(**who))
+                names = {"run": run.name, "control": group.label, "seed": run.config["seed"]}
+                end.append(names | self._end.loc[i].to_dict())
+                curves.append(run.metrics.reindex(columns=["step", *SHOWN]).assign(**names))
         order = ["run", "control", "seed", "step", *SHOWN]
         return ControlExplorerResult(
             Table(end), Table(pd.concat(curves, ignore_index=True)[order] if curves else pd.DataFrame(columns=order))
@@ -222,10 +226,11 @@ def axis_label(metric: str) -> str:
     return f"{LABELS.get(metric, metric.replace('_', ' '))} ({METRICS[metric][0]})"
 
 
-def binned(steps: np.ndarray, values: np.ndarray, last: float) -> np.ndarray:
+def binned(steps: npt.ArrayLike, values: npt.ArrayLike, last: float) -> np.ndarray:
     """Means of values over equal spans of the steps 1 to `last`, at most POINTS of them; NaN for a span without."""
     width = max(1, math.ceil(last / POINTS))
     bins = math.ceil(last / width)
+    steps, values = np.asarray(steps, float), np.asarray(values, float)
     kept = np.isfinite(values) & np.isfinite(steps)
     at = ((steps[kept] - 1) // width).astype(int)
     count = np.bincount(at, minlength=bins)
@@ -238,24 +243,16 @@ def middles(last: float) -> np.ndarray:
     return np.arange(math.ceil(last / width)) * width + (width + 1) / 2
 
 
-def _curves(runs: list[Run], last: float) -> dict[str, np.ndarray]:
-    """Each metric of SHOWN binned, (runs, spans) float32."""
-    tables = [r.metrics.reindex(columns=["step", *SHOWN]).astype(float) for r in runs]
-    return {
-        m: np.array([binned(t["step"].to_numpy(), t[m].to_numpy(), last) for t in tables], np.float32) for m in SHOWN
-    }
-
-
 def _comparable(runs) -> tuple[list[Run], str]:
     """The runs that can be compared, and a line on those left out. Raises ErltoolError where none is left, or where
     their tasks or policies differ."""
     kept, left_out = [], []
     for source in _sources(runs):
+        members: list[Run] = []
         try:
             members = opened(source)
         except ErltoolError as e:
             left_out.append(str(e))
-            continue
         for run in members:
             if not isinstance(run.config.get("control"), Mapping) or "seed" not in run.config:
                 left_out.append(f"run {run.path}: its config.json names no control and seed")
@@ -319,12 +316,10 @@ def _order(group: _Group):
 def parts_of(control: Mapping, controller: Mapping | None = None) -> tuple[str, dict[str, float | str]]:
     """Name and parameters of a control, and of its controller, as a configuration holds them. The parameters of several
     have the name of theirs before them."""
-    if controller:
-        both = [parts_of(control), parts_of(controller)]
-        return " under ".join(n for n, _ in both), {f"{n} {k}": v for n, fields in both for k, v in fields.items()}
-    if "members" in control:
-        members = [parts_of(member) for member in control["members"]]
-        return "+".join(n for n, _ in members), {f"{n} {k}": v for n, fields in members for k, v in fields.items()}
+    if several := [control, controller] if controller else control.get("members"):
+        members = [parts_of(member) for member in several]
+        name = (" under " if controller else "+").join(n for n, _ in members)
+        return name, {f"{n} {k}": v for n, fields in members for k, v in fields.items()}
     return visible(control.get("name")), {visible(k): _plain(v) for k, v in control.items() if k != "name"}
 
 

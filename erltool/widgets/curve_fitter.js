@@ -108,8 +108,8 @@ function curveOf(model, d) {
 function valueAt(grid, curve, h) {
   let i = 1;
   while (i < grid.length - 1 && grid[i] < h) i++;
-  const part = grid[i] > grid[i - 1] ? (h - grid[i - 1]) / (grid[i] - grid[i - 1]) : 0;
-  return curve[i - 1] + part * (curve[i] - curve[i - 1]);
+  const fraction = grid[i] > grid[i - 1] ? (h - grid[i - 1]) / (grid[i] - grid[i - 1]) : 0;
+  return curve[i - 1] + fraction * (curve[i] - curve[i - 1]);
 }
 
 function residuals({ at, grid, h, r }, curve) {

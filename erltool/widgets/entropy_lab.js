@@ -154,7 +154,7 @@ function entropyChart(lab) {
     node.replaceChildren(
       ...yAxis(
         at,
-        [0, 0.5, 1].map((part) => [part * highest, fixed(part * highest, 2)]),
+        [0, 0.5, 1].map((half) => [half * highest, fixed(half * highest, 2)]),
       ),
       line(at, steps, exact, { stroke: ENTROPY }),
       line(at, steps, within, { stroke: PREDICTED, "stroke-dasharray": "6 4" }),

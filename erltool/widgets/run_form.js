@@ -44,7 +44,7 @@ function render({ model, el }) {
     }
     wrong.show();
     says.say((sentences ?? []).join("\n"));
-    const cells = (rows ?? []).map(([when, part, size]) => [when, part, fixed(size, 2)]);
+    const cells = (rows ?? []).map(([when, name, size]) => [when, name, fixed(size, 2)]);
     fillTable(plan, rows ? ["when", "what", "GiB"] : [], cells);
   };
   model.on("change:plan change:problem change:values", paint);

@@ -64,7 +64,7 @@ const luminance = (rgb) => {
 // Colours of a quantity. They span 2 % to 98 % of the step's tokens: few extremes leave the rest apart.
 const colouring = (d, quantity) => {
   const sorted = d[quantity].toSorted();
-  const at = (part) => sorted[Math.round(part * (sorted.length - 1))];
+  const at = (fraction) => sorted[Math.round(fraction * (sorted.length - 1))];
   const [low, high] = quantity === "selected" ? [0, 1] : [at(0.02), at(0.98)];
   const centre = CENTRES[quantity];
   if (centre === undefined) {

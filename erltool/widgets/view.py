@@ -20,8 +20,8 @@ _EXPORT = re.compile(r"^export (?=(?:const|function) (\w+))", re.M)
 def javascript(name: str) -> str:
     """A widget's module and the modules that it imports, as one text.
 
-    anywidget imports this text from a blob URL, where "./kit.js" leads nowhere. A data URL, or a blob of our own, may be
-    what a page's content-security policy forbids. So an imported module becomes the result of a function:
+    anywidget imports this text from a blob URL, where "./kit.js" leads nowhere. A page's content-security policy may
+    forbid more URLs than that one. So an imported module becomes the result of a function:
 
         import { axis } from "./kit.js";        const { axis } = kit;
         export const axis = ...; (in kit.js)    const kit = (() => { const axis = ...; return { axis }; })();
