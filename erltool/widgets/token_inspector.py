@@ -111,16 +111,17 @@ class TokenInspector(View):
     @property
     def result(self) -> TokenInspectorResult:
         """What the sliders select now."""
-        t = self._shown
-        cov, n = t["covariance"].to_numpy(float), len(t)
-        advantage, log_prob = t["advantage"].to_numpy(float), t["log_prob"].to_numpy(float)
-        clip, kl = np.zeros(n, bool), np.zeros(n, bool)
+        t, n = self._shown, len(self._shown)
+        columns = ("covariance", "log_prob", "old_log_prob", "advantage")
+        cov, log_prob, old, advantage = (np.array(t[c], float) for c in columns)
+        clip, kl = np.zeros((2, n), bool)
         band = np.flatnonzero((cov > self.low) & (cov < self.high))
         clip[band[np.argsort(-self._keys[band], kind="stable")[: token_budget(self.clip_fraction, n)]]] = True
         kl[np.argsort(-cov, kind="stable")[: token_budget(self.kl_fraction, n)]] = True
-        penalty = self.coef * np.sign(log_prob - t["old_log_prob"].to_numpy(float))
+        penalty = self.coef * np.sign(log_prob - old)
         reshaped = advantage, np.where(clip, 0, advantage), np.where(kl, advantage - penalty, advantage)
-        means = [covariance_of(log_prob, a) for a in reshaped]
+        log_probs, mask = torch.from_numpy(log_prob)[None], torch.ones(1, n, dtype=torch.bool)
+        means = [mean_covariance(torch.from_numpy(a)[None], log_probs, mask).item() for a in reshaped]
         return TokenInspectorResult(t.assign(clip_cov=clip, kl_cov=kl), *means)
 
     @property
@@ -149,13 +150,6 @@ class TokenInspector(View):
         ax.set_ylabel(self.quantity)
         ax.set_title(shown(self.data["prompts"][self.response], 120), parse_math=False, fontsize=9, loc="left")
         return ax.figure
-
-
-def covariance_of(log_prob: np.ndarray, advantage: np.ndarray) -> float:
-    """Mean token covariance of tokens in one row, nats; 0 for no tokens."""
-    # Copies, since pandas' arrays are read-only.
-    advantages, log_probs = (torch.from_numpy(np.array(x))[None] for x in (advantage, log_prob))
-    return mean_covariance(advantages, log_probs, torch.ones_like(log_probs, dtype=torch.bool)).item()
 
 
 def _tokens_of(source) -> pd.DataFrame:
