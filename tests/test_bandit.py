@@ -92,12 +92,12 @@ def test_a_group_estimates_the_covariance_with_the_known_bias_and_noise(generato
     logits = torch.tensor([1.0, 0.0, -1.0, 0.5], dtype=torch.float64)
     rewards = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
     exact = bandit.policy_covariance(logits, torch.log_softmax(logits, -1), rewards)
-    found = bandit.sampled_covariance(logits, rewards, group_size, 20_000, generator)
+    estimates = bandit.sampled_covariance(logits, rewards, group_size, 20_000, generator)
     expected = (1 - 1 / group_size) * exact
-    assert (found.mean() - expected).abs() < 4 * found.std() / 20_000**0.5
+    assert (estimates.mean() - expected).abs() < 4 * estimates.std() / 20_000**0.5
     if group_size == 64:
         small = bandit.sampled_covariance(logits, rewards, 16, 20_000, generator).std()
-        assert 1.8 < small / found.std() < 2.2
+        assert 1.8 < small / estimates.std() < 2.2
 
 
 def test_the_estimate_is_what_training_computes_for_a_prompt(generator):
@@ -106,12 +106,12 @@ def test_the_estimate_is_what_training_computes_for_a_prompt(generator):
 
     logits, rewards = torch.tensor([1.0, 0.0, -1.0]), torch.tensor([1.0, 0.0, 0.5])
     seed = generator.initial_seed()
-    found = bandit.sampled_covariance(logits, rewards, 6, 1, torch.Generator().manual_seed(seed))[0]
+    estimate = bandit.sampled_covariance(logits, rewards, 6, 1, torch.Generator().manual_seed(seed))[0]
     log_p = torch.log_softmax(logits, -1)
     actions = torch.multinomial(log_p.exp(), 6, replacement=True, generator=torch.Generator().manual_seed(seed))
     advantages = group_advantages(rewards[actions], 6, "dr_grpo")
     expected = mean_covariance(advantages, log_p[actions][:, None], torch.ones(6, 1, dtype=torch.bool))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(estimate, expected)
 
 
 def test_bad_input_is_named():

@@ -165,7 +165,7 @@ def test_axe_finds_nothing_serious_in_our_widgets(widgets, theme, shots):
 
 def test_a_form_takes_what_is_typed_and_says_what_cannot_be(widgets):
     output = widgets.output_of(1 + SHOWN.index("RunForm(erltool.TrainConfig(device='cpu'))"))
-    policy, peak = output.get_by_role("combobox", name="policy"), output.get_by_text("at the peak on cpu")
+    policy, peak = output.get_by_role("combobox", name="policy"), output.locator(".status")
     before = peak.inner_text()
     policy.fill("nothing-there")
     policy.press("Enter")
@@ -174,6 +174,35 @@ def test_a_form_takes_what_is_typed_and_says_what_cannot_be(widgets):
     policy.press("Enter")
     output.get_by_role("alert").wait_for(state="detached")
     assert peak.inner_text() != before
+
+
+def test_tables_have_scopes_and_the_focused_token_is_the_selected_one(widgets):
+    headers = widgets.page.locator(".erltool th")
+    assert headers.count() and not widgets.page.locator(".erltool th:not([scope])").count()
+    output = widgets.output_of(1 + SHOWN.index("TokenInspector(run)"))
+    output.locator(".token").first.focus()
+    widgets.page.keyboard.press("ArrowRight")
+    selected = output.locator(".token[aria-selected=true]")
+    assert selected.count() == 1 and selected.evaluate("(n) => n === document.activeElement && !!n.previousSibling")
+
+
+COUNT_PICTURES = """(root) => {
+  window.pictures = 0;
+  new MutationObserver(() => { window.pictures += 1; }).observe(root.querySelector("svg"), {childList: true});
+}"""
+
+
+def test_a_reader_who_asked_for_less_motion_gets_a_picture_a_second(widgets):
+    page, output = widgets.page, widgets.output_of(1 + SHOWN.index("EntropyLab()"))
+    page.emulate_media(reduced_motion="reduce")
+    output.evaluate(COUNT_PICTURES)
+    output.get_by_role("button", name="Play").click()
+    page.wait_for_timeout(3500)
+    output.get_by_role("button", name="Pause").click()
+    pictures = page.evaluate("window.pictures")
+    output.get_by_role("button", name="Reset").click()
+    page.emulate_media(reduced_motion="no-preference")
+    assert 1 <= pictures <= 4
 
 
 def test_keys_typed_into_our_controls_leave_the_notebook_alone(widgets):

@@ -271,7 +271,7 @@ def test_one_bad_source_does_not_take_the_others_along(paper):
     fitter.current = 0
     assert not fitter.problem and type(fitter.result) is LawFit
     fitter.current = 9
-    assert "source 9 is not there" in fitter.problem
+    assert "source 9 does not exist" in fitter.problem
     zero = CurveFitter((H - H.min(), R), law="log")
     assert "needs entropies above 0" in zero.problem
 

@@ -1,8 +1,8 @@
 """Colours of the widgets, computed from the JavaScript and CSS that ship: contrast, and steps that stay apart for
 colour-blind readers."""
 
+import ast
 import itertools
-import json
 import re
 import sys
 from pathlib import Path
@@ -15,10 +15,11 @@ import erltool
 WIDGETS = Path(erltool.__file__).parent / "widgets"
 SCRIPTS = {file.name: file.read_text() for file in WIDGETS.glob("*.js")}
 MAPS = {
-    name: np.array(json.loads(stops), float)
+    name: np.array(ast.literal_eval(stops), float)
     for text in SCRIPTS.values()
-    for name, stops in re.findall(r"const ([A-Z]+) = (\[\[.+?\]\]);", text)
+    for name, stops in re.findall(r"const ([A-Z]+) = (\[\s*\[[\d\s,\[\]]+\]);", text)
 }
+assert set(MAPS) == {"CIVIDIS", "PUOR"}
 BLIND = {  # Machado, Oliveira and Fernandes 2009, severity 1, on linear RGB
     "normal": np.eye(3),
     "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
@@ -71,11 +72,11 @@ def parsed(colour, theme, behind=(255, 255, 255)):
 
 def themes():
     """Variables of JupyterLab's themes as installed here, and none of them, as outside JupyterLab."""
-    found = {"none": {}}
+    by_name = {"none": {}}
     for name in ("light", "dark"):
         file = Path(sys.prefix) / f"share/jupyter/lab/themes/@jupyterlab/theme-{name}-extension/index.css"
-        found[name] = dict(re.findall(r"(--[\w-]+):\s*([^;}]+)", file.read_text()))
-    return found
+        by_name[name] = dict(re.findall(r"(--[\w-]+):\s*([^;}]+)", file.read_text()))
+    return by_name
 
 
 def rules():
@@ -115,13 +116,13 @@ def test_a_bad_map_would_be_found():
 
 @pytest.mark.parametrize("theme", ["none", "light", "dark"])
 def test_words_and_lines_of_the_css_have_contrast_in_every_theme(theme):
-    variables, found = themes()[theme], dict(rules())
-    page = parsed(found[".erltool"]["background"], variables)
-    ink = parsed(found[".erltool"]["color"], variables, page)
+    variables, styles = themes()[theme], dict(rules())
+    page = parsed(styles[".erltool"]["background"], variables)
+    ink = parsed(styles[".erltool"]["color"], variables, page)
     assert contrast(ink, page) >= 4.5
     seen = 0
-    for selector, style in found.items():
-        if any(part in selector for part in GRAPHICS):
+    for selector, style in styles.items():
+        if any(name in selector for name in GRAPHICS):
             continue
         behind = parsed(style["background"], variables) if is_colour(style.get("background")) else page
         words = parsed(style["color"], variables, behind) if is_colour(style.get("color")) else ink
@@ -137,14 +138,15 @@ def test_words_in_drawings_have_contrast_on_their_white():
     (white,) = [style["background"] for selector, style in rules() if selector == ".erltool svg"]
     words = []
     for text in SCRIPTS.values():
-        constants = dict(re.findall(r"([A-Z]+) = \"(#\w+)\"", text))
-        for fill in re.findall(r"draw\(\"text\"[^\n]*?fill: (\"#\w+\"|[A-Z]+\b)", text):
+        constants = dict(re.findall(r"([A-Z_]+) = \"(#\w+)\"", text))
+        for fill in re.findall(r"(?:draw\(\"text\"|words\()[^;]*?fill: (\"#\w+\"|[A-Z_]+\b)", text):
             words.append(constants.get(fill, fill.strip('"')))
     assert words and all(contrast(parsed(c, {}), parsed(white, {})) >= 4.5 for c in words), words
 
 
 @pytest.mark.parametrize(
-    "script, names", [("entropy_lab.js", ("A", "B")), ("curve_fitter.js", ("DATA", "FORECAST", "DRAGGED"))]
+    "script, names",
+    [("entropy_lab.js", ("ENTROPY", "PREDICTED")), ("curve_fitter.js", ("DATA", "FORECAST", "DRAGGED"))],
 )
 def test_the_lines_of_a_drawing_differ_for_colour_blind_readers(script, names):
     lines = [re.search(rf"\b{n} = \"(#\w+)\"", SCRIPTS[script])[1] for n in names]

@@ -208,8 +208,8 @@ def test_bad_input_is_said_in_the_widget(run):
     assert equal.result.covariance == 0 and not equal.result.tokens["clip_cov"].any()
     assert "all rewards are equal" in equal.data["note"] and not equal.problem
     assert TokenInspector(table).data["note"] == ""
-    part = TokenInspector(table.assign(text=table["text"].where(table.index % 2 == 0, "\ufffd")))
-    assert "parts of a character" in part.data["note"]
+    cut = TokenInspector(table.assign(text=table["text"].where(table.index % 2 == 0, "\ufffd")))
+    assert "parts of a character" in cut.data["note"]
 
 
 def test_a_step_or_response_that_is_not_there_is_named(run):

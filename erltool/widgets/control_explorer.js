@@ -1,138 +1,230 @@
-const ALWAYS = { none: "the run without control", "random-clip": "the random baseline: tokens drawn at random" };
-const END = { entropy_end: "entropy at the end, nats/token", accuracy_late: "late held-out accuracy", accuracy_best: "its best", length_end: "length, tokens" };
+// ControlExplorer: recorded runs by control and parameter, each group with its mean over seeds.
+import {
+  choice,
+  fillTable,
+  fixed,
+  floats,
+  group,
+  make,
+  panel,
+  problemLine,
+  row,
+  saver,
+  select,
+  showIf,
+  slider,
+  statusLine,
+} from "./elements.js";
+import { lineChart, swatch } from "./kit.js";
 
-function render({ model, el }) {
-  const root = panel(), save = saver(model), d = model.get("data");
-  el.append(root);
-  if (model.get("problem")) root.append(problem(model.get("problem")));
-  if (!d.groups.length) return;
-  const steps = floats(d.steps), n = steps.length, runs = {}, means = {};
+const ALWAYS = { none: "the run without control", "random-clip": "the random baseline: tokens chosen at random" };
+const END = {
+  entropy_end: "entropy at the end, nats/token",
+  accuracy_late: "late held-out accuracy",
+  accuracy_best: "its best",
+  length_end: "length, tokens",
+};
+const HEAD = ["mean over seeds [lowest, highest]", "seeds", ...Object.values(END), "late accuracy against none"];
+const NOTE =
+  "Late: mean over the second half of the steps. Against none: mean difference and its 95 % interval, paired by seed.";
+
+const textOf = (v) => (typeof v === "number" ? String(Number(v.toPrecision(6))) : v);
+const inOrder = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+
+// The groups of runs, and which of them can be shown in the setting that is chosen.
+function groupsOf(model) {
+  const { groups } = model.get("data");
+  const inSetting = (control) =>
+    [...groups.keys()].filter((i) => groups[i].control === control && groups[i].setting === model.get("setting"));
+  // Of these groups the one that differs from group `at` in the fewest parameters; without it, the one with most runs.
+  const nearest = (candidates, at) => {
+    const now = groups[at]?.parameters;
+    const differing = (i) => Object.entries(groups[i].parameters).filter(([k, v]) => now[k] !== v).length;
+    const cost = (i) => (now ? differing(i) : -groups[i].runs.length);
+    return candidates.reduce((a, b) => (cost(b) < cost(a) ? b : a));
+  };
+  return { groups, inSetting, nearest };
+}
+
+// Lines of a metric: of each run, and of a group's mean where all of its runs have a value.
+function linesOf(d) {
+  const n = floats(d.steps).length;
+  const rows = {};
+  const means = {};
   for (const metric of Object.keys(d.metrics)) {
     const all = floats(d.curves[metric]);
-    runs[metric] = Array.from({ length: all.length / n }, (_, r) => all.subarray(r * n, (r + 1) * n));
+    rows[metric] = Array.from({ length: all.length / n }, (_, r) => all.subarray(r * n, (r + 1) * n));
   }
-  const rows = (metric, group) => group.runs.map((r) => runs[metric][r]);
-  const meanOf = (metric, i) => (means[`${metric} ${i}`] ??= (() => {
-    const lines = rows(metric, d.groups[i]);
-    return Float32Array.from(steps, (_, k) => lines.reduce((sum, y) => sum + y[k], 0) / lines.length);
-  })());
-  const text = (v) => (typeof v === "number" ? String(Number(v.toPrecision(6))) : v);
-  const inSetting = (control) => [...d.groups.keys()].filter((i) => d.groups[i].control === control && d.groups[i].setting === model.get("setting"));
-  const differing = (i, parameters) => Object.entries(d.groups[i].parameters).filter(([k, v]) => parameters[k] !== v).length;
-  const nearest = (candidates, at) => {
-    const size = (i) => d.groups[i].runs.length, parameters = d.groups[at] && d.groups[at].parameters;
-    return candidates.reduce((a, b) => (parameters ? differing(b, parameters) < differing(a, parameters) : size(b) > size(a)) ? b : a);
+  const ofRuns = (metric, i) => d.groups[i].runs.map((r) => rows[metric][r]);
+  const meanOf = (metric, i) => {
+    const runs = ofRuns(metric, i);
+    return Float32Array.from({ length: n }, (_, k) => runs.reduce((sum, y) => sum + y[k], 0) / runs.length);
   };
-  const put = (name, value) => { model.set(name, value); save(); };
-
-  const swatch = (control) => {
-    const { colour, dash } = d.styles[control], svg = draw("svg", { width: 34, height: 12, class: "swatch", "aria-hidden": "true" });
-    svg.append(draw("line", { x1: 2, x2: 32, y1: 6, y2: 6, stroke: colour, "stroke-width": 2.5, "stroke-dasharray": dash.join(" ") }));
-    return svg;
-  };
-  const tick = (name, checked, onChange) => {
-    const input = keepKeys(make("input", { type: "checkbox" }));
-    input.checked = checked;
-    input.addEventListener("change", () => onChange(input.checked));
-    return { input, node: make("label", {}, input, name) };
-  };
-  // A slider over the recorded numbers, or a list where one is a text; `show` puts it to the group on show.
-  const parameter = (control, key, values) => {
-    const name = `${control} ${key}`, shown = make("span", { class: "number" });
-    const change = (value) => {
-      const fits = inSetting(control).filter((i) => d.groups[i].parameters[key] === value);
-      put("chosen", { ...model.get("chosen"), [control]: nearest(fits, model.get("chosen")[control] ?? -1) });
-      paint();
-    };
-    if (values.every((v) => typeof v === "number")) {
-      const input = slider(name, { min: 0, max: values.length - 1, step: 1, value: 0 }, (k) => change(values[k]));
-      const show = (value) => { input.value = values.indexOf(value); shown.textContent = text(value); input.setAttribute("aria-valuetext", text(value)); };
-      return { key, node: make("label", {}, key, input, shown), show };
-    }
-    const list = keepKeys(make("select", { "aria-label": name }));
-    list.append(...values.map((v, k) => make("option", { value: k }, text(v))));
-    list.addEventListener("change", () => change(values[Number(list.value)]));
-    return { key, node: make("label", {}, key, list), show: (value) => { list.value = values.indexOf(value); } };
-  };
-  const controlRow = (control) => {
-    const here = inSetting(control), all = here.map((i) => d.groups[i].parameters), always = control in ALWAYS;
-    const box = tick("", true, (on) => {
-      const chosen = { ...model.get("chosen") };
-      if (on) chosen[control] = nearest(here, -1); else delete chosen[control];
-      put("chosen", chosen);
-      paint();
+  return (metric, shown) => {
+    const thin = shown.flatMap((i) => {
+      const { colour } = d.styles[d.groups[i].control];
+      const runs = ofRuns(metric, i);
+      return runs.length > 1 ? runs.map((y) => ({ y, colour, dash: "", width: 0.8, opacity: 0.4 })) : [];
     });
-    box.node.append(swatch(control), control);
-    if (always) { box.input.disabled = true; box.node.title = ALWAYS[control]; }
-    const order = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
-    const parameters = Object.keys(all[0]).map((key) => [key, [...new Set(all.map((p) => p[key]))].sort(order)])
-      .filter(([, values]) => values.length > 1).map(([key, values]) => parameter(control, key, values));
-    const show = () => {
-      const at = model.get("chosen")[control], group = d.groups[at];
-      box.input.checked = at !== undefined;
-      parameters.forEach((p) => { p.node.style.display = group ? "" : "none"; if (group) p.show(group.parameters[p.key]); });
-    };
-    return { node: make("div", { class: "choice" }, box.node, ...parameters.map((p) => p.node)), show };
+    const thick = shown.map((i) => {
+      const { colour, dash } = d.styles[d.groups[i].control];
+      const y = (means[`${metric} ${i}`] ??= meanOf(metric, i));
+      return { y, colour, dash: dash.join(" "), width: 2.4, opacity: 1 };
+    });
+    return [...thin, ...thick];
   };
+}
 
-  const controls = make("div", { role: "group", "aria-label": "controls" }), charts = make("div", { class: "charts" });
-  const table = make("table", { "aria-label": "end values" }), status = make("p", { class: "status", role: "status" });
-  const metrics = Object.entries(d.metrics).map(([key, name]) => [key, tick(name.replace(/ \(.*/, ""), false, (on) => {
-    const now = model.get("metrics");
-    put("metrics", Object.keys(d.metrics).filter((m) => (m === key ? on : now.includes(m))));
-    paint();
-  })]);
-  const setting = keepKeys(make("select", { "aria-label": "setting" }));
-  setting.append(...d.settings.map((s, i) => make("option", { value: i }, s)));
-  setting.addEventListener("change", () => {
+// A parameter's recorded values: a slider over numbers, or a list where one is a text. `show` puts it to a value.
+function parameterOf(control, key, values, onChange) {
+  const name = `${control} ${key}`;
+  if (values.every((v) => typeof v === "number")) {
+    const shown = make("span", { class: "number" });
+    const range = { min: 0, max: values.length - 1, step: 1, value: 0 };
+    const input = slider(name, range, (k) => onChange(key, values[k]));
+    const show = (value) => {
+      input.value = values.indexOf(value);
+      shown.textContent = textOf(value);
+      input.setAttribute("aria-valuetext", textOf(value));
+    };
+    return { key, node: make("label", {}, key, input, shown), show };
+  }
+  const options = values.map((v, k) => [k, textOf(v)]);
+  const list = select(name, options, 0, (k) => onChange(key, values[Number(k)]));
+  return { key, node: make("label", {}, key, list), show: (value) => (list.value = values.indexOf(value)) };
+}
+
+// A control with its box, its line's look and the parameters that have more than one recorded value.
+function controlRow(model, control, choose) {
+  const { groups, inSetting, nearest } = groupsOf(model);
+  const here = inSetting(control);
+  const at = () => model.get("chosen")[control];
+  const box = choice("checkbox", "", (on) => choose(control, on ? nearest(here, -1) : undefined));
+  const { colour, dash } = model.get("data").styles[control];
+  box.node.append(swatch({ colour, dash: dash.join(" ") }), control);
+  if (control in ALWAYS) {
+    box.input.disabled = true;
+    box.node.title = ALWAYS[control];
+  }
+  const change = (key, value) => {
+    const fits = here.filter((i) => groups[i].parameters[key] === value);
+    choose(control, nearest(fits, at() ?? -1));
+  };
+  const parameters = Object.keys(groups[here[0]].parameters)
+    .map((key) => [key, [...new Set(here.map((i) => groups[i].parameters[key]))].sort(inOrder)])
+    .filter(([, values]) => values.length > 1)
+    .map(([key, values]) => parameterOf(control, key, values, change));
+  const show = () => {
+    const chosen = groups[at()];
+    box.input.checked = Boolean(chosen);
+    for (const p of parameters) {
+      showIf(p.node, chosen);
+      if (chosen) p.show(chosen.parameters[p.key]);
+    }
+  };
+  return { node: make("div", { class: "choice" }, box.node, ...parameters.map((p) => p.node)), show };
+}
+
+// A group's row of the table; `alone` for one run, which has no range.
+function endRow({ label, runs, failed, end }) {
+  const range = (v, digits) => make("small", {}, `[${fixed(v[1], digits)}, ${fixed(v[2], digits)}]`);
+  const cell = (v, digits, alone) => (v ? [fixed(v[0], digits), ...(alone ? [] : [range(v, digits)])] : "\u2013");
+  const ends = Object.keys(END).map((k) => cell(end[k], k === "length_end" ? 1 : 3, runs.length === 1));
+  const seeds = String(runs.length) + (failed ? `, ${failed} failed` : "");
+  return [label, seeds, ...ends, cell(end.difference, 3)];
+}
+
+function statusOf(groups) {
+  const value = (v) => (v ? fixed(v[0]) : "not measured");
+  const ends = groups.map(({ label, end }) => `${label} ${value(end.entropy_end)} and ${value(end.accuracy_late)}`);
+  return `entropy at the end and late held-out accuracy: ${ends.join("; ")}. ${NOTE}`;
+}
+
+// Charts of the chosen metrics, side by side, or one that is wide.
+function chartsOf(d, lines, metrics, shown) {
+  const steps = floats(d.steps);
+  const [width, height] = metrics.length === 1 ? [756, 270] : [376, 210];
+  const labels = shown.map((i) => d.groups[i].label).join("; ");
+  return metrics.map((metric) => {
+    const chart = lineChart(d.metrics[metric], steps, d.last, lines(metric, shown), width, height);
+    const label = `${d.metrics[metric]} by optimiser step: ${labels}; the table below has the end values`;
+    chart.setAttribute("aria-label", label);
+    return chart;
+  });
+}
+
+function settingList(model, put, rebuild) {
+  const d = model.get("data");
+  const list = select("setting", [...d.settings.entries()], model.get("setting"), (value) => {
     const chosen = model.get("chosen");
-    model.set("setting", Number(setting.value));
-    put("chosen", Object.fromEntries(d.controls.filter((c) => (c in chosen || c in ALWAYS) && inSetting(c).length)
-      .map((c) => [c, nearest(inSetting(c), chosen[c] ?? -1)])));
+    model.set("setting", Number(value));
+    const { inSetting, nearest } = groupsOf(model);
+    const kept = d.controls.filter((c) => (c in chosen || c in ALWAYS) && inSetting(c).length);
+    put("chosen", Object.fromEntries(kept.map((c) => [c, nearest(inSetting(c), chosen[c] ?? -1)])));
     rebuild();
   });
-  root.append(make("div", { class: "row", role: "group", "aria-label": "metrics" }, "show", ...metrics.map(([, m]) => m.node)));
-  if (d.settings.length > 1) root.append(make("div", { class: "row" }, make("label", {}, "setting", setting)));
-  root.append(controls, charts, table, status);
+  return { list, node: row(make("label", {}, "setting", list)) };
+}
 
-  let shown = [];
+function metricBoxes(model, put) {
+  const { metrics } = model.get("data");
+  const boxes = Object.entries(metrics).map(([key, name]) => {
+    const now = () => model.get("metrics");
+    const chosen = (on) => Object.keys(metrics).filter((m) => (m === key ? on : now().includes(m)));
+    const box = choice("checkbox", name.replace(/ \(.*/, ""), (on) => put("metrics", chosen(on)));
+    return { node: box.node, show: () => (box.input.checked = now().includes(key)) };
+  });
+  return { node: group("metrics", "show", ...boxes.map((b) => b.node)), show: () => boxes.forEach((b) => b.show()) };
+}
+
+function render({ model, el }) {
+  const root = panel();
+  const wrong = problemLine(model);
+  const d = model.get("data");
+  root.append(wrong.node);
+  el.append(root);
+  if (!d.groups.length) return;
+
+  const save = saver(model);
+  const lines = linesOf(d);
+  const put = (name, value) => {
+    model.set(name, value);
+    save();
+  };
+  const choose = (control, at) => {
+    const { [control]: _, ...others } = model.get("chosen");
+    put("chosen", at === undefined ? others : { ...others, [control]: at });
+  };
+  const metrics = metricBoxes(model, put);
+  const setting = settingList(model, put, () => rebuild());
+  const controls = make("div", { role: "group", "aria-label": "controls" });
+  const charts = make("div", { class: "charts" });
+  const table = make("table", { "aria-label": "end values" });
+  const status = statusLine();
+  root.append(metrics.node, ...(d.settings.length > 1 ? [setting.node] : []), controls, charts, table, status.node);
+
+  let rows = [];
   const rebuild = () => {
-    shown = d.controls.filter((c) => inSetting(c).length).map(controlRow);
-    controls.replaceChildren(...shown.map((r) => r.node));
+    const { inSetting } = groupsOf(model);
+    rows = d.controls.filter((c) => inSetting(c).length).map((c) => controlRow(model, c, choose));
+    controls.replaceChildren(...rows.map((r) => r.node));
     paint();
   };
-  const chartOf = (metric, groups, width, height) => {
-    const lines = groups.flatMap((i) => {
-      const { colour, dash } = d.styles[d.groups[i].control], own = rows(metric, d.groups[i]);
-      return own.length > 1 ? own.map((y) => ({ y, colour, dash: "", width: 0.8, opacity: 0.4 })) : [];
-    });
-    for (const i of groups) {
-      const { colour, dash } = d.styles[d.groups[i].control];
-      lines.push({ y: meanOf(metric, i), colour, dash: dash.join(" "), width: 2.4, opacity: 1 });
-    }
-    const svg = lineChart(d.metrics[metric], steps, d.last, lines, width, height);
-    svg.setAttribute("aria-label", `${d.metrics[metric]} by optimiser step: ${groups.map((i) => d.groups[i].label).join("; ")}; the table below has the end values`);
-    return svg;
-  };
   const paint = () => {
-    const chosen = model.get("chosen"), groups = d.controls.filter((c) => c in chosen).map((c) => chosen[c]), now = model.get("metrics");
-    setting.value = model.get("setting");
-    shown.forEach((row) => row.show());
-    metrics.forEach(([key, { input }]) => { input.checked = now.includes(key); });
-    const [width, height] = now.length === 1 ? [756, 270] : [376, 210];
-    charts.replaceChildren(...(now.length ? now.map((m) => chartOf(m, groups, width, height)) : ["choose a metric above"]));
-    const cell = (v, digits, alone) => (v ? make("td", {}, `${fixed(v[0], digits)}`, ...(alone ? [] : [make("small", {}, `[${fixed(v[1], digits)}, ${fixed(v[2], digits)}]`)])) : make("td", {}, "\u2013"));
-    const head = ["mean over seeds [lowest, highest]", "seeds", ...Object.values(END), "late accuracy against none"];
-    table.replaceChildren(make("tr", {}, ...head.map((t) => make("th", { scope: "col" }, t))), ...groups.map((i) => {
-      const { label, runs, end } = d.groups[i];
-      const ends = Object.keys(END).map((k) => cell(end[k], k === "length_end" ? 1 : 3, runs.length === 1));
-      return make("tr", {}, make("th", { scope: "row" }, label), make("td", {}, String(runs.length) + (end.failed ? `, ${end.failed} failed` : "")), ...ends, cell(end.difference, 3));
-    }));
-    const value = (v) => (v ? fixed(v[0]) : "not measured");
-    status.textContent = `entropy at the end and late held-out accuracy: ${groups.map((i) => `${d.groups[i].label} ${value(d.groups[i].end.entropy_end)} and ${value(d.groups[i].end.accuracy_late)}`).join("; ")}. ` +
-      "Late: mean over the second half of the steps. Against none: mean difference and its 95 % interval, paired by seed.";
+    const chosen = model.get("chosen");
+    const shown = d.controls.filter((c) => c in chosen).map((c) => chosen[c]);
+    const now = model.get("metrics");
+    const groups = shown.map((i) => d.groups[i]);
+    setting.list.value = model.get("setting");
+    metrics.show();
+    for (const row of rows) row.show();
+    charts.replaceChildren(...(now.length ? chartsOf(d, lines, now, shown) : ["choose a metric above"]));
+    fillTable(table, HEAD, groups.map(endRow));
+    status.say(statusOf(groups));
   };
-  model.on("change:setting", () => { if (Number(setting.value) !== model.get("setting")) rebuild(); });
+  model.on("change:setting", () => {
+    if (Number(setting.list.value) !== model.get("setting")) rebuild();
+  });
   model.on("change:chosen change:metrics", paint);
   rebuild();
 }

@@ -1,4 +1,4 @@
-"""CurveFitter: the law dragged against the points or fitted to them, its residuals, its forecast and its rivals."""
+"""CurveFitter: the law dragged against points or fitted to them, with its residuals, its forecast and its rivals."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from erltool.plots import COLOURS, new_axes, plot_fit
 from erltool.runs.folder import Run
 from erltool.text import visible
 from erltool.widgets.points import Points, named_points, points_of
-from erltool.widgets.view import View, javascript, message
+from erltool.widgets.view import CHOSEN, View, javascript, message
 
 LAW = "exponential"  # R = b - a exp(H), the one that is dragged and forecasts
 LAWS = tuple(name for name, law in RIVALS.items() if not law.in_steps)
@@ -34,7 +34,7 @@ DRAGGED = "#111111"
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve through points that is not the law's least-squares fit: the law as dragged, or a rival law's fit."""
+    """A curve beside the law's least-squares fit: the law as dragged, or a rival law's fit."""
 
     law: str
     predict: Callable[[np.ndarray], np.ndarray]
@@ -87,37 +87,36 @@ class CurveFitter(View):
 
     `source` is a Run, a run's folder or one that holds runs, a table with the columns `entropy` (nats) and
     `performance` (as importers' `points`; its `.attrs["unit"]` is the unit), two arrays (H, R) in the order of the run,
-    or a mapping of names to these. A run's performance is its held-out accuracy, or the training reward as mean of each
+    or a mapping of names to these. A run's performance is its held-out accuracy, or the mean training reward of each
     iteration. A point is the mean of `window` neighbouring measurements. `.result` is a LawFit, or a Curve where a and
-    b are dragged or a rival law is chosen; `.forecast` a Forecast from the share `cut` of the points, None without.
-    `.compare()` compares the laws, which the view does when points have changed and the reader pauses. What cannot be
-    fitted is said in the widget, `problem`; `.result` then raises ErltoolError with it.
+    b are dragged or a rival law is chosen. `.forecast` is a Forecast from the first points, the fraction `cut` of all;
+    None for a cut of 1. `.compare()` compares the laws; the view asks for it when the points have changed and the
+    reader pauses. `problem` says what cannot be fitted; `.result` then raises ErltoolError with it.
     """
 
     _esm = javascript("curve_fitter.js")
-    sources = traitlets.List().tag(sync=True)
+    sources: traitlets.List[dict] = traitlets.List().tag(sync=True)
     """A dict each: `name`, and whether it is a `run`."""
     laws = traitlets.List([[name, RIVALS[name].formula] for name in LAWS]).tag(sync=True)
     data = traitlets.Dict().tag(sync=True)
     verdict = traitlets.Unicode("").tag(sync=True)
-    """What `compare` found of the points on show; empty before."""
-    # Not echoed: an echo would undo in the browser what was chosen since.
-    current = traitlets.Int(0, min=0).tag(sync=True, echo_update=False)
+    """Result of `compare` on the points on show, in words; empty before."""
+    current = traitlets.Int(0, min=0).tag(**CHOSEN)
     """Position in `sources` of the one that is fitted."""
-    beside = traitlets.List(traitlets.Int(min=0)).tag(sync=True, echo_update=False)
-    """Positions of others that are drawn with their own fits."""
-    performance = traitlets.Enum(tuple(PERFORMANCE), "eval_accuracy").tag(sync=True, echo_update=False)
-    law = traitlets.Enum(LAWS, LAW).tag(sync=True, echo_update=False)
-    window = traitlets.Int(1, min=1).tag(sync=True, echo_update=False)
-    """Measurements averaged; at most a third of them are."""
-    block_length = traitlets.Int(None, allow_none=True, min=1).tag(sync=True, echo_update=False)
-    """Points in a block of the bootstrap, as fit_law's; at most half of the points are."""
-    cut = traitlets.Float(1.0, min=0.01, max=1.0).tag(sync=True, echo_update=False)
-    """Share of the points that forecasts the others; 1 for no forecast."""
-    log_axis = traitlets.Bool(False).tag(sync=True, echo_update=False)
-    a = traitlets.Float(None, allow_none=True).tag(sync=True, echo_update=False)
+    beside = traitlets.List(traitlets.Int(min=0)).tag(**CHOSEN)
+    """Positions of other sources, drawn with their own fits."""
+    performance = traitlets.Enum(tuple(PERFORMANCE), "eval_accuracy").tag(**CHOSEN)
+    law = traitlets.Enum(LAWS, LAW).tag(**CHOSEN)
+    window = traitlets.Int(1, min=1).tag(**CHOSEN)
+    """Measurements in a point; at most a third of them."""
+    block_length = traitlets.Int(None, allow_none=True, min=1).tag(**CHOSEN)
+    """Points in a block of fit_law's bootstrap; at most half of them."""
+    cut = traitlets.Float(1.0, min=0.01, max=1.0).tag(**CHOSEN)
+    """Fraction of the points that forecasts the others; 1 for no forecast."""
+    log_axis = traitlets.Bool(False).tag(**CHOSEN)
+    a = traitlets.Float(None, allow_none=True).tag(**CHOSEN)
     """As dragged; None for least squares. Likewise b."""
-    b = traitlets.Float(None, allow_none=True).tag(sync=True, echo_update=False)
+    b = traitlets.Float(None, allow_none=True).tag(**CHOSEN)
 
     def __init__(self, source, **settings):
         self._points: dict[tuple, Points] = {}
@@ -146,7 +145,7 @@ class CurveFitter(View):
 
     @property
     def result(self) -> LawFit | Curve:
-        """What is on show."""
+        """The fit or curve on show."""
         fit = self._fit(self._at)
         rest = fit.entropy, fit.performance, fit.unit
         if self.law != LAW:
@@ -160,14 +159,11 @@ class CurveFitter(View):
 
     @property
     def forecast(self) -> Forecast | None:
-        """What the share `cut` of the points says of the others; None for a cut of 1, another law, or too few."""
+        """The forecast from the fraction `cut` of the points; None for a cut of 1, another law, or too few points."""
         return self._forecast
 
     def compare(self) -> pd.DataFrame:
-        """The laws compared on the points on show, as rivals.compare_laws does; `verdict` says what was found.
-
-        Raises ErltoolError as it does, and where nothing can be fitted.
-        """
+        """compare_laws on the points on show; sets `verdict`. Raises ErltoolError where nothing can be fitted."""
         fit = self._fit(self._at)
         table = compare_laws(fit.entropy, fit.performance)
         self.verdict = verdict(table)
@@ -179,7 +175,7 @@ class CurveFitter(View):
         if not n:
             raise ErltoolError(self.problem)
         if self.current >= n:
-            raise ErltoolError(f"CurveFitter: source {self.current} is not there; there are 0 to {n - 1}")
+            raise ErltoolError(f"CurveFitter: source {self.current} does not exist; there are 0 to {n - 1}")
         return self.current
 
     def _fit(self, at: int) -> LawFit:
@@ -191,9 +187,8 @@ class CurveFitter(View):
             points = points.averaged(min(self.window, points.widest))
             h, r = points.entropy, points.performance
             block = block and min(block, max(1, len(h) // 2))
-            self._fits[key] = fit_law(
-                h, r, unit=points.unit, entropy_average=points.entropy_average, block_length=block
-            )
+            average = points.entropy_average
+            self._fits[key] = fit_law(h, r, unit=points.unit, entropy_average=average, block_length=block)
         return self._fits[key]
 
     def _measured(self, at: int) -> Points:
@@ -207,7 +202,7 @@ class CurveFitter(View):
     # --- what is shown --------------------------------------------------------------------------------
 
     def _load(self, changed: str = "") -> None:
-        """Fits what is chosen now, and sends it as one message."""
+        """Fits the points on show, and sends the fit as one message."""
         if not self.sources:
             return
         with self.hold_sync():
@@ -222,8 +217,10 @@ class CurveFitter(View):
                 self.data, self.problem = {"notes": []}, visible(str(e))
 
     def _data(self) -> dict:
-        """What is drawn: numbers as float32 bytes, and words."""
-        fit, others, notes = self._fit(self._at), {}, []
+        """The trait `data`: numbers as float32 bytes, and words."""
+        fit = self._fit(self._at)
+        others: dict[int, LawFit] = {}
+        notes: list[str] = []
         for i in self.beside:
             try:
                 others |= {i: self._fit(i)} if i != self.current and i < len(self.sources) else {}
@@ -300,8 +297,8 @@ class CurveFitter(View):
             return message(self.problem)
         ax, fit, result = new_axes(width=7.6, height=4)[0], self._fit(self.current), self.result
         shown = {i: self._fit(i) for i in (self.current, *(b["at"] for b in self.data["beside"]))}
-        for k, (i, one) in enumerate(shown.items()):
-            plot_fit(one, ax=ax, label=self._name(i), index=2 + (k - 1) % 3 if k else 0)
+        for k, (i, law_fit) in enumerate(shown.items()):
+            plot_fit(law_fit, ax=ax, label=self._name(i), index=2 + (k - 1) % 3 if k else 0)
         grid = _grid(list(shown.values()))
         if isinstance(result, LawFit):
             ax.fill_between(grid, *fit.band(grid), color=COLOURS[0], alpha=0.15, linewidth=0)
@@ -325,7 +322,7 @@ class CurveFitter(View):
     # --- files ----------------------------------------------------------------------------------------
 
     def export(self, format: str) -> bytes:
-        """The picture as "png", "svg" or "pdf", or the result's numbers as "json" or, a LaTeX table, as "tex".
+        """The picture as "png", "svg" or "pdf", or the result's numbers as "json" or as "tex", a LaTeX table.
 
         Raises ErltoolError for another format, or where nothing is fitted.
         """
@@ -346,9 +343,9 @@ class CurveFitter(View):
             if command == "compare" and not self.verdict:
                 self.compare()
             elif command == "export":
-                form = str(content.get("format"))
-                blob, stem = self.export(form), re.sub(r"[^\w.-]+", "-", self._name(self.current))[:60]
-                self.send({"name": f"law-{stem}.{form}", "type": FORMATS[form]}, [blob])
+                suffix = str(content.get("format"))
+                blob, stem = self.export(suffix), re.sub(r"[^\w.-]+", "-", self._name(self.current))[:60]
+                self.send({"name": f"law-{stem}.{suffix}", "type": FORMATS[suffix]}, [blob])
         except ErltoolError as e:
             if command == "compare":
                 self.verdict = f"The laws are not compared: {e}."
@@ -357,14 +354,14 @@ class CurveFitter(View):
 
 
 def _grid(fits: list[LawFit]) -> np.ndarray:
-    """Entropies from 0 to the highest at which curves are drawn, dense enough for either axis."""
+    """Entropies from 0 to the highest, for drawing curves; dense enough for either axis."""
     h = np.concatenate([f.entropy for f in fits])
     even = np.linspace(min(0.0, h.min()), h.max(), 81)
     return np.union1d(even, np.geomspace(h[h > 0].min(), h.max(), 61)) if (h > 0).any() else even
 
 
 def _heights(fits: list[LawFit]) -> tuple[float, float]:
-    """Lowest and highest performance that is drawn: that of the points and ceilings, with room."""
+    """Lowest and highest performance of the points and ceilings, with room."""
     values = np.concatenate([[*f.performance, f.ceiling] for f in fits])
     room = 0.08 * (np.ptp(values) or 1.0)
     return float(values.min() - room), float(values.max() + room)

@@ -1,130 +1,225 @@
-// The arithmetic of erltool.bandit, in the browser: a slider's picture does not wait for the kernel.
-const softmax = (z) => {
-  const top = Math.max(...z), e = z.map((x) => Math.exp(x - top)), sum = e.reduce((a, b) => a + b, 0);
-  return e.map((x) => x / sum);
-};
-const entropyOf = (p) => -p.reduce((sum, x) => sum + (x > 0 ? x * Math.log(x) : 0), 0);
-const mean = (p, x) => p.reduce((sum, pi, i) => sum + pi * x[i], 0);
-const stepOf = (p, a, eta, method) => {
-  const average = mean(p, a), centred = a.map((x) => x - average);
-  return centred.map((x, i) => eta * x * (method === "pg" ? p[i] : 1));
-};
-const covariance = (p, x, y) => {
-  const mx = mean(p, x), my = mean(p, y);
-  return p.reduce((sum, pi, i) => sum + pi * (x[i] - mx) * (y[i] - my), 0);
-};
+// EntropyLab: a softmax bandit whose probabilities and advantages are dragged, and whose steps are made in the browser.
+import {
+  entropy,
+  entropyChange,
+  firstOrderChange,
+  firstOrderTerms,
+  logSoftmax,
+  moved,
+  step,
+  withProbability,
+} from "./bandit.js";
+import {
+  button,
+  choice,
+  fillTable,
+  fixed,
+  make,
+  panel,
+  problemLine,
+  reducedMotion,
+  row,
+  saver,
+  slider,
+  statusLine,
+} from "./elements.js";
+import { circles, line, scales, svg, words, yAxis } from "./kit.js";
 
-const A = "#0072B2", B = "#D55E00", MAX_STEPS = 400;
+const ENTROPY = "#0072B2";
+const PREDICTED = "#D55E00";
+const PREDICTED_WORDS = "#b34a00"; // Words need more contrast than a line.
+const MAX_STEPS = 400;
+const METHODS = { pg: "policy gradient", npg: "natural policy gradient" };
 
-function render({ model, el }) {
-  const root = panel(), save = saver(model);
-  el.append(root);
-  if (model.get("problem")) {
-    root.append(problem(model.get("problem")));
-    return;
-  }
-  const names = model.get("names"), n = names.length;
-  let z = [...model.get("logits")], a = [...model.get("advantages")];
-  let history = model.get("history").map((h) => [...h]), timer = null;
-  const push = () => {
-    model.set({ logits: [...z], advantages: [...a], history: history.map((h) => [...h]) });
+// Logits z, advantages a and the history of steps: changed here first, then sent to the kernel.
+function labOf(model) {
+  const save = saver(model);
+  const lab = {
+    read() {
+      lab.z = [...model.get("logits")];
+      lab.a = [...model.get("advantages")];
+      lab.history = model.get("history").map((h) => [...h]);
+    },
+    push() {
+      model.set({ logits: [...lab.z], advantages: [...lab.a], history: lab.history.map((h) => [...h]) });
+      save();
+    },
+    restart() {
+      lab.history = [];
+      lab.push();
+    },
+    next() {
+      const change = step(lab.z, lab.a, model.get("eta"), model.get("method"));
+      return { change, exact: entropyChange(lab.z, change), predicted: firstOrderChange(lab.z, change) };
+    },
+    advance() {
+      const { change, exact, predicted } = lab.next();
+      lab.history.push([entropy(lab.z), exact, predicted]);
+      lab.z = moved(lab.z, change);
+      lab.push();
+    },
+    isTheKernels: () =>
+      JSON.stringify([model.get("logits"), model.get("advantages")]) === JSON.stringify([lab.z, lab.a]),
+  };
+  lab.read();
+  return lab;
+}
+
+const number = () => make("span", { class: "number" });
+
+// One row an action; `changed` is told which slider moved, so that this one is not set while it is dragged.
+function actionTable(model, lab, changed) {
+  const rows = model.get("names").map((name, i) => {
+    const p = slider(`probability of ${name}`, { min: 0.01, max: 0.98, step: 0.01, value: 0.5 }, (value) => {
+      lab.z = withProbability(lab.z, i, value);
+      changed(p);
+    });
+    const a = slider(`advantage of ${name}`, { min: -2, max: 2, step: 0.05, value: lab.a[i] }, (value) => {
+      lab.a[i] = value;
+      changed(a);
+    });
+    return { name, p, a, shownP: number(), shownA: number(), log: number(), term: number() };
+  });
+  const node = make("table", { "aria-label": "actions" });
+  const cells = rows.map((r) => [r.name, [r.p, r.shownP], [r.a, r.shownA], [r.log], [r.term]]);
+  fillTable(node, ["action", "probability", "advantage", "log \u03c0", "adds to dH/d\u03b7"], cells);
+  const put = (input, shown, value, source) => {
+    if (input !== source) input.value = value;
+    shown.textContent = fixed(value, 2);
+    input.setAttribute("aria-valuetext", shown.textContent);
+  };
+  const paint = (source) => {
+    const logP = logSoftmax(lab.z);
+    const terms = firstOrderTerms(lab.z, lab.next().change);
+    rows.forEach((r, i) => {
+      put(r.p, r.shownP, Math.exp(logP[i]), source);
+      put(r.a, r.shownA, lab.a[i], source);
+      r.log.textContent = fixed(logP[i], 2);
+      r.term.textContent = fixed(terms[i] / model.get("eta"), 4);
+    });
+  };
+  return { node, paint };
+}
+
+function stepSettings(model) {
+  const save = saver(model);
+  const put = (name, value) => {
+    model.set(name, value);
     save();
   };
+  const shown = number();
+  const range = { min: 0.02, max: 2, step: 0.02, value: model.get("eta") };
+  const eta = slider("step size eta", range, (value) => put("eta", value));
+  const name = `method-${Math.random().toString(36).slice(2)}`;
+  const methods = Object.entries(METHODS).map(([value, text]) =>
+    choice("radio", text, () => put("method", value), { name, value }),
+  );
+  const paint = (source) => {
+    if (source !== eta) eta.value = model.get("eta");
+    shown.textContent = fixed(model.get("eta"), 2);
+    for (const { input } of methods) input.checked = input.value === model.get("method");
+  };
+  return { node: row(make("label", {}, "step size \u03b7", eta, shown), ...methods.map((m) => m.node)), paint };
+}
 
-  const table = make("table"), rows = [];
-  table.append(make("tr", {}, ...["action", "probability", "", "advantage", "", "log \u03c0", "share of dH/d\u03b7"].map((t) => make("th", {}, t))));
-  for (let i = 0; i < n; i++) {
-    const shown = { p: make("td"), a: make("td"), log: make("td"), share: make("td") };
-    const p = slider(`probability of ${names[i]}`, { min: 0.01, max: 0.98, step: 0.01, value: 0.5 }, (value) => {
-      const others = z.filter((_, j) => j !== i), top = Math.max(...others);
-      z[i] = Math.log(value / (1 - value)) + top + Math.log(others.reduce((s, x) => s + Math.exp(x - top), 0));
-      restart(p);
-    });
-    const v = slider(`advantage of ${names[i]}`, { min: -2, max: 2, step: 0.05, value: a[i] }, (value) => { a[i] = value; restart(v); });
-    rows.push({ p, v, shown });
-    table.append(make("tr", {}, make("td", {}, names[i]), make("td", {}, p), shown.p, make("td", {}, v), shown.a,
-      shown.log, shown.share));
-  }
+// Play and Pause. A reader who asked for less motion gets one picture a second, at the same pace of steps.
+function playButton(advance) {
+  let timer = null;
+  const stop = () => {
+    clearInterval(timer);
+    timer = null;
+    node.textContent = "Play";
+  };
+  const start = () => {
+    const [pause, steps] = reducedMotion() ? [1000, 8] : [120, 1];
+    node.textContent = "Pause";
+    timer = setInterval(() => advance(steps), pause);
+  };
+  const node = button("Play", () => (timer === null ? start() : stop()));
+  return { node, stop, plays: () => timer !== null };
+}
 
-  const etaText = make("span", { class: "number" });
-  const eta = slider("step size eta", { min: 0.02, max: 2, step: 0.02, value: model.get("eta") }, (value) => { model.set("eta", value); save(); });
-  const group = `method-${Math.random().toString(36).slice(2)}`;
-  const methods = [["pg", "policy gradient"], ["npg", "natural policy gradient"]].map(([key, text]) => {
-    const input = keepKeys(make("input", { type: "radio", name: group, value: key }));
-    input.addEventListener("change", () => { model.set("method", key); save(); });
-    return make("label", {}, input, text);
+// Entropy by step, and beside it the sum of the changes that the theorem predicts.
+function entropyChart(lab) {
+  const node = svg(760, 190);
+  const paint = () => {
+    const { history, z } = lab;
+    const highest = Math.log(z.length);
+    const at = scales({ left: 56, right: 745, top: 12, bottom: 155 }, [0, Math.max(10, history.length)], [0, highest]);
+    const exact = [...history.map(([h]) => h), entropy(z)];
+    let sum = exact[0];
+    const predicted = [sum, ...history.map(([, , change]) => (sum += change))];
+    const steps = [...exact.keys()];
+    const within = predicted.map((h) => Math.max(0, Math.min(highest, h)));
+    node.replaceChildren(
+      ...yAxis(
+        at,
+        [0, 0.5, 1].map((half) => [half * highest, fixed(half * highest, 2)]),
+      ),
+      line(at, steps, exact, { stroke: ENTROPY }),
+      line(at, steps, within, { stroke: PREDICTED, "stroke-dasharray": "6 4" }),
+      circles([[at.px(history.length), at.py(entropy(z))]], { stroke: ENTROPY, fill: ENTROPY }),
+      words(56, 182, "\u2014 entropy, nats", { fill: ENTROPY }),
+      words(186, 182, "- - sum of the changes that the theorem predicts", { fill: PREDICTED_WORDS }),
+      words(745, 182, `${history.length} steps`, { "text-anchor": "end" }),
+    );
+  };
+  return { node, paint };
+}
+
+function render({ model, el }) {
+  const root = panel();
+  const wrong = problemLine(model);
+  root.append(wrong.node);
+  el.append(root);
+  if (model.get("problem")) return;
+
+  const lab = labOf(model);
+  const status = statusLine();
+  const table = actionTable(model, lab, (source) => {
+    lab.restart();
+    paint(source);
   });
-  const play = button("Play", () => (timer === null ? start() : stop()));
-  const start = () => { play.textContent = "Pause"; timer = setInterval(advance, 120); };
-  const stop = () => { clearInterval(timer); timer = null; play.textContent = "Play"; };
-  const status = make("p", { class: "status", role: "status" });
-  const chart = draw("svg", { viewBox: "0 0 760 190", width: 760, height: 190, role: "img" });
-  root.append(table, make("div", { class: "row" }, make("label", {}, "step size \u03b7", eta, etaText), ...methods),
-    make("div", { class: "row" }, button("Step", () => advance()), play, button("Reset", () => {
-      z = [...model.get("start")]; history = []; stop(); push(); paint();
-    })), chart, status);
-
-  function restart(source) { history = []; push(); paint(source); }
-  function advance() {
-    const p = softmax(z), h = entropyOf(p), dz = stepOf(p, a, model.get("eta"), model.get("method"));
-    const predicted = -covariance(p, p.map(Math.log), dz);
-    z = z.map((x, i) => x + dz[i]);
-    history.push([h, entropyOf(softmax(z)) - h, predicted]);
-    if (history.length >= MAX_STEPS) stop();
-    push();
-    paint();
-  }
-  function paint(source) {
-    const p = softmax(z), h = entropyOf(p), method = model.get("method"), e = model.get("eta");
-    const dz = stepOf(p, a, e, method), log = p.map(Math.log), mz = mean(p, dz);
-    const predicted = -covariance(p, log, dz), exact = entropyOf(softmax(z.map((x, i) => x + dz[i]))) - h;
-    rows.forEach((row, i) => {
-      if (row.p !== source) row.p.value = p[i];
-      if (row.v !== source) row.v.value = a[i];
-      row.p.setAttribute("aria-valuetext", fixed(p[i], 2));
-      row.v.setAttribute("aria-valuetext", fixed(a[i], 2));
-      row.shown.p.textContent = fixed(p[i], 2);
-      row.shown.a.textContent = fixed(a[i], 2);
-      row.shown.log.textContent = fixed(log[i], 2);
-      row.shown.share.textContent = fixed((-p[i] * (log[i] + h) * (dz[i] - mz)) / e, 4);
-    });
-    if (source !== eta) eta.value = e;
-    methods.forEach((m) => { m.firstChild.checked = m.firstChild.value === method; });
-    etaText.textContent = fixed(e, 2);
-    status.textContent = `entropy ${fixed(h)} nats of at most ${fixed(Math.log(n))}; the next step changes it by ` +
-      `${fixed(exact, 4)}, predicted ${fixed(predicted, 4)}; ${history.length} steps made`;
-    chart.setAttribute("aria-label", status.textContent);
-    chart.replaceChildren(...lines(h, n));
-  }
-  function lines(h) {
-    const [x0, x1, y0, y1] = [56, 745, 155, 12], top = Math.log(n), steps = Math.max(10, history.length);
-    const x = (i) => x0 + ((x1 - x0) * i) / steps, y = (v) => y0 + ((y1 - y0) * Math.max(0, Math.min(top, v))) / top;
-    const path = (points) => points.map(([i, v], k) => `${k ? "L" : "M"}${x(i).toFixed(1)} ${y(v).toFixed(1)}`).join("");
-    const nodes = [0, 0.5, 1].flatMap((share) => [
-      draw("line", { x1: x0, x2: x1, y1: y(share * top), y2: y(share * top), stroke: "#ccc" }),
-      draw("text", { x: x0 - 6, y: y(share * top) + 4, "text-anchor": "end", "font-size": 12, fill: "#111" }, fixed(share * top, 2)),
-    ]);
-    const exact = [...history.map(([v], i) => [i, v]), [history.length, h]];
-    nodes.push(draw("path", { d: path(exact), fill: "none", stroke: A, "stroke-width": 2 }));
-    let reach = exact[0][1];
-    const guessed = [[0, reach], ...history.map(([, , d], i) => [i + 1, (reach += d)])];
-    nodes.push(draw("path", { d: path(guessed), fill: "none", stroke: B, "stroke-width": 2, "stroke-dasharray": "6 4" }));
-    exact.slice(-1).forEach(([i, v]) => nodes.push(draw("circle", { cx: x(i), cy: y(v), r: 4, fill: A })));
-    nodes.push(draw("text", { x: x0, y: 182, "font-size": 12, fill: A }, "\u2014 entropy, nats"),
-      draw("text", { x: x0 + 130, y: 182, "font-size": 12, fill: "#b34a00" }, "- - sum of the changes that the theorem predicts"),
-      draw("text", { x: x1, y: 182, "text-anchor": "end", "font-size": 12, fill: "#111" }, `${history.length} steps`));
-    return nodes;
-  }
-  const ours = () => JSON.stringify([model.get("logits"), model.get("advantages")]) === JSON.stringify([z, a]);
-  const fromKernel = () => {
-    if (timer || ours()) return;
-    z = [...model.get("logits")]; a = [...model.get("advantages")];
-    history = model.get("history").map((h) => [...h]);
+  const settings = stepSettings(model);
+  const chart = entropyChart(lab);
+  const advance = (steps) => {
+    for (let i = 0; i < steps; i++) lab.advance();
+    if (lab.history.length >= MAX_STEPS) play.stop();
     paint();
   };
-  ["logits", "advantages"].forEach((t) => model.on(`change:${t}`, fromKernel));
-  ["eta", "method"].forEach((t) => model.on(`change:${t}`, () => paint(document.activeElement)));
+  const play = playButton(advance);
+  const reset = () => {
+    play.stop();
+    lab.z = [...model.get("start")];
+    lab.restart();
+    paint();
+  };
+  const buttons = row(
+    button("Step", () => advance(1)),
+    play.node,
+    button("Reset", reset),
+  );
+  root.append(table.node, settings.node, buttons, chart.node, status.node);
+
+  const paint = (source) => {
+    const { exact, predicted } = lab.next();
+    table.paint(source);
+    settings.paint(source);
+    chart.paint();
+    const said =
+      `entropy ${fixed(entropy(lab.z))} nats of at most ${fixed(Math.log(lab.z.length))}; the next step changes it by ` +
+      `${fixed(exact, 4)}, predicted ${fixed(predicted, 4)}; ${lab.history.length} steps made`;
+    status.say(said);
+    chart.node.setAttribute("aria-label", said);
+  };
+  const fromKernel = () => {
+    if (play.plays() || lab.isTheKernels()) return;
+    lab.read();
+    paint();
+  };
+  model.on("change:logits change:advantages", fromKernel);
+  model.on("change:eta change:method", () => paint(document.activeElement));
   paint();
-  return () => stop();
+  return () => play.stop();
 }
 export default { render };

@@ -1,4 +1,4 @@
-"""EntropyLab: drag a small policy's probabilities and advantages, step, and see its entropy move."""
+"""EntropyLab: drag a small policy's probabilities and advantages, make steps, and see its entropy move."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from erltool.entropy import bandit
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, new_axes
 from erltool.text import visible
-from erltool.widgets.view import View, javascript, message
+from erltool.widgets.view import CHOSEN, View, javascript, message
 
 
 @dataclass(frozen=True)
@@ -22,13 +22,13 @@ class EntropyLabResult:
     probabilities: np.ndarray
     """(A,)"""
     advantages: np.ndarray
-    """(A,) as set; the step centres them under the policy"""
+    """(A,) as set; a step centres them under the policy"""
     entropy: float
     """nats"""
     exact: float
     """change of the entropy by the next step, nats"""
     predicted: float
-    """the same to first order, by Theorem 1 or 2, nats"""
+    """the same to first order, Theorem 1 or 2, nats"""
     history: np.ndarray
     """(steps, 3): entropy before, exact change, predicted change of each step made"""
 
@@ -36,21 +36,20 @@ class EntropyLabResult:
 class EntropyLab(View):
     """A softmax bandit to play with: `EntropyLab()` shows it, `.result` is its state for the next cell.
 
-    Sliders set each action's probability and advantage; Step and Play make policy gradient ("pg", Theorem 1) or
-    natural policy gradient ("npg", Theorem 2) steps of size `eta`. The arithmetic is in the browser and equals
-    entropy/bandit.py's. Fewer than two actions, probabilities that are not positive and finite, advantages or names
-    that do not fit: said in the widget, `problem`; `.result` then raises ErltoolError with it.
+    Sliders set each action's probability and advantage. Step and Play make steps of size `eta`: of policy gradient
+    ("pg", Theorem 1) or natural policy gradient ("npg", Theorem 2). The browser's arithmetic (bandit.js) equals that of
+    entropy/bandit.py. `problem` says what is wrong (fewer than two actions, a probability that is not positive and
+    finite, advantages or names of another number); `.result` then raises ErltoolError with it.
     """
 
     _esm = javascript("entropy_lab.js")
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     start = traitlets.List(traitlets.Float()).tag(sync=True)
-    # Not echoed: an echo would undo in the browser what was chosen since.
-    logits = traitlets.List(traitlets.Float()).tag(sync=True, echo_update=False)
-    advantages = traitlets.List(traitlets.Float()).tag(sync=True, echo_update=False)
-    history = traitlets.List(traitlets.List(traitlets.Float())).tag(sync=True, echo_update=False)
-    eta = traitlets.Float(0.5, min=1e-6).tag(sync=True, echo_update=False)
-    method = traitlets.Enum(("pg", "npg"), "npg").tag(sync=True, echo_update=False)
+    logits = traitlets.List(traitlets.Float()).tag(**CHOSEN)
+    advantages = traitlets.List(traitlets.Float()).tag(**CHOSEN)
+    history = traitlets.List(traitlets.List(traitlets.Float())).tag(**CHOSEN)
+    eta = traitlets.Float(0.5, min=1e-6).tag(**CHOSEN)
+    method = traitlets.Enum(("pg", "npg"), "npg").tag(**CHOSEN)
 
     def __init__(
         self,
@@ -73,7 +72,7 @@ class EntropyLab(View):
         super().__init__(names=names, start=logits, logits=logits, advantages=a.tolist(), eta=eta, method=method)
 
     def step(self, count: int = 1) -> "EntropyLab":
-        """Makes steps here in Python, as the button does."""
+        """Makes steps as the button does. Returns the lab."""
         for _ in range(count):
             now, (z, change) = self.result, self._next()
             self.history = [*self.history, [now.entropy, now.exact, now.predicted]]
@@ -129,7 +128,7 @@ class EntropyLab(View):
 
 
 def _checked(probabilities: Sequence[float], advantages: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays (A,). Raises ErltoolError for what is no policy over two or more actions with its advantages."""
+    """Both as arrays (A,). Raises ErltoolError for other than a policy over two or more actions and its advantages."""
     try:
         p, a = (np.asarray(x, dtype=float) for x in (probabilities, advantages))
     except (TypeError, ValueError):

@@ -33,26 +33,26 @@ class Points:
         return max(1, len(self.entropy) // 3)
 
     def averaged(self, window: int) -> "Points":
-        """Means of `window` neighbours each, the last of those that are left."""
-        part = np.arange(len(self.entropy)) // window
-        means = [np.bincount(part, v) / np.bincount(part) for v in (self.entropy, self.performance)]
-        return Points(*means, self.unit, self.entropy_average)
+        """Means of `window` neighbours each; the last point is the mean of the rest."""
+        bins = np.arange(len(self.entropy)) // window
+        h, r = (np.bincount(bins, v) / np.bincount(bins) for v in (self.entropy, self.performance))
+        return Points(h, r, self.unit, self.entropy_average)
 
 
 def named_points(source) -> dict[str, Run | Points]:
-    """What a source holds, by name. Raises ErltoolError for what is neither runs nor points, or holds none."""
+    """A source's runs and points, by name. Raises ErltoolError where it holds none."""
     if isinstance(source, Mapping):
-        found: dict[str, Run | Points] = {}
-        for name, one in source.items():
-            parts = named_points(one)
-            found |= {str(name) if len(parts) == 1 else f"{name} {part}": value for part, value in parts.items()}
+        members: dict[str, Run | Points] = {}
+        for name, member in source.items():
+            points = named_points(member)
+            members |= {str(name) if len(points) == 1 else f"{name} {own}": value for own, value in points.items()}
     elif isinstance(source, Run | str | Path):
-        found = {run.name: run for run in opened(source)}
+        members = {run.name: run for run in opened(source)}
     else:
-        found = {"points": _points(source)}
-    if not found:
+        members = {"points": _points(source)}
+    if not members:
         raise ErltoolError("there is nothing to fit; give a run, its folder, or points (H, R)")
-    return found
+    return members
 
 
 def _points(source) -> Points:
@@ -66,34 +66,30 @@ def _points(source) -> Points:
     try:
         h, r = (np.asarray(v, dtype=float).ravel() for v in source)
     except (TypeError, ValueError):
-        what = type(source).__name__
-        raise ErltoolError(f"give a run, its folder, a table, or two arrays of numbers (H, R), not {what}") from None
+        kind = type(source).__name__
+        raise ErltoolError(f"give a run, its folder, a table, or two arrays of numbers (H, R), not {kind}") from None
     if len(h) != len(r):
         raise ErltoolError(f"{len(h)} entropies but {len(r)} performances; give as many of both")
     return Points(h, r, unit if unit in UNITS else None, str(average))
 
 
 def points_of(run: Run, performance: str) -> Points:
-    """Points of a run: its evaluations, each with the mean entropy before it as `align_points` gives it, or the means
-    of its iterations. Raises ErltoolError where it has none."""
-    metrics = run.metrics
+    """Points of a run: its evaluations, each with the mean entropy before it (`align_points`), or the means of its
+    iterations. Raises ErltoolError where it has none."""
+    metrics, columns = run.metrics, ["step", "policy_entropy", performance]
     if metrics.empty:
         raise ErltoolError(f"run {run.path}: has no steps yet")
     if performance == "eval_accuracy" and run.evaluated().empty:
         raise ErltoolError(
             f"run {run.path}: was never evaluated; choose the training reward, or train with eval_every above 0"
         )
-    if missing := [c for c in ("policy_entropy", performance) if c not in metrics]:
+    if missing := [c for c in columns if c not in metrics]:
         raise ErltoolError(f"run {run.path}: has no {missing[0]}")
+    numbers = metrics[columns].apply(pd.to_numeric, errors="coerce").astype(float)  # a damaged file may hold text
     if performance == "eval_accuracy":
-        points = align_points(*(_numbers(metrics[c]) for c in ("step", "policy_entropy", performance)))
-        return Points(*points[["entropy", "performance"]].to_numpy().T, "fraction", OWN["policy_entropy"])
-    of_iteration = metrics[["policy_entropy", performance]].apply(_numbers).groupby(metrics["iteration"])
-    h, r = of_iteration.mean().to_numpy(float).T
-    # A run of another trainer, or through TRL, may have rewards outside [0, 1].
+        points = align_points(*(numbers[c] for c in columns))
+        h, r = points[["entropy", "performance"]].to_numpy().T
+        return Points(h, r, "fraction", OWN["policy_entropy"])
+    h, r = numbers.groupby(metrics["iteration"])[columns[1:]].mean().to_numpy().T
+    # Another trainer's rewards may lie outside [0, 1].
     return Points(h, r, unit_of(r, name=performance), OWN["policy_entropy"])
-
-
-def _numbers(column: pd.Series) -> pd.Series:
-    """A damaged file's text is NaN."""
-    return pd.to_numeric(column, errors="coerce").astype(float)

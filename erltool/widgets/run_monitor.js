@@ -1,55 +1,114 @@
-const COLOUR = { policy_entropy: "#0072B2", reward: "#D55E00", eval_accuracy: "#009E73", mean_covariance: "#CC79A7" };
+// RunMonitor: buttons, numbers, alarms and curves of a run that trains beside the notebook.
+import {
+  button,
+  fixed,
+  floats,
+  make,
+  panel,
+  problemLine,
+  reducedMotion,
+  row,
+  statusLine,
+  throttled,
+} from "./elements.js";
+import { lineChart } from "./kit.js";
+
+const COLOURS = { policy_entropy: "#0072B2", reward: "#D55E00", eval_accuracy: "#009E73", mean_covariance: "#CC79A7" };
+const WHILE = {
+  start: (state, data) => state === "paused" || (data.startable && state !== "running" && state !== "done"),
+  pause: (state) => state === "running",
+  stop: (state) => state === "running" || state === "paused",
+};
+const START = { paused: "Resume", stopped: "Go on", failed: "Go on" };
+const ANNOUNCED = 1000; // ms between two alarms that a screen reader announces
+
+const duration = (s) =>
+  s < 90 ? `${Math.round(s)} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`;
+
+function numbersOf(d, state) {
+  const metrics = Object.entries(d.latest).map(([m, v]) => `${d.metrics[m].replace(/ \(.*/, "")} ${fixed(v)}`);
+  const left = d.steps - d.step;
+  const pace =
+    state === "running" && d.rate ? [`${fixed(d.rate, 1)} steps/s`, `about ${duration(left / d.rate)} to go`] : [];
+  return [`step ${d.step} of ${d.steps}`, ...pace, ...metrics].join(" \u00b7 ");
+}
+
+function statusOf(d, state, asked) {
+  if (d.asked || asked)
+    return `${state}: ${d.asked || asked} asked for${d.asked ? ", at the end of the iteration" : ""}`;
+  return state === "running" && !d.step ? "running: loading the policy" : state;
+}
+
+function chartsOf(d) {
+  const at = floats(d.at);
+  return Object.entries(d.metrics).map(([metric, title]) => {
+    const curve = { y: floats(d.curves[metric]), colour: COLOURS[metric], dash: "", width: 1.8, opacity: 1 };
+    const chart = lineChart(title, at, d.steps, [curve], 376, 180);
+    const last = metric in d.latest ? fixed(d.latest[metric]) : "not measured yet";
+    chart.setAttribute("aria-label", `${title} by optimiser step: ${last}`);
+    return chart;
+  });
+}
+
+// A button that cannot act stays where it is: one that vanished would take the keyboard's focus along.
+function buttonsOf(model, ask) {
+  const able = (name) => WHILE[name](model.get("state"), model.get("data"));
+  const nodes = ["Start", "Pause", "Stop"].map((text) => {
+    const name = text.toLowerCase();
+    return [name, button(text, () => able(name) && ask(name))];
+  });
+  const paint = () => {
+    for (const [name, node] of nodes) node.setAttribute("aria-disabled", String(!able(name)));
+    nodes[0][1].textContent = START[model.get("state")] ?? "Start";
+  };
+  return { nodes: nodes.map(([, node]) => node), paint };
+}
+
+function alarmList(model) {
+  const node = make("ul", { class: "alarms", role: "log", "aria-label": "alarms" });
+  const show = throttled(() => {
+    const alarms = model.get("alarms");
+    if (node.childElementCount > alarms.length) node.replaceChildren();
+    node.append(...alarms.slice(node.childElementCount).map((alarm) => make("li", {}, alarm)));
+  }, ANNOUNCED);
+  return { node, show };
+}
 
 function render({ model, el }) {
-  const root = panel(), wrong = make("div"), bar = make("progress", { "aria-label": "steps made" });
-  const numbers = make("p", { class: "status" }), status = make("p", { class: "status", role: "status" });
-  const charts = make("div", { class: "charts" }), alarms = make("ul", { class: "alarms", role: "log", "aria-label": "alarms" });
+  const root = panel();
+  const wrong = problemLine(model);
+  const bar = make("progress", { "aria-label": "steps made" });
+  const numbers = make("p", { class: "status" });
+  const charts = make("div", { class: "charts" });
+  const status = statusLine();
+  const alarms = alarmList(model);
   let asked = "";
-  // A button that cannot act stays where it is: one that vanished would take the keyboard's focus along.
-  const command = (name, text, acts) => {
-    const node = button(text, () => {
-      if (node.getAttribute("aria-disabled") === "true") return;
-      asked = name;
-      model.send({ command: name });
-      paint();
-    });
-    return { node, acts };
-  };
-  const buttons = {
-    start: command("start", "Start", (s, d) => s === "paused" || (d.startable && s !== "running" && s !== "done")),
-    pause: command("pause", "Pause", (s) => s === "running"), stop: command("stop", "Stop", (s) => s === "running" || s === "paused") };
-  root.append(make("p", {}, model.get("data").about), make("div", { class: "row" }, ...Object.values(buttons).map((b) => b.node), bar), wrong, numbers, status, alarms, charts);
+  const buttons = buttonsOf(model, (name) => {
+    asked = name;
+    model.send({ command: name });
+    paint();
+  });
+  root.append(make("p", {}, model.get("data").about), row(...buttons.nodes, bar), wrong.node, numbers, status.node);
+  root.append(alarms.node, charts);
   el.append(root);
 
-  const duration = (s) => (s < 90 ? `${Math.round(s)} s` : s < 5400 ? `${Math.round(s / 60)} min` : `${(s / 3600).toFixed(1)} h`);
   const paint = () => {
-    const d = model.get("data"), state = model.get("state"), at = floats(d.at);
-    for (const { node, acts } of Object.values(buttons)) node.setAttribute("aria-disabled", String(!acts(state, d)));
-    buttons.start.node.textContent = state === "paused" ? "Resume" : state === "stopped" || state === "failed" ? "Go on" : "Start";
+    const d = model.get("data");
+    const state = model.get("state");
+    buttons.paint();
     bar.max = Math.max(1, d.steps);
     bar.value = d.step;
-    const last = Object.entries(d.latest).map(([m, v]) => `${d.metrics[m].replace(/ \(.*/, "")} ${fixed(v)}`);
-    const pace = state === "running" && d.rate ? [`${fixed(d.rate, 1)} steps/s`, `about ${duration((d.steps - d.step) / d.rate)} to go`] : [];
-    numbers.textContent = [`step ${d.step} of ${d.steps}`, ...pace, ...last].join(" \u00b7 ");
-    const doing = d.asked || asked;
-    // A screen reader announces this line: it changes with the state, the numbers above it with every message.
-    const now = doing ? `${state}: ${doing} asked for${d.asked ? ", at the end of the iteration" : ""}` : state === "running" && !d.step ? "running: loading the policy" : state;
-    if (status.textContent !== now) status.textContent = now;
-    const text = model.get("problem");
-    if (wrong.textContent !== text) wrong.replaceChildren(...(text ? [problem(text)] : []));
-    const shown = model.get("alarms");
-    if (alarms.childElementCount > shown.length) alarms.replaceChildren();
-    alarms.append(...shown.slice(alarms.childElementCount).map((a) => make("li", {}, a)));
-    if (!d.steps) return;
-    charts.replaceChildren(...Object.entries(d.metrics).map(([metric, title]) => {
-      const svg = lineChart(title, at, d.steps, [{ y: floats(d.curves[metric]), colour: COLOUR[metric], dash: "", width: 1.8, opacity: 1 }], 376, 180);
-      svg.setAttribute("aria-label", `${title} by optimiser step: ${metric in d.latest ? fixed(d.latest[metric]) : "not measured yet"}`);
-      return svg;
-    }));
+    numbers.textContent = numbersOf(d, state);
+    status.say(statusOf(d, state, asked));
+    wrong.show();
+    alarms.show();
+    if (d.steps) charts.replaceChildren(...chartsOf(d));
   };
-  let due = false;
-  const soon = () => { if (!due) { due = true; requestAnimationFrame(() => { due = false; paint(); }); } };
-  model.on("change:data change:state change:problem change:alarms", () => { asked = ""; soon(); });
+  const soon = throttled(() => requestAnimationFrame(paint), reducedMotion() ? 1000 : 50);
+  model.on("change:data change:state change:problem change:alarms", () => {
+    asked = "";
+    soon();
+  });
   paint();
 }
 export default { render };

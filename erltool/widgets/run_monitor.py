@@ -9,39 +9,40 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
 import traitlets
 from matplotlib.figure import Figure
 
-from erltool.controls.catalog import control_to_dict
 from erltool.errors import ErltoolError
-from erltool.plots import COLOURS, LABELS, new_axes
+from erltool.plots import COLOURS, new_axes
 from erltool.runs.folder import METRICS, read_run
 from erltool.text import visible
 from erltool.training.config import TrainConfig
-from erltool.widgets.control_explorer import binned, label_of, middles, parts_of
+from erltool.widgets.control_explorer import axis_label, binned, label_of, middles, parts_of
 from erltool.widgets.view import View, javascript, message
 
-if TYPE_CHECKING:  # they load transformers, which takes seconds: not before a run starts
-    from erltool.training.step import Step
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from erltool.training.step import Step  # loads transformers, which takes seconds: not before a run starts
 
 DRAWN = ("policy_entropy", "reward", "eval_accuracy", "mean_covariance")
 STATES = ("ready", "running", "paused", "stopped", "done", "failed")
 APART = 0.1  # seconds between messages to the browser
-LAST_ITERATION = 30  # seconds that the end of Python waits for
+LAST_ITERATION = 30  # seconds that Python's end waits for an iteration's end
 RECENT = 20  # steps that the rate is measured over
-# Loading a policy sets the default dtype of the whole process for a moment, and two runs at once would share the
-# cores to neither's gain: runs take turns, an update each.
+# Runs take turns, an update each: loading a policy sets the default dtype of the whole process for a moment, and two
+# updates at once would only share the cores.
 _TURN = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RunMonitorResult:
-    """A run as far as it came."""
+    """A run so far."""
 
     state: str
     """One of STATES."""
@@ -54,11 +55,11 @@ class RunMonitorResult:
 class RunMonitor(View):
     """`RunMonitor(config)`: trains in a thread when started; `.result` is the run so far, for the next cell.
 
-    Start, Pause and Stop are buttons of the view and methods here; the notebook's cells go on meanwhile. A run
-    pauses and stops at the end of an iteration. With `out` it is written there as by `train`, a stop leaves a
-    checkpoint, and start goes on from it, also in another monitor with `resume`. Monitors of one kernel take turns,
-    an update each. Nothing of this raises: what is wrong (a configuration that cannot train, a full disk, stopping
-    what does not run) is said in the view, `problem`, in one line.
+    Start, Pause and Stop are buttons of the view and methods here; the notebook's cells run meanwhile. A run pauses and
+    stops at the end of an iteration. With `out` the run is written there as by `train`, and a stop leaves a checkpoint;
+    `start` goes on from it, in another monitor with `resume`. Monitors of one kernel take turns, an update each.
+    Nothing here raises: the view shows what is wrong (a configuration that cannot train, a full disk, stopping what
+    does not run) in one line, `problem`.
     """
 
     _esm = javascript("run_monitor.js")
@@ -70,7 +71,7 @@ class RunMonitor(View):
         self._config, self._out, self._resume = config, out, resume
         self._rows: list[dict] = []
         self._last: Step | None = None
-        self._times: deque[tuple[int, float]] = deque(maxlen=RECENT)
+        self._times: deque[tuple[float, float]] = deque(maxlen=RECENT)
         self._sent = 0.0
         self._lock = threading.RLock()
         self._may_run, self._stopping, self._at_rest = threading.Event(), threading.Event(), threading.Event()
@@ -85,7 +86,7 @@ class RunMonitor(View):
     # --- from the notebook and the view ---------------------------------------------------------------
 
     def start(self) -> "RunMonitor":
-        """Begins the run, or goes on with one that is paused, or that was stopped and is in a folder."""
+        """Begins the run, or goes on with one that is paused, or that was stopped and has a folder."""
         with self._lock:
             if self.state == "paused":
                 return self.resume()
@@ -143,15 +144,13 @@ class RunMonitor(View):
     @property
     def sentence(self) -> str:
         with self._lock:
-            row, steps, about = self._rows[-1] if self._rows else {}, self._steps, self.data["about"]
-            if not row:
-                return f"{about}: {self.state}, no step yet of {steps}."
-            accuracy = [r["eval_accuracy"] for r in self._rows if "eval_accuracy" in r]
-            measured = f", held-out accuracy {accuracy[-1]:.3f}" if accuracy else ""
-            return (
-                f"{about}: {self.state} at step {row['step']} of {steps}; entropy {row['policy_entropy']:.3f} "
-                f"nats/token, reward {row['reward']:.3f}{measured}."
-            )
+            state, d = self.state, self._data()
+        about, steps, latest = d["about"], d["steps"], d["latest"]
+        if not latest:
+            return f"{about}: {state}, no step yet of {steps}."
+        accuracy = f", held-out accuracy {latest['eval_accuracy']:.3f}" if "eval_accuracy" in latest else ""
+        numbers = f"entropy {latest['policy_entropy']:.3f} nats/token, reward {latest['reward']:.3f}{accuracy}"
+        return f"{about}: {state} at step {d['step']} of {steps}; {numbers}."
 
     def picture(self) -> Figure:
         """The view's metrics by step."""
@@ -162,7 +161,7 @@ class RunMonitor(View):
         for index, (ax, name) in enumerate(zip(axes, DRAWN, strict=True)):
             rows = metrics.reindex(columns=["step", name]).dropna()
             ax.plot(rows["step"], rows[name], color=COLOURS[index % 4], marker="." if len(rows) < 50 else None)
-            ax.set(xlabel="optimiser step", ylabel=f"{_name(name)} ({METRICS[name][0]})", xlim=(0, self._steps))
+            ax.set(xlabel="optimiser step", ylabel=axis_label(name), xlim=(0, self._steps))
             ax.grid(alpha=0.25)
         return axes[0].figure
 
@@ -174,9 +173,9 @@ class RunMonitor(View):
             with _TURN:
                 from erltool.training.loop import train
 
-                steps = train(self._config, self._out, self._resume)
-                if self._resume:
-                    self._read_back()
+                steps = cast("Generator[Step, None, None]", train(self._config, self._out, self._resume))
+                if self._resume and self._out is not None:
+                    self._read_back(self._out)
                 self._resume = self._out is not None  # from here on the folder holds this run
             with contextlib.closing(steps):
                 while self._goes_on():
@@ -201,7 +200,7 @@ class RunMonitor(View):
         self.wait(LAST_ITERATION)
 
     def _goes_on(self) -> bool:
-        """Whether another step is to be made; waits here while the run is paused. Always true within an iteration."""
+        """Whether another step follows; waits while the run is paused. Always true within an iteration."""
         if self._rows and self._rows[-1]["step"] % self._config.updates_per_iteration:
             return True
         if not self._may_run.is_set():
@@ -211,8 +210,8 @@ class RunMonitor(View):
             self._may_run.wait()
         return not self._stopping.is_set()
 
-    def _read_back(self) -> None:
-        rows = read_run(self._out).metrics.to_dict("records")
+    def _read_back(self, folder: str | Path) -> None:
+        rows = read_run(folder).metrics.to_dict("records")
         with self._lock:
             self._rows, self._last = [{k: v for k, v in row.items() if v == v} for row in rows], None
 
@@ -233,7 +232,7 @@ class RunMonitor(View):
             getattr(self, command)()
 
     def _say(self, problem: str) -> "RunMonitor":
-        """Shows what is wrong, or with "" that a request is under way."""
+        """Shows what is wrong; "" where nothing is."""
         self._show(problem=self._no_run or problem and f"RunMonitor: {problem}")
         return self
 
@@ -276,7 +275,7 @@ class RunMonitor(View):
             "steps": self._steps,
             "rate": rate,
             "latest": latest | ({"eval_accuracy": float(accuracy[-1])} if accuracy else {}),
-            "metrics": {m: f"{_name(m)} ({METRICS[m][0]})" for m in DRAWN},
+            "metrics": {m: axis_label(m) for m in DRAWN},
             "at": middles(self._steps).astype(np.float32).tobytes(),
             "curves": {m: v.astype(np.float32).tobytes() for m, v in curves.items()},
         }
@@ -289,11 +288,11 @@ class RunMonitor(View):
 
 
 def _without_parent() -> contextvars.Context:
-    """A context in which what is sent answers no request, neither a cell's nor another widget's.
+    """A context whose messages answer no request, neither a cell's nor another widget's.
 
-    ipykernel handles a widget's messages in the thread of the request that the widget last answered: after a cell has
-    touched it, in the main thread, where a button waits until the cells end. A widget that answers none is handled
-    beside them, wherever JupyterLab asks for it.
+    ipykernel handles a widget's messages in the thread of the request that the widget last answered. After a cell has
+    touched the widget this is the main thread, where a button waits until the cells end. The messages of a widget that
+    answers none are handled beside the cells, where JupyterLab asks for it.
     """
     context = contextvars.copy_context()
     for variable in list(context):
@@ -303,10 +302,6 @@ def _without_parent() -> contextvars.Context:
 
 
 def _about(config: TrainConfig) -> str:
-    controller = config.controller and control_to_dict(config.controller)
-    control = label_of(*parts_of(control_to_dict(config.control), controller))
+    fields = config.to_dict()
+    control = label_of(*parts_of(fields["control"], fields["controller"]))
     return visible(f"{config.policy} on {config.task}, {control}, seed {config.seed}")
-
-
-def _name(metric: str) -> str:
-    return LABELS.get(metric, metric.replace("_", " "))

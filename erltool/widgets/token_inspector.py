@@ -1,4 +1,4 @@
-"""TokenInspector: a rollout's tokens coloured by what drives its entropy, and what each control would take."""
+"""TokenInspector: a rollout's tokens in colour, and which of them each control would take."""
 
 from dataclasses import dataclass
 
@@ -14,50 +14,49 @@ from erltool.errors import ErltoolError
 from erltool.plots import new_axes
 from erltool.runs.folder import TOKEN_COLUMNS, Run
 from erltool.text import shown, visible
-from erltool.widgets.view import View, javascript, message
+from erltool.widgets.view import CHOSEN, View, javascript, message
 
 QUANTITIES = ("covariance", "entropy", "log_prob", "ratio", "selected")
 
 
 @dataclass(frozen=True)
 class TokenInspectorResult:
-    """What the sliders choose among the N tokens of the step, in the order of the table."""
+    """What the sliders select among the N tokens of the step, in the order of the table."""
 
     tokens: pd.DataFrame
     """The step's tokens, columns as in runs.TOKEN_COLUMNS, with `ratio`, `clip_cov` and `kl_cov` (bool) added"""
     covariance: float
-    """mean token covariance, nats: to first order what the entropy falls by, up to the step size"""
+    """mean token covariance, nats: to first order the entropy falls by it, up to the step size"""
     covariance_clip_cov: float
-    """the same with no advantage on the tokens that Clip-Cov takes"""
+    """the same with advantage 0 on the tokens that Clip-Cov takes"""
     covariance_kl_cov: float
-    """the same with KL-Cov's push against log_ratio on the tokens it takes"""
+    """the same with KL-Cov's penalty on the tokens that it takes"""
 
 
 class TokenInspector(View):
-    """`TokenInspector(run)` or `TokenInspector(step)`; `.result` is what the sliders choose, for the next cell.
+    """`TokenInspector(run)` or `TokenInspector(step)`; `.result` is what the sliders select, for the next cell.
 
-    Shows a response's text, each token coloured by covariance, entropy, log-prob, ratio to the sampling policy or
-    what the run's own control took, at first of the last step with a covariance. Sliders for Clip-Cov (band, share) and
-    KL-Cov (share, coef) show at once which tokens they would take among the step's shown prompts, and how that changes
-    the mean covariance, which is to first order what the entropy falls by. Where the task knows at which tokens a
-    response had a choice, these forks are boxed, and the response's strategy and first wrong step are said. A run has
-    the tokens it recorded; a live step all of its own. Bad input is said in the widget: `problem`; a step or response
-    that is not there raises ErltoolError where it is set later.
+    The widget shows a response's text. Covariance, entropy, log-prob, ratio to the sampling policy, or what the run's
+    own control took, colours each token. It opens at the last step with a covariance. Sliders set Clip-Cov (band,
+    fraction) and KL-Cov (fraction, coef), and show which tokens of the step each would take, and the mean covariance
+    that is left: to first order the entropy falls by it. A box marks a fork, a token at which the response had a
+    choice, where the task knows it; its strategy and first wrong step stand beside the prompt. A run has the tokens it
+    recorded, a live step all of its own. The widget shows bad input as `problem`; setting a step or response that does
+    not exist raises ErltoolError.
     """
 
     _esm = javascript("token_inspector.js")
     steps = traitlets.List(traitlets.Int()).tag(sync=True)
-    # Not echoed: an echo would undo in the browser what was chosen since.
-    step = traitlets.Int(0).tag(sync=True, echo_update=False)
-    quantity = traitlets.Enum(QUANTITIES, "covariance").tag(sync=True, echo_update=False)
-    response = traitlets.Int(0).tag(sync=True, echo_update=False)
-    low = traitlets.Float(1.0).tag(sync=True, echo_update=False)
-    high = traitlets.Float(5.0).tag(sync=True, echo_update=False)
-    clip_fraction = traitlets.Float(0.02).tag(sync=True, echo_update=False)
-    kl_fraction = traitlets.Float(0.1).tag(sync=True, echo_update=False)
-    coef = traitlets.Float(1.0).tag(sync=True, echo_update=False)
+    step = traitlets.Int(0).tag(**CHOSEN)
+    quantity = traitlets.Enum(QUANTITIES, "covariance").tag(**CHOSEN)
+    response = traitlets.Int(0).tag(**CHOSEN)
+    low = traitlets.Float(1.0).tag(**CHOSEN)
+    high = traitlets.Float(5.0).tag(**CHOSEN)
+    clip_fraction = traitlets.Float(0.02).tag(**CHOSEN)
+    kl_fraction = traitlets.Float(0.1).tag(**CHOSEN)
+    coef = traitlets.Float(1.0).tag(**CHOSEN)
     data = traitlets.Dict().tag(sync=True)
-    """The step's tokens as columns: texts, float32 bytes, and where each response begins."""
+    """The step's tokens as columns: texts, bytes of float64 (keys and forks float32), where each response begins."""
 
     _responses = 0  # of the step; before one is loaded any number may be asked for
 
@@ -66,9 +65,9 @@ class TokenInspector(View):
             self._table = _tokens_of(source)
             problem = ""
         except ErltoolError as e:
-            self._table, problem = pd.DataFrame({c: [] for c in TOKEN_COLUMNS}), str(e)
+            self._table, problem = pd.DataFrame(columns=[*TOKEN_COLUMNS], dtype=float), str(e)
         steps = sorted(int(s) for s in self._table["step"].unique())
-        # Late, groups may have no spread left, and a step without a covariance shows nothing.
+        # Late in a run no group may have a spread left; a step without a covariance shows nothing.
         alive = sorted(int(s) for s in self._table.loc[self._table["covariance"] != 0, "step"].unique())
         if steps and settings.setdefault("step", (alive or steps)[-1]) not in steps:
             problem, settings["step"] = _unrecorded(settings["step"], steps), steps[-1]
@@ -90,15 +89,11 @@ class TokenInspector(View):
 
     def _load(self) -> None:
         table = self._table[self._table["step"] == self.step].reset_index(drop=True)
-        group = (
-            table[["prompt_index", "response_index"]].apply(tuple, axis=1) if len(table) else pd.Series(dtype=object)
-        )
-        begins = np.flatnonzero((group != group.shift()).to_numpy())
-        ratio = np.exp(table["log_prob"] - table["old_log_prob"]) if len(table) else pd.Series(dtype=float)
-        self._shown = table.assign(ratio=ratio)
-        # One key a token, as the controls draw them: the sliders' random choice is that of a seeded generator.
+        response = table[["prompt_index", "response_index"]]
+        begins = np.flatnonzero((response != response.shift()).any(axis=1))
+        self._shown = table.assign(ratio=np.exp(table["log_prob"] - table["old_log_prob"]))
+        # One key a token: Clip-Cov's random order stays the same while its sliders move.
         self._keys = np.random.default_rng(0).random(len(table), dtype=np.float32)
-        columns = {n: self._shown[n].to_numpy(np.float32) for n in (*QUANTITIES, "advantage")}
         self._responses = len(begins)
         self.response = max(0, min(self.response, len(begins) - 1))
         self.data = {
@@ -110,23 +105,23 @@ class TokenInspector(View):
             "told": _told(table, begins),
             "forks": np.ascontiguousarray(_forks(table), np.float32).tobytes(),
             "keys": self._keys.tobytes(),
-            **{n: np.ascontiguousarray(v).tobytes() for n, v in columns.items()},
+            **{c: np.array(self._shown[c], np.float64).tobytes() for c in (*QUANTITIES, "old_log_prob", "advantage")},
         }
 
     @property
     def result(self) -> TokenInspectorResult:
-        """What the sliders choose now."""
-        t = self._shown
-        cov, n = t["covariance"].to_numpy(float), len(t)
-        advantage, log_prob = t["advantage"].to_numpy(float), t["log_prob"].to_numpy(float)
-        clip, kl = np.zeros(n, bool), np.zeros(n, bool)
-        if n:
-            band = np.flatnonzero((cov > self.low) & (cov < self.high))
-            clip[band[np.argsort(-self._keys[band], kind="stable")[: token_budget(self.clip_fraction, n)]]] = True
-            kl[np.argsort(-cov, kind="stable")[: token_budget(self.kl_fraction, n)]] = True
-        push = self.coef * np.sign(log_prob - t["old_log_prob"].to_numpy(float))
-        means = [covariance_of(log_prob, a) for a in (advantage, np.where(clip, 0, advantage),
-                                                      np.where(kl, advantage - push, advantage))]  # fmt: skip
+        """What the sliders select now."""
+        t, n = self._shown, len(self._shown)
+        columns = ("covariance", "log_prob", "old_log_prob", "advantage")
+        cov, log_prob, old, advantage = (np.array(t[c], float) for c in columns)
+        clip, kl = np.zeros((2, n), bool)
+        band = np.flatnonzero((cov > self.low) & (cov < self.high))
+        clip[band[np.argsort(-self._keys[band], kind="stable")[: token_budget(self.clip_fraction, n)]]] = True
+        kl[np.argsort(-cov, kind="stable")[: token_budget(self.kl_fraction, n)]] = True
+        penalty = self.coef * np.sign(log_prob - old)
+        reshaped = advantage, np.where(clip, 0, advantage), np.where(kl, advantage - penalty, advantage)
+        log_probs, mask = torch.from_numpy(log_prob)[None], torch.ones(1, n, dtype=torch.bool)
+        means = [mean_covariance(torch.from_numpy(a)[None], log_probs, mask).item() for a in reshaped]
         return TokenInspectorResult(t.assign(clip_cov=clip, kl_cov=kl), *means)
 
     @property
@@ -144,23 +139,17 @@ class TokenInspector(View):
             return message(self.problem)
         ax = new_axes(width=8.4, height=2.6)[0]
         begins = [*self.data["begins"], len(self._shown)]
-        part = self._shown.iloc[begins[self.response] : begins[self.response + 1]].head(60)
-        values = part[self.quantity].to_numpy(float)
-        ax.bar(range(len(part)), values, color=np.where(values < 0, "#D55E00", "#0072B2"))
-        ax.set_xticks(range(len(part)), [shown(t, 20) for t in part["text"]], parse_math=False, fontsize=8)
+        tokens = self._shown.iloc[begins[self.response] : begins[self.response + 1]].head(60)
+        values = tokens[self.quantity].to_numpy(float)
+        ax.bar(range(len(tokens)), values, color=np.where(values < 0, "#D55E00", "#0072B2"))
+        ax.set_xticks(range(len(tokens)), [shown(t, 20) for t in tokens["text"]], parse_math=False, fontsize=8)
         ax.axhline(0, color="black", linewidth=0.8)
-        for label, fork in zip(ax.get_xticklabels(), _forks(part), strict=True):
+        for label, fork in zip(ax.get_xticklabels(), _forks(tokens), strict=True):
             if fork:
                 label.set_bbox({"boxstyle": "square,pad=0.15", "facecolor": "none", "edgecolor": "black"})
         ax.set_ylabel(self.quantity)
         ax.set_title(shown(self.data["prompts"][self.response], 120), parse_math=False, fontsize=9, loc="left")
         return ax.figure
-
-
-def covariance_of(log_prob: np.ndarray, advantage: np.ndarray) -> float:
-    """Mean token covariance of tokens in one row, nats; 0 for no tokens."""
-    log_prob, advantage = (torch.from_numpy(np.array(x))[None] for x in (log_prob, advantage))  # pandas' are read-only
-    return mean_covariance(advantage, log_prob, torch.ones_like(log_prob, dtype=torch.bool)).item()
 
 
 def _tokens_of(source) -> pd.DataFrame:
@@ -173,14 +162,12 @@ def _tokens_of(source) -> pd.DataFrame:
         table = source.table()
     else:
         raise ErltoolError(f"TokenInspector: give a run, a step or a table of tokens, not {type(source).__name__}")
-    missing = [c for c in TOKEN_COLUMNS if c not in table]
-    if missing:
+    if missing := [c for c in TOKEN_COLUMNS if c not in table]:
         raise ErltoolError(f"TokenInspector: the table lacks {', '.join(missing)}")
     if not len(table):
         raise ErltoolError("TokenInspector: no tokens were recorded; train with record_every above 0")
     for name in ("log_prob", "old_log_prob", "entropy", "advantage", "covariance"):
-        broken = int((~np.isfinite(table[name].to_numpy(float))).sum())
-        if broken:
+        if broken := int((~np.isfinite(table[name].to_numpy(float))).sum()):
             raise ErltoolError(
                 f"TokenInspector: {name} is not finite on {broken} of {len(table)} tokens; look for what diverged"
             )
@@ -188,12 +175,12 @@ def _tokens_of(source) -> pd.DataFrame:
 
 
 def _forks(table: pd.DataFrame) -> np.ndarray:
-    """(N,) bool: tokens at which a response had a choice; False where the task does not know."""
+    """(N,) bool: True for a token at which the response had a choice; False where the task does not know."""
     return (table["fork"] == True).to_numpy() if "fork" in table else np.zeros(len(table), bool)  # noqa: E712
 
 
 def _told(table: pd.DataFrame, begins: np.ndarray) -> list[str]:
-    """What the task says of each response, "" where it says nothing."""
+    """What the task says of each response; "" for nothing."""
     if not {"strategy", "first_wrong"} <= set(table):
         return [""] * len(begins)
     strategy = table["strategy"].astype(object).where(table["strategy"].notna(), "").astype(str)
@@ -206,13 +193,12 @@ def _unrecorded(step, steps: list[int]) -> str:
 
 
 def _note(shown: pd.DataFrame) -> str:
-    """What a reader of a step's tokens must know first: why all covariances are 0, and which texts are none."""
+    """What a reader must know first: why every covariance is 0, and which tokens are not text."""
     notes = []
     if len(shown) and not shown["covariance"].any():
         one = len(shown[["prompt_index", "response_index"]].drop_duplicates()) == 1
         why = "one response has one advantage" if one else "all rewards are equal in each group"
         notes.append(f"Every covariance is 0: {why}, and a control has nothing to choose by.")
-    broken = int(shown["text"].str.contains("\ufffd", regex=False).sum()) if len(shown) else 0
-    if broken:
+    if broken := int(shown["text"].astype(str).str.contains("\ufffd", regex=False).sum()):
         notes.append(f"{broken} tokens are parts of a character, not text on their own: shown as U+FFFD.")
     return " ".join(notes)

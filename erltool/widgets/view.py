@@ -1,6 +1,7 @@
-"""What the widgets share: JavaScript from files beside them, and a picture for readers without a kernel."""
+"""What the widgets share: their JavaScript as one text, and a picture for readers without a kernel."""
 
 import io
+import re
 from pathlib import Path
 
 import anywidget
@@ -10,11 +11,35 @@ from matplotlib.figure import Figure
 from erltool.plots import as_text, new_axes
 
 HERE = Path(__file__).parent
+# Tags of what the reader chooses. Not echoed: an echo would undo in the browser what was chosen since.
+CHOSEN = {"sync": True, "echo_update": False}
+_IMPORT = re.compile(r'^import \{([^}]+)\} from "\./(\w+)\.js";$', re.M)
+_EXPORT = re.compile(r"^export (?=(?:const|function) (\w+))", re.M)
 
 
 def javascript(name: str) -> str:
-    """A widget's module: the shared helpers and its own file. As text, because a path would be watched for ever."""
-    return (HERE / "shared.js").read_text(encoding="utf-8") + (HERE / name).read_text(encoding="utf-8")
+    """A widget's module and the modules that it imports, as one text.
+
+    anywidget imports this text from a blob URL, where "./kit.js" leads nowhere. A page's content-security policy may
+    forbid more URLs than that one. So an imported module becomes the result of a function:
+
+        import { axis } from "./kit.js";        const { axis } = kit;
+        export const axis = ...; (in kit.js)    const kit = (() => { const axis = ...; return { axis }; })();
+    """
+    modules: dict[str, str] = {}  # in the order in which they are needed
+
+    def text_of(file: str) -> str:
+        text = (HERE / file).read_text(encoding="utf-8")
+        for _, module in _IMPORT.findall(text):
+            if module not in modules:
+                body = text_of(f"{module}.js")
+                exported = ", ".join(_EXPORT.findall(body))
+                body = _EXPORT.sub("", body)
+                modules[module] = f"const {module} = (() => {{\n{body}return {{ {exported} }};\n}})();\n"
+        return _IMPORT.sub(r"const {\1} = \2;", text)
+
+    own = text_of(name)
+    return "".join(modules.values()) + own
 
 
 def message(text: str) -> Figure:

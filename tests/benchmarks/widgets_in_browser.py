@@ -58,15 +58,15 @@ def unevaluated():
     run = next(iter(recorded().values()))
     return dataclasses.replace(run, metrics=run.metrics.drop(columns="eval_accuracy"))
 line = np.linspace(0.8, 0.1, 12)
-def swept(run, share):
-    "A recorded Clip-Cov run as if made with another share, so that a slider has somewhere to go."
-    metrics = run.metrics.assign(policy_entropy=run.metrics["policy_entropy"] * (1 + share))
-    control = run.config["control"] | dict(fraction=share)
+def swept(run, fraction):
+    "A recorded Clip-Cov run as if made with another fraction, so that a slider has somewhere to go."
+    metrics = run.metrics.assign(policy_entropy=run.metrics["policy_entropy"] * (1 + fraction))
+    control = run.config["control"] | dict(fraction=fraction)
     return dataclasses.replace(run, metrics=metrics, config=run.config | dict(control=control))
 def runs():
-    found = list(read_runs(shipped("data/runs/discovery")).values())
-    made = [swept(r, k / 20) for r in found if r.config["control"]["name"] == "clip-cov" for k in range(1, 13)]
-    return [r for r in found if r.config["control"]["name"] != "clip-cov"] + made
+    discovery = list(read_runs(shipped("data/runs/discovery")).values())
+    made = [swept(r, k / 20) for r in discovery if r.config["control"]["name"] == "clip-cov" for k in range(1, 13)]
+    return [r for r in discovery if r.config["control"]["name"] != "clip-cov"] + made
 """
 
 
@@ -82,8 +82,8 @@ class Widget:
 
 WIDGETS = (
     Widget("EntropyLab", "EntropyLab()", "probability of a1", 16),
-    Widget("TokenInspector, 300 tokens", "TokenInspector(tokens(300))", "KL-Cov share", 40),
-    Widget("TokenInspector, 10,000 tokens", "TokenInspector(tokens(10_000))", "KL-Cov share", 200),
+    Widget("TokenInspector, 300 tokens", "TokenInspector(tokens(300))", "KL-Cov fraction", 40),
+    Widget("TokenInspector, 10,000 tokens", "TokenInspector(tokens(10_000))", "KL-Cov fraction", 200),
     Widget("ControlExplorer, 4 controls, 10 seeds", "ControlExplorer(runs())", "clip-cov fraction", 40),
     Widget("CurveFitter, dragged", "CurveFitter(paper(), current=4, beside=[0, 2])", "a", 40),
     Widget("CurveFitter, refitted", "CurveFitter(recorded(), performance='reward')", "window", 60),
@@ -94,7 +94,7 @@ SHOWN_AS_ITSELF = (
     "EntropyLab(names=[hostile] * 4)",
     "CurveFitter({hostile: (line, 1 - line), hostile * 2: (line, 1 - line)}, beside=[1])",
 )
-BAD = (  # what, expression, words that the widget must show
+BAD = (  # name, expression, words that the widget must show
     ("empty run", "TokenInspector(few.iloc[:0])", "no tokens were recorded"),
     ("one response", "TokenInspector(tokens(12, responses=1))", "one response"),
     ("all rewards equal", "TokenInspector(few.assign(advantage=0.0, covariance=0.0, reward=1.0))", "rewards are equal"),
@@ -127,9 +127,9 @@ class Report:
     def __init__(self):
         self.failed = 0
 
-    def line(self, what: str, wanted: str, measured: str, good: bool) -> None:
+    def line(self, name: str, wanted: str, measured: str, good: bool) -> None:
         self.failed += not good
-        print(f"{'ok  ' if good else 'MISS'}  {what:60}  {wanted:>24}  {measured}", flush=True)
+        print(f"{'ok  ' if good else 'MISS'}  {name:60}  {wanted:>24}  {measured}", flush=True)
 
 
 class Widgets(Lab):
@@ -176,9 +176,9 @@ def memory(lab: Widgets, report: Report, widget: Widget) -> None:
     press(lab.page, WARM_UP, 0)
     before = lab.memory()
     press(lab.page, MOVES, 0)
-    for what, limit, b, a in zip(("heap", "kernel"), (HEAP_GROWTH, RSS_GROWTH), before, lab.memory(), strict=True):
+    for kind, limit, b, a in zip(("heap", "kernel"), (HEAP_GROWTH, RSS_GROWTH), before, lab.memory(), strict=True):
         wanted = f"at most {limit:g} MiB more"
-        report.line(f"{widget.name}: {what}, {MOVES} moves", wanted, f"{b:.1f} to {a:.1f} MiB", a - b <= limit)
+        report.line(f"{widget.name}: {kind}, {MOVES} moves", wanted, f"{b:.1f} to {a:.1f} MiB", a - b <= limit)
 
 
 def keyboard(lab: Widgets, report: Report, widget: Widget) -> None:
@@ -218,11 +218,11 @@ def hostile(lab: Widgets, report: Report, code: str) -> None:
 
 
 def bad_input(lab: Widgets, report: Report, case: tuple[str, str, str]) -> None:
-    what, code, words = case
+    name, code, words = case
     text = lab.output(code).inner_text()
     good = words in text.replace("\u2212", "-") and "Traceback" not in text
     said = next((line for line in text.splitlines() if words in line), text.strip()[-60:] or "blank")
-    report.line(f"bad input: {what}", f"says {words!r}"[:24], said[:110], good)
+    report.line(f"bad input: {name}", f"says {words!r}"[:24], said[:110], good)
 
 
 def screenshots(lab: Widgets, folder: Path) -> None:

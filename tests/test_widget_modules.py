@@ -1,0 +1,127 @@
+"""The widgets' JavaScript: modules that node can import, one text for the browser, and Python's arithmetic."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import erltool.widgets
+from erltool.entropy import bandit
+from erltool.entropy.tokens import token_budget
+from erltool.runs.folder import TOKEN_COLUMNS
+from erltool.widgets import TokenInspector
+from erltool.widgets.view import javascript
+
+HERE = Path(__file__).parent
+FILES = sorted(Path(erltool.widgets.__file__).parent.glob("*.js"))
+WIDGETS = [f.name for f in FILES if "export default" in f.read_text()]
+NODE = shutil.which("node")
+needs_node = pytest.mark.skipif(NODE is None, reason="node is missing: install Node.js 20 or newer")
+MOST_LINES = 80
+
+
+def node(*arguments, **environment):
+    done = subprocess.run([NODE, *arguments], capture_output=True, text=True, env=os.environ | environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_there_is_a_module_for_every_widget():
+    assert len(WIDGETS) == len(erltool.widgets.__all__) == 6
+
+
+@pytest.mark.parametrize("name", WIDGETS)
+def test_a_widgets_text_imports_nothing_and_exports_its_view(name):
+    """A blob URL resolves no "./kit.js", so every import and export must have been taken in."""
+    text = javascript(name)
+    lines = [line for line in text.splitlines() if re.match(r"\s*(import|export)\b", line)]
+    assert lines == ["export default { render };"]
+    assert text.count("const elements = (() => {") == 1
+
+
+@needs_node
+@pytest.mark.parametrize("name", WIDGETS)
+def test_a_widgets_text_is_a_module(name, tmp_path):
+    (tmp_path / "text.mjs").write_text(javascript(name))
+    code = "const m = await import(process.argv[1]); console.log(typeof m.default.render)"
+    assert node("--input-type=module", "--eval", code, str(tmp_path / "text.mjs")) == "function\n"
+
+
+@needs_node
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_a_module_exports_what_the_one_text_takes_from_it(file):
+    """Importing the file also checks that every name that it imports is exported."""
+    code = "console.log(Object.keys(await import(process.argv[1])).join())"
+    exported = node("--input-type=module", "--eval", code, str(file)).strip()
+    taken = re.findall(r"^export (?:const|function) (\w+)", file.read_text(), re.M)
+    assert sorted(exported.split(",")) == sorted(taken or ["default"])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_no_function_is_long(file):
+    starts = r"^(?:export )?(?:function (\w+)\(|const (\w+) = [^\n]*(?:=>|\())"
+    for match in re.finditer(starts + r".*?^\}?[;)\]}]*;?$", file.read_text(), re.M | re.S):
+        assert match[0].count("\n") < MOST_LINES, match[1] or match[2]
+
+
+def bandit_vectors():
+    rng = np.random.default_rng(0)
+    cases = [([0.0, 0.0], [1.0, 0.0]), ([800.0, 0.0, -800.0], [1.0, -1.0, 0.5]), ([-40.0, 0.0], [0.0, 3.0])]
+    cases += [(rng.normal(0, 2, n).tolist(), rng.normal(0, 1, n).tolist()) for n in (2, 3, 4, 8, 50)]
+    for z, values in cases:
+        logits, advantages = (torch.tensor(x, dtype=torch.float64) for x in (z, values))
+        for method in bandit.METHODS:
+            change = bandit.step(logits, advantages, 0.7, method)
+            expected = {
+                "probabilities": torch.softmax(logits, -1).tolist(),
+                "entropy": bandit.entropy(logits).item(),
+                "change": change.tolist(),
+                "exact": bandit.entropy_change(logits, change).item(),
+                "predicted": bandit.first_order_change(logits, change).item(),
+            }
+            yield {"z": z, "values": values, "eta": 0.7, "method": method, "expected": expected}
+
+
+def selection_vectors():
+    """Random tokens, some with equal covariance and some that did not move since they were sampled."""
+    rng = np.random.default_rng(1)
+    for n in (1, 2, 40, 1000):
+        log_prob, advantage = -rng.exponential(0.7, n), rng.normal(0, 1, n).round(1)
+        moved = rng.normal(0, 0.1, n) * (rng.random(n) < 0.7)
+        table = pd.DataFrame({c: 0 for c in TOKEN_COLUMNS}, index=range(n)).assign(
+            step=1, response_index=np.arange(n) // 10, text="t", prompt="p", log_prob=log_prob,
+            old_log_prob=log_prob - moved, advantage=advantage, entropy=rng.exponential(0.5, n),
+            covariance=((log_prob - log_prob.mean()) * (advantage - advantage.mean())).round(1),
+        )  # fmt: skip
+        for clip, kl in ((0.02, 0.1), (0.0, 0.5), (1.0, 0.0)):
+            settings = {"low": -0.1, "high": 1.5, "coef": 1.3, "clip_fraction": clip, "kl_fraction": kl}
+            inspector = TokenInspector(table, **settings)
+            result, data = inspector.result, inspector.data
+            columns = ("covariance", "log_prob", "old_log_prob", "advantage")
+            yield {
+                "columns": {c: np.frombuffer(data[c], np.float64).tolist() for c in columns},
+                "keys": np.frombuffer(data["keys"], np.float32).tolist(),
+                "settings": settings,
+                "expected": {
+                    "clip": np.flatnonzero(result.tokens["clip_cov"]).tolist(),
+                    "kl": np.flatnonzero(result.tokens["kl_cov"]).tolist(),
+                    "covariances": [result.covariance, result.covariance_clip_cov, result.covariance_kl_cov],
+                },
+            }
+
+
+@needs_node
+def test_the_browsers_arithmetic_is_pythons_and_its_timing_is_calm(tmp_path):
+    budgets = [[f, n, token_budget(f, n)] for f in (0.0, 2e-4, 0.07, 0.29, 1.0) for n in (0, 1, 100, 5001)]
+    vectors = {"bandit": [*bandit_vectors()], "selection": [*selection_vectors()], "budgets": budgets}
+    assert any(v["expected"]["clip"] and v["expected"]["kl"] for v in vectors["selection"])
+    (tmp_path / "vectors.json").write_text(json.dumps(vectors))
+    said = node("--test", str(HERE / "widgets.test.mjs"), VECTORS=str(tmp_path / "vectors.json"))
+    assert re.search(r"# fail 0|ℹ fail 0", said) and not re.search(r"(?:#|ℹ) skipped [1-9]", said), said

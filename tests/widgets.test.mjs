@@ -1,0 +1,135 @@
+// The widgets' arithmetic against Python's, and their timing. tests/test_widget_modules.py writes the vectors and runs
+// this file: node --test tests/widgets.test.mjs
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { mock, test } from "node:test";
+import * as bandit from "../erltool/widgets/bandit.js";
+import { fillTable, make, statusLine, throttled } from "../erltool/widgets/elements.js";
+import { logTicks, scales, ticks } from "../erltool/widgets/kit.js";
+import { budget, clipCov, effects, falling, klCov } from "../erltool/widgets/selection.js";
+
+const vectors = process.env.VECTORS ? JSON.parse(readFileSync(process.env.VECTORS, "utf8")) : null;
+const skip = vectors ? false : "no $VECTORS: run by pytest tests/test_widget_modules.py";
+
+function assertClose(actual, expected) {
+  [actual].flat().forEach((value, i) => {
+    const wanted = [expected].flat()[i];
+    assert.ok(Math.abs(value - wanted) <= 1e-12 * Math.max(1, Math.abs(wanted)), `${value} is not ${wanted}`);
+  });
+  assert.equal([actual].flat().length, [expected].flat().length);
+}
+
+// As much of a page as elements need.
+class Node {
+  constructor(tag) {
+    Object.assign(this, { tag, attributes: {}, children: [], textContent: "" });
+  }
+  setAttribute(name, value) {
+    this.attributes[name] = String(value);
+  }
+  append(...children) {
+    this.children.push(...children);
+  }
+  replaceChildren(...children) {
+    this.children = children;
+  }
+}
+globalThis.document = { createElement: (tag) => new Node(tag) };
+
+test("a bandit's step is Python's", { skip }, () => {
+  for (const { z, values, eta, method, expected } of vectors.bandit) {
+    const change = bandit.step(z, values, eta, method);
+    assertClose(bandit.softmax(z), expected.probabilities);
+    assertClose(bandit.entropy(z), expected.entropy);
+    assertClose(change, expected.change);
+    assertClose(bandit.entropyChange(z, change), expected.exact);
+    assertClose(bandit.firstOrderChange(z, change), expected.predicted);
+    const sum = bandit.firstOrderTerms(z, change).reduce((a, b) => a + b, 0);
+    assertClose(sum, expected.predicted);
+  }
+});
+
+test("a dragged probability is reached, and the others keep their ratios", () => {
+  const before = bandit.softmax([0.3, -1, 2]);
+  const after = bandit.softmax(bandit.withProbability([0.3, -1, 2], 1, 0.7));
+  assertClose(after[1], 0.7);
+  assertClose(after[0] / after[2], before[0] / before[2]);
+});
+
+test("the sliders select what Python selects, and leave the covariance that it leaves", { skip }, () => {
+  for (const { columns, keys, settings, expected } of vectors.selection) {
+    const { low, high, clip_fraction, kl_fraction, coef } = settings;
+    const clip = clipCov(columns.covariance, falling(keys), { low, high, fraction: clip_fraction });
+    const kl = klCov(falling(columns.covariance), kl_fraction);
+    assert.deepEqual(
+      [...clip].sort((i, j) => i - j),
+      expected.clip,
+    );
+    assert.deepEqual(
+      [...kl].sort((i, j) => i - j),
+      expected.kl,
+    );
+    const { none, clip: afterClip, kl: afterKl } = effects(columns, clip, kl, coef);
+    assertClose([none, afterClip, afterKl], expected.covariances);
+  }
+  for (const [fraction, n, count] of vectors.budgets) assert.equal(budget(fraction, n), count);
+});
+
+test("a live region speaks at most once a second, and says the last line", () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  const { node, say } = statusLine();
+  const [seen, spoken] = node.children;
+  assert.equal(spoken.attributes.role, "status");
+  let announcements = 0;
+  let last = "";
+  for (let ms = 0; ms < 3000; ms += 100) {
+    say(`at ${ms}`);
+    assert.equal(seen.textContent, `at ${ms}`);
+    if (spoken.textContent !== last) announcements += 1;
+    last = spoken.textContent;
+    mock.timers.tick(100);
+  }
+  mock.timers.tick(1000);
+  assert.ok(announcements <= 3, `${announcements} announcements in 3 s`);
+  assert.equal(spoken.textContent, "at 2900");
+  mock.timers.reset();
+});
+
+test("a throttled call is made at once, then at most once a pause, and the last is never lost", () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  let calls = 0;
+  const call = throttled(() => (calls += 1), 100);
+  call();
+  call();
+  call();
+  assert.equal(calls, 1);
+  mock.timers.tick(100);
+  assert.equal(calls, 2);
+  mock.timers.tick(1000);
+  assert.equal(calls, 2);
+  mock.timers.reset();
+});
+
+test("headers of a table have a scope, and a child that is a string stays text", () => {
+  const table = make("table");
+  fillTable(table, ["<b>", "x"], [["<img src=x>", "1"]]);
+  const cells = table.children.flatMap((row) => row.children);
+  const kinds = cells.map((cell) => `${cell.tag} ${cell.attributes.scope ?? ""}`);
+  assert.deepEqual(kinds, ["th col", "th col", "th row", "td "]);
+  assert.deepEqual(
+    cells.map((cell) => cell.children[0]),
+    ["<b>", "x", "<img src=x>", "1"],
+  );
+});
+
+test("ticks are round and within the scale, which maps its ends to the box", () => {
+  const texts = ticks(0, 1, 4).map(([, text]) => text);
+  assert.deepEqual(texts, ["0.00", "0.25", "0.50", "0.75", "1.00"]);
+  assert.deepEqual(
+    logTicks(0.04, 0.3).map(([v]) => v),
+    [0.05, 0.1, 0.2],
+  );
+  const at = scales({ left: 10, right: 110, top: 5, bottom: 55 }, [1, 100], [0, 2], true);
+  assertClose([at.px(1), at.px(10), at.px(100)], [10, 60, 110]);
+  assertClose([at.py(0), at.py(2), at.inside(9)], [55, 5, 5]);
+});
