@@ -161,7 +161,7 @@ def test_dropout_repeats_by_seed_and_is_refused_where_it_would_mislead(monkeypat
     first, second, without = (untimed(erltool.train(c)) for c in (config, config, without))
     assert torch.equal(state, torch.random.get_rng_state())
     assert first == second != without
-    with pytest.raises(ErltoolError, match="kl-cov acts on any difference"):
+    with pytest.raises(ErltoolError, match="kl-cov penalises every difference"):
         tiny_config(lora_dropout=0.1, control=KLCov(0.1))
     with pytest.raises(ErltoolError, match="use micro_batch=0"):
         tiny_config(lora_dropout=0.1, micro_batch=2)
