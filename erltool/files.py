@@ -149,9 +149,7 @@ class Hold:
             except OSError as e:
                 if e.errno not in WITHOUT_LOCKS:
                     raise
-                _log.warning(
-                    "%s: no locks on this file system; let only one process write there", shown(self.folder, 300)
-                )
+                _log.warning("%s: file system without locks; let one process write there", shown(self.folder, 300))
                 return
 
     def check(self) -> None:

@@ -198,7 +198,7 @@ def test_a_window_that_is_none_is_refused(window):
         (" \n\n", "log.txt", "empty"),
         (" \n".encode("utf-16"), "log.txt", "empty"),
         (bytes(range(256)) * 40, "log.bin", "a binary file and no log"),
-        ("once upon a time\nthere was, a step\n", "log.txt", "not a log that is known"),
+        ("once upon a time\nthere was, a step\n", "log.txt", "not a known log"),
         ('{"log_history": [{"step": 1, ', "trainer_state.json", "damaged JSON"),
         ("[" * 100_000, "deep.json", "damaged JSON"),
         (b"PAR1 and no more", "log.parquet", "not readable as Parquet"),

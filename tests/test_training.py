@@ -744,7 +744,7 @@ def test_a_file_system_without_locks_is_said_and_used(monkeypatch, tiny_config, 
 
     monkeypatch.setattr("fcntl.flock", flock)
     assert len(list(erltool.train(tiny_config(steps=2), tmp_path / "run"))) == 2
-    assert caplog.messages == [f"{tmp_path / 'run'}: no locks on this file system; let only one process write there"]
+    assert caplog.messages == [f"{tmp_path / 'run'}: file system without locks; let one process write there"]
 
 
 def test_a_folder_that_is_moved_while_it_is_written_is_not_mixed_with_another(tiny_config, tmp_path):
