@@ -91,7 +91,6 @@ def heal(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder, or a link to one."""
     with contextlib.suppress(OSError):
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
 
@@ -156,9 +155,8 @@ class Hold:
         """Raises ErltoolError where another folder has the name now, so that no line goes into another run."""
         with writing(self.folder):
             if _inode(self.folder) != self._inode:
-                raise ErltoolError(
-                    f"{shown(self.folder, 300)}: another folder has this name now; resume where the run was moved to"
-                )
+                where = shown(self.folder, 300)
+                raise ErltoolError(f"{where}: another folder has this name now; resume where the run was moved to")
 
     def release(self) -> None:
         """Gives the right back. A second call does nothing."""

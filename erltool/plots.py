@@ -73,17 +73,10 @@ def plot_run(
         known = ", ".join(m for m in METRICS if m in run.metrics)
         raise ErltoolError(f"run {run.path}: no metric {metric!r}; it has {known or 'no steps yet'}")
     ax = new_axes()[0] if ax is None else ax
-    rows = run.metrics.dropna(subset=[metric])
-    sparse = len(rows) < len(run.metrics)
-    ax.plot(
-        rows["step"],
-        rows[metric],
-        color=COLOURS[index % len(COLOURS)],
-        marker=MARKERS[index % len(MARKERS)] if sparse else None,
-        markersize=4,
-        linewidth=1.4,
-        label=as_text(run.name if label is None else label),
-    )
+    rows, name = run.metrics.dropna(subset=[metric]), as_text(run.name if label is None else label)
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    marker = marker if len(rows) < len(run.metrics) else ""
+    ax.plot(rows["step"], rows[metric], color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
     return _dressed(ax, "optimiser step", _label_of(metric))
 
 
@@ -101,8 +94,8 @@ def plot_fit(result: LawFit, *, ax: Axes | None = None, label: str = "points", i
 
 
 def plot_forecast(result: Forecast, *, ax: Axes | None = None, label: str = "run", index: int = 0) -> Axes:
-    """A forecast by the law: fitted points filled, later points open, the law down to H = 0, and the interval of a
-    measurement. Returns the Axes."""
+    """A forecast by the law: fitted points filled, later ones open, the law and its interval down to H = 0. Returns the
+    Axes."""
     ax = new_axes()[0] if ax is None else ax
     law, colour, marker = result.law, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
     ax.plot(law.entropy, law.performance, marker, color=colour, markersize=4, label=as_text(f"{label}: fitted"))
@@ -134,13 +127,12 @@ def plot_seeds(
     runs: Sequence[Run], metric: str = "policy_entropy", *, ax: Axes | None = None, label: str = "", index: int = 0,
     smooth: int = 1, by: str = "step",
 ) -> Axes:  # fmt: skip
-    """A metric by optimiser step for runs of one setting: seeds as thin lines, their mean as a thick one. Returns the
-    Axes.
+    """A metric by step for runs of one setting: seeds as thin lines, their mean thick. Returns the Axes.
 
     A single seed is thick. Curves are means of `smooth` iterations, or of `smooth` evaluations for a metric that was
     measured on some steps only. The mean is over the seeds that reached a step. `by` "iteration" counts rounds of
-    sampling, which compares runs with different numbers of updates. Raises ErltoolError for no runs, a metric that none
-    has, or another `by`.
+    sampling, for runs with different numbers of updates. Raises ErltoolError for no runs with the metric, or another
+    `by`.
     """
     curves = [r.metrics.dropna(subset=[metric]).groupby("iteration").mean(numeric_only=True) for r in runs
               if metric in r.metrics]  # fmt: skip

@@ -14,8 +14,7 @@ POLICIES = ("sharpening", "discovery", "trap", "countdown")  # each a folder of 
 
 
 def shipped(name: str) -> Path:
-    """Path of `data` or `notebooks`, or inside them: "data/policies/countdown". Raises ErltoolError where it is
-    missing."""
+    """Path of `data` or `notebooks`, or inside them ("data/policies/countdown"). Raises ErltoolError if missing."""
     package = Path(str(resources.files("erltool")))
     for path in (package / name, package.parent / name):
         if path.exists():

@@ -23,13 +23,8 @@ class Table(_Shown, pd.DataFrame):
     The values stay as they are. Everything that pandas makes of it (a slice, a mean, a join) is a Table again.
     """
 
-    @property
-    def _constructor(self):
-        return Table
-
-    @property
-    def _constructor_sliced(self):
-        return Column
+    _constructor = property(lambda self: Table)
+    _constructor_sliced = property(lambda self: Column)
 
     def _repr_html_(self) -> str | None:
         with pd.option_context("display.html.use_mathjax", False):
@@ -46,13 +41,8 @@ class Table(_Shown, pd.DataFrame):
 class Column(_Shown, pd.Series):
     """A column of a Table."""
 
-    @property
-    def _constructor(self):
-        return Column
-
-    @property
-    def _constructor_expanddim(self):
-        return Table
+    _constructor = property(lambda self: Column)
+    _constructor_expanddim = property(lambda self: Table)
 
     def _visible(self) -> pd.Series:
         values = self.array.map(_safe) if _is_text(self.dtype) else self.array

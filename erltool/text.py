@@ -23,9 +23,8 @@ def visible(text, keep: str = "") -> str:
     text = str(text)
     if text.isprintable() and "\ufffd" not in text:
         return text
-    return "".join(
-        c if c in keep or (c.isprintable() and c != "\ufffd") else ESCAPES.get(c) or f"U+{ord(c):04X}" for c in text
-    )
+    seen = {c for c in set(text) if c in keep or (c.isprintable() and c != "\ufffd")}
+    return "".join(c if c in seen else ESCAPES.get(c) or f"U+{ord(c):04X}" for c in text)
 
 
 def shown(text, width: int = 60) -> str:

@@ -38,8 +38,7 @@ class Crowding:
         self._span, self._began, self._before = span, time.monotonic(), seconds_run_and_waited()
 
     def look(self) -> float:
-        """The fraction where it is above CROWDED, else 0; also 0 until the first span is over. `share` has any
-        value."""
+        """The fraction where it is above CROWDED, else 0 (also before the first span is over)."""
         if time.monotonic() - self._began >= self._span:
             now = seconds_run_and_waited()
             run, waited = (max(0.0, b - a) for a, b in zip(self._before, now, strict=True))
@@ -52,8 +51,7 @@ class Courtesy:
     """Lets this process's threads sleep while they wait for work, as long as other programs crowd the cores.
 
     The loop of a run calls `look` between iterations and `close` at its end. libgomp spins for only 100 turns in a
-    process with more OpenMP threads than cores, and a second team that sleeps makes it such a process. No result
-    depends on it.
+    process with more OpenMP threads than cores, which a second, sleeping team makes it. No result depends on it.
     """
 
     def __init__(self):

@@ -165,15 +165,11 @@ class Choice:
     """What a control has decided for a whole update: everything that must not depend on the micro-batch."""
 
     control: Control
-    advantages: Tensor
-    """(B, T), as the control has reshaped them"""
-    chosen: Tensor
-    """(B, T, members) bool: the tokens that each member of the control acts on"""
-    clip: Clip
-    """Of the ratio, below and above 1."""
+    advantages: Tensor  # (B, T), as the control has reshaped them
+    chosen: Tensor  # (B, T, members) bool: the tokens that each member of the control acts on
+    clip: Clip  # of the ratio, below and above 1
     normalizer: Tensor | float
-    """Divides the summed loss, at least 1: the update's response tokens. Where the control's loss is a mean of
-    responses it is the number of responses with tokens."""
+    """Divides the summed loss, at least 1: the update's response tokens, or responses for a mean of responses."""
 
     @property
     def selected(self) -> Tensor:
@@ -213,8 +209,7 @@ def check_tokens(tokens: Tokens, name: str, needs: Iterable[str]) -> None:
         if value is None and field in needs:
             raise ErltoolError(f"control {name} needs {field}: pass it to the loss")
         if isinstance(value, Tensor) and value.shape != (mask.shape[:1] if field in OF_RESPONSES else mask.shape):
-            raise ErltoolError(
-                f"{field} of shape {tuple(value.shape)} and response_mask of shape {tuple(mask.shape)} must agree"
-            )
+            shapes = f"{tuple(value.shape)} and response_mask of shape {tuple(mask.shape)}"
+            raise ErltoolError(f"{field} of shape {shapes} must agree")
     if tokens.group_size is not None and (tokens.group_size < 1 or len(mask) % tokens.group_size):
         raise ErltoolError(f"group_size {tokens.group_size} does not divide the {len(mask)} responses")

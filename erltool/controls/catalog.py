@@ -39,9 +39,7 @@ PRESETS = {
 def preset(control: str, name: str) -> ClipCov | KLCov:
     """The "clip-cov" or "kl-cov" of a preset. Raises ErltoolError for another control or an unknown preset."""
     if name not in PRESETS or control not in (ClipCov.name, KLCov.name):
-        raise ErltoolError(
-            f"preset {control}:{name} is not known: use clip-cov or kl-cov with one of {', '.join(PRESETS)}"
-        )
+        raise ErltoolError(f"preset {control}:{name} is not known: use clip-cov or kl-cov with {', '.join(PRESETS)}")
     return PRESETS[name][control == KLCov.name]
 
 

@@ -108,9 +108,8 @@ class AdaptiveBonus(Controller):
         coef_{k+1} = coef_k + delta where H_k < target, else coef_k - delta;  held in [0, max_coef]
 
     He et al. 2025, arXiv 2505.22312, Section 3.2.5. H is over all response tokens; H and `target` are in nats/token.
-    Values and the bound max_coef are those of the released scripts (the paper's ablations use delta = 0.005). In the
-    scripts the bonus acts only in updates whose mean entropy is at most the target: `EntropyBonus(coef=0,
-    below=target)`.
+    Values and the bound max_coef are those of the released scripts (the paper's ablations use delta = 0.005). There the
+    bonus acts only in updates with at most the target entropy: `EntropyBonus(coef=0, below=target)`.
     """
 
     name: ClassVar[str] = "adaptive-bonus"

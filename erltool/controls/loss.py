@@ -2,8 +2,7 @@
 
     loss = sum_t (surrogate_t where t is not dropped, plus the control's terms) / N,   N = response tokens of the update
 
-All tokens share one normaliser, as in DAPO. A control whose loss is a mean of responses (GSPO) has 1 / (length *
-responses) in its place. There is no dual clip.
+All tokens share one normaliser, as in DAPO; a mean of responses (GSPO) has 1 / (length * responses). No dual clip.
 """
 
 from dataclasses import dataclass
@@ -21,14 +20,10 @@ from erltool.entropy.tokens import Tokens
 class PolicyLoss:
     """A loss, token by token too, and the tokens that control and clip act on."""
 
-    loss: Tensor
-    """Scalar with gradient, to minimise."""
-    token_loss: Tensor
-    """(B, T), no gradient, 0 outside the mask; sums to loss * normalizer."""
-    selected: Tensor
-    """(B, T) bool: tokens that the control acts on."""
-    clipped: Tensor
-    """(B, T) bool: tokens whose gradient the surrogate's clip has cut."""
+    loss: Tensor  # scalar with gradient, to minimise
+    token_loss: Tensor  # (B, T), no gradient, 0 outside the mask; sums to loss * normalizer
+    selected: Tensor  # (B, T) bool: tokens that the control acts on
+    clipped: Tensor  # (B, T) bool: tokens whose gradient the surrogate's clip has cut
 
 
 class Known(TypedDict, total=False):

@@ -25,8 +25,8 @@ class HighEntropyMask(Control):
         sum_t [H_t >= tau] surrogate_t / N,  tau such that a `fraction` of the update's N tokens is above
 
     Wang et al. 2025, arXiv 2506.01939 ("Beyond the 80/20 Rule"), fraction = 0.2. The dropped tokens, 1 - fraction of
-    them, are the selected ones; they stay in the denominator. tau is that of the whole update. Of tokens tied at tau
-    only as many stay as fill the fraction.
+    them, are the selected ones; they stay in the denominator. tau is of the whole update, and ties at tau are cut to
+    the fraction.
     """
 
     name: ClassVar[str] = "high-entropy-mask"
@@ -50,7 +50,7 @@ class EntropyShapedAdvantage(Control):
 
     Cheng et al. 2025, arXiv 2506.14758 ("Reasoning with Exploration"), alpha = 0.4, kappa = 2. Because kappa > 1, no
     advantage changes its sign, and 0 stays 0. Covariances are measured with the shaped advantages; a group's (Eq 8)
-    takes them at each response's first token.
+    with each first token's.
     """
 
     name: ClassVar[str] = "entropy-shaped-advantage"
@@ -171,8 +171,8 @@ class CovarianceKernel(Control):
         w_t = exp(-c_t^2 / (2 sigma^2)),  A_t <- A_t w_t N / sum w
 
     CW-GRPO, arXiv 2605.11538 ("Taming Extreme Tokens"), without a parameter. c_t is the covariance (Eq 10) and sigma
-    its standard deviation over the whole update. Where sigma is 0 the advantages stay. Covariances are measured with
-    the new advantages.
+    its standard deviation over the whole update. Where sigma is 0 the advantages stay. Covariances are those of the new
+    advantages.
     """
 
     name: ClassVar[str] = "cw-grpo"
@@ -200,8 +200,7 @@ class NegativeReinforcement(Control):
         A = coef * r - (1 - r):  coef for a right response, -1 for a wrong one, without a baseline
 
     Zhu et al. 2025, arXiv 2506.01347, lambda = coef = 0.1; 0 is its NSR, negative samples alone. It replaces the
-    advantage estimator, so groups of equal rewards have a gradient too. Rewards between 0 and 1, which the paper does
-    not have, are interpolated.
+    advantage estimator, so equal rewards have a gradient too. Ours: rewards between 0 and 1 are interpolated.
     """
 
     name: ClassVar[str] = "negative-reinforcement"

@@ -37,8 +37,7 @@ class ClipHigher(Control):
 class EntropyBonus(Control):
     """Subtracts coef * token entropy (nats) from every token's loss.
 
-    With `below` (nats/token) it acts only in updates whose mean entropy is at most that, and selects all their tokens.
-    Without `below` it selects none.
+    With `below` (nats/token) it acts on, and selects, all tokens of updates with at most that mean entropy, else none.
     """
 
     name: ClassVar[str] = "entropy-bonus"
@@ -91,8 +90,8 @@ class ClipCov(Control):
     It chooses a `fraction` of the response tokens without replacement, among those that the clip has not already cut.
     The dropped tokens stay in the denominator. An empty band drops nothing. `bounds` is "absolute" (nats, as in the
     paper, whose band assumes advantages divided by their standard deviation) or "quantile" (low and high are fractions
-    of the response tokens, ordered by covariance). `clip_eps` is the surrogate's clip on both sides, None for that of
-    the run; the paper's scripts use 1.
+    of the response tokens, ordered by covariance). `clip_eps` is the clip on both sides (1 in the paper's scripts),
+    None for the run's.
     """
 
     name: ClassVar[str] = "clip-cov"
@@ -148,8 +147,8 @@ class KLCov(Control):
 
     The surrogate is unclipped on all tokens, as in the released code, so fraction 0 is the plain surrogate without
     clip. With log_ratio = log pi - log pi_old, `estimator` "k1" is |log_ratio| (the paper's), "k2" log_ratio^2 / 2, and
-    "k3" exp(-log_ratio) - 1 + log_ratio. On the first update after sampling each is 0 and has gradient 0, so the
-    control never acts with one update per iteration.
+    "k3" exp(-log_ratio) - 1 + log_ratio. On the first update after sampling all are 0 with gradient 0, so one update
+    per iteration has no penalty.
     """
 
     name: ClassVar[str] = "kl-cov"
@@ -185,8 +184,8 @@ class KLCov(Control):
 class RandomClip(Control):
     """The random baseline of Clip-Cov: drops the same fraction of tokens, chosen at random.
 
-    It chooses among all tokens with positive advantage that the clip has not cut. What Clip-Cov gains over it is due to
-    the covariance.
+    It chooses among all tokens with positive advantage that the clip has not cut, so Clip-Cov's gain is the
+    covariance's.
     """
 
     name: ClassVar[str] = "random-clip"
@@ -212,8 +211,7 @@ class RandomClip(Control):
 class RandomKL(KLCov):
     """The random baseline of KL-Cov: the same number of tokens with the same penalty, chosen at random.
 
-    It chooses among all response tokens, with KL-Cov's surrogate and penalty. What KL-Cov gains over it is due to the
-    covariance.
+    It chooses among all response tokens, with KL-Cov's surrogate and penalty, so KL-Cov's gain is the covariance's.
     """
 
     name: ClassVar[str] = "random-kl"

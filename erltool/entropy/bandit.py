@@ -77,7 +77,7 @@ def sampled_covariance(
     A group is `group_size` actions from the one-state policy (A,), with A = r - the group's mean reward. Its estimate
     is mean_i (log pi_i - their mean)(A_i - their mean), as training computes it for a prompt. The expectation is (1 - 1
     / group_size) times the exact covariance; the standard deviation falls as 1 / sqrt(group_size). Raises ErltoolError
-    for a group of fewer than 2.
+    for groups of 1.
     """
     if group_size < 2:
         raise ErltoolError(f"group_size {group_size}: must be at least 2, because one response has no covariance")

@@ -31,10 +31,8 @@ def token_covariance(advantages: Tensor, log_probs: Tensor, response_mask: Tenso
     """
     advantages = as_tokens(advantages, response_mask)
     if log_probs.shape != response_mask.shape:
-        raise ErltoolError(
-            f"log_probs of shape {tuple(log_probs.shape)} and response_mask of shape "
-            f"{tuple(response_mask.shape)} must agree"
-        )
+        shapes = f"{tuple(log_probs.shape)} and response_mask of shape {tuple(response_mask.shape)}"
+        raise ErltoolError(f"log_probs of shape {shapes} must agree")
     mask = response_mask.bool()
     centred = [(x.detach() - masked_mean(x.detach(), mask)).masked_fill(~mask, 0) for x in (log_probs, advantages)]
     return centred[0] * centred[1]

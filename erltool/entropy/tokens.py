@@ -18,10 +18,8 @@ class Tokens(NamedTuple):
     response_mask: Tensor
     token_entropy: Tensor | None = None
     ref_log_probs: Tensor | None = None
-    rewards: Tensor | None = None
-    """(B,), in [0, 1]: one a response."""
-    group_size: int | None = None
-    """Consecutive responses that share a prompt."""
+    rewards: Tensor | None = None  # (B,), in [0, 1]: one a response
+    group_size: int | None = None  # consecutive responses that share a prompt
 
     @property
     def log_ratio(self) -> Tensor:

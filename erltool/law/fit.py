@@ -29,32 +29,22 @@ TERMS = {"a": (-1.0, 0.0), "b": (0.0, 1.0), "ceiling": (1.0, 1.0)}  # multiples 
 class LawFit:
     """A fitted law. a, b, ceiling, rmse and performance are in `unit`."""
 
-    a: float
-    """Performance gained per unit of exp(H)."""
-    b: float
-    """Intercept at exp(H) = 0, which no policy reaches: see `ceiling`."""
+    a: float  # performance gained per unit of exp(H)
+    b: float  # intercept at exp(H) = 0, which no policy reaches: see `ceiling`
     r_squared: float
     """Fraction of the variance of performance that the law explains; NaN where performance does not vary."""
-    rmse: float
-    """Root of the (weighted) mean square of the residuals, with n in the denominator."""
-    entropy: np.ndarray
-    """(n,) nats, in the order of the run"""
-    performance: np.ndarray
-    """(n,)"""
-    weights: np.ndarray | None
-    """(n,) where they were given"""
-    unit: str
-    """Of performance: one of UNITS."""
-    unit_stated: bool
-    """False where the values told the unit."""
+    rmse: float  # root of the (weighted) mean square of the residuals, with n in the denominator
+    entropy: np.ndarray  # (n,) nats, in the order of the run
+    performance: np.ndarray  # (n,)
+    weights: np.ndarray | None  # (n,) where they were given
+    unit: str  # of performance: one of UNITS
+    unit_stated: bool  # False where the values told the unit
     entropy_average: str
     """Which average of token entropies `entropy` is, or "not stated"."""
     method: str
     """"least squares", "weighted least squares" or "errors in both"."""
-    line_covariance: np.ndarray
-    """(2, 2) of (slope, intercept) in exp(H), for independent errors."""
-    block_length: int
-    """Points in a bootstrap block."""
+    line_covariance: np.ndarray  # (2, 2) of (slope, intercept) in exp(H), for independent errors
+    block_length: int  # points in a bootstrap block
     seed: int
 
     @property

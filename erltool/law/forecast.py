@@ -4,8 +4,7 @@ Cui et al. 2025 (arXiv 2505.22617), Section 2.4: a and b from the first 36 of 23
 entropies of the others, and at entropy 0. A forecast is of performance at a given entropy, not at a given step.
 
 A run has left its law if the forecast is off at the end by a tenth of the run's gain, by three times the scatter, and
-outside the interval. tests/benchmarks/forecast_alarms.py measures how often that is said of runs with and without
-cause.
+outside the interval. tests/benchmarks/forecast_alarms.py measures how often that is right.
 """
 
 import textwrap
@@ -31,16 +30,12 @@ HELD_FEW, HELD_TOGETHER = "85 to 99 %", "85 to 97 %"
 class Forecast:
     """A forecast of a run's later points from its first ones."""
 
-    law: LawFit
-    """Fitted to the first points."""
+    law: LawFit  # fitted to the first points
     inflation: float
-    """At least 1: how far errors exceed the believed ones when a third or half of the fitted points predicts the
-    rest."""
+    """At least 1: errors over believed errors where a third or half of the fitted points predicts the rest."""
     level: float
-    entropy: np.ndarray
-    """(m,) nats, of the forecast points"""
-    performance: np.ndarray
-    """(m,) as measured"""
+    entropy: np.ndarray  # (m,) nats, of the forecast points
+    performance: np.ndarray  # (m,) as measured
 
     @property
     def predicted(self) -> np.ndarray:
@@ -77,8 +72,8 @@ class Forecast:
 
     @property
     def off(self) -> float:
-        """Measured minus predicted performance: the mean over the last fifth of the forecast points, at least
-        LEFT_FOR_GOOD; NaN without forecast points."""
+        """Mean of measured minus predicted over the last fifth of the forecast points, at least LEFT_FOR_GOOD, or
+        NaN."""
         away = (self.performance - self.predicted)[self._end]
         return float(away.mean()) if len(away) else np.nan
 
@@ -208,8 +203,7 @@ def forecast(
     measurement: the bootstrap's standard error, times `Forecast.inflation`, times the geometric mean of Student's
     quantiles with as many degrees of freedom as blocks and as points. The first quantile is too wide where the law
     holds, the second too narrow where it does not. tests/test_forecasting.py has the coverage, simulated and on
-    recorded runs. Raises ErltoolError as `fit_law`, and for a cut or level outside (0, 1), or no more than FEWEST
-    points.
+    recorded runs. Raises ErltoolError as `fit_law`, and for a cut or level outside (0, 1), or too few points.
     """
     h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
     for name, value in (("cut", cut), ("level", level)):
@@ -223,8 +217,7 @@ def forecast(
 
 
 def _inflation(law: LawFit) -> float:
-    """Largest root mean square of errors over their believed standard error, when the first third or half of the points
-    predicts the others; at least 1."""
+    """See `Forecast.inflation`: the largest root mean square of errors over believed errors."""
     h, r, largest = law.entropy, law.performance, 1.0
     for divisor in (3, 2):
         first = max(3, round(len(h) / divisor))

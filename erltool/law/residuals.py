@@ -19,23 +19,19 @@ NEIGHBOURS = 2  # on either side of a point; their mean entropy has less noise t
 class Diagnostics:
     """What the residuals say of a fit."""
 
-    autocorrelation: float
-    """Of neighbouring errors, in [-LARGEST, LARGEST], corrected for the fit."""
+    autocorrelation: float  # of neighbouring errors, in [-LARGEST, LARGEST], corrected for the fit
     independent_points: float
     """n (1 - r) / (1 + r) for autocorrelation r > 0: independent points with as much information."""
     curvature_p: float
     """Two-sided p of a quadratic term in exp(H). Where it is small, the points bend away from the law."""
-    bend: float
-    """Range of the quadratic term's deviation from a line, in the unit of R."""
-    drift: float
-    """Performance gained from first to last point at equal entropy, beside the bend, in the unit of R."""
+    bend: float  # range of the quadratic term's deviation from a line, in the unit of R
+    drift: float  # performance gained from first to last point at equal entropy, beside the bend, in the unit of R
     drift_p: float
     """Its p. Where it is small, something other than entropy changes performance, such as a control."""
     revisited: float
     """Fraction of the variance of time that exp(H) and its square leave unexplained. Near 0 entropy falls so steadily
     that time and entropy cannot be told apart, nor a drift be seen."""
-    entropy_noise: float
-    """Standard deviation of the noise in H, nats: see `entropy_noise`."""
+    entropy_noise: float  # standard deviation of the noise in H, nats: see `entropy_noise`
     attenuation: float
     """Fraction by which that noise makes a too small, in [0, 1]: its fraction of the variance of exp(H), at most the
     fraction of the variance of performance that the law leaves, since R would follow real changes of H."""
@@ -45,12 +41,9 @@ class Diagnostics:
 class Autoregression:
     """Errors of a linear fit as a first-order autoregression."""
 
-    correlation: float
-    """In [-LARGEST, LARGEST]."""
-    covariance: np.ndarray
-    """(k, k) of the fit's coefficients."""
-    degrees: float
-    """Of freedom, of the variance."""
+    correlation: float  # in [-LARGEST, LARGEST]
+    covariance: np.ndarray  # (k, k) of the fit's coefficients
+    degrees: float  # of freedom, of the variance
 
 
 def autoregression(residuals, design, instruments=None, *, surely: float = 0.0) -> Autoregression:
@@ -96,8 +89,7 @@ def _beside(v: np.ndarray) -> np.ndarray:
 
 
 def _expected(r: float, spread: np.ndarray, z: np.ndarray) -> tuple[float, float]:
-    """Expected sums over the residuals of e_t^2 and e_t e_(t-1), for errors of variance 1: traces of M R M' and
-    D M R M', with M = I - spread z'."""
+    """Expected sums of e_t^2 and e_t e_(t-1) at error variance 1: traces of M R M' and D M R M', M = I - spread z'."""
     rz = _correlated(r, z)
     between, beside = z.T @ rz, _beside(spread)
     square = len(z) - 2 * np.sum(spread * rz) + np.sum((spread @ between) * spread)
@@ -171,8 +163,7 @@ def _rest(values: np.ndarray, design: np.ndarray) -> np.ndarray:
 
 
 def _last_term(design: np.ndarray, y: np.ndarray, instruments: np.ndarray) -> tuple[float, float]:
-    """The last coefficient of a fit by instruments and its two-sided p under autocorrelation; NaN where
-    undetermined."""
+    """The last coefficient of a fit by instruments and its two-sided p; NaN where undetermined."""
     product = instruments.T @ design
     if np.linalg.matrix_rank(product) < design.shape[1]:
         return np.nan, np.nan

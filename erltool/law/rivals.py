@@ -30,8 +30,7 @@ class RivalLaw:
 
     formula: str
     shape: Shape
-    starts: tuple[tuple[float, ...], ...] = ((),)
-    """Start values of the search for c."""
+    starts: tuple[tuple[float, ...], ...] = ((),)  # start values of the search for c
     in_steps: bool = False
     """Whether u is steps instead of entropy; the offset is then the first performance, and not fitted."""
 

@@ -1,7 +1,6 @@
 """The law's coefficients over model sizes and algorithms.
 
-Cui et al. 2025 (arXiv 2505.22617), Sections 2.4 and 2.5: a and b are linear in the logarithm of the number of
-parameters N, and do not depend on the algorithm.
+Cui et al. 2025 (arXiv 2505.22617), Sections 2.4, 2.5: a and b are linear in log N (parameters), for every algorithm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +18,7 @@ from erltool.tables import Table
 class Scaling:
     """a(N) = a_slope * log N + a_offset, and b(N) alike, by least squares over sizes."""
 
-    sizes: tuple[float, ...]
-    """Numbers of parameters, one a model."""
+    sizes: tuple[float, ...]  # numbers of parameters, one a model
     a_slope: float
     a_offset: float
     b_slope: float
@@ -73,7 +71,7 @@ def law_differences(groups: Mapping[str, Sequence[LawFit]], baseline: str, level
 
     Each law is of one run. Columns: `group`, `coefficient` (a, b or ceiling), `difference` of the mean from that of
     `baseline`, `low` and `high` of Welch's interval over runs, `runs`, `excludes_zero`. Raises ErltoolError for an
-    unknown baseline or a group of fewer than 2 runs.
+    unknown baseline or a single run.
     """
     if baseline not in groups:
         raise ErltoolError(f"law_differences: no group {baseline!r}; there are {', '.join(groups)}")

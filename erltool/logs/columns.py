@@ -28,14 +28,12 @@ class Choice:
     """Columns by role."""
 
     columns: Mapping[str, str]
-    candidates: Mapping[str, tuple[str, ...]]
-    """Columns whose names fit a role, the likeliest first."""
+    candidates: Mapping[str, tuple[str, ...]]  # columns whose names fit a role, the likeliest first
     notes: tuple[str, ...]
 
 
 def with_negated(table: Table, asked: Mapping[str, str], path: Path) -> Table:
-    """A log's table with the requested columns that are minus another one, such as "-entropy_loss". Raises ErltoolError
-    for a missing column."""
+    """A log's table with requested columns such as "-entropy_loss". Raises ErltoolError for a missing column."""
     numbers = table.numbers
     for name in asked.values():
         if name in numbers:
@@ -126,9 +124,7 @@ def _check(role: str, name: str, table: Table, path: Path) -> None:
     """Raises ErltoolError for values that do not fit their role."""
     where = f"{shown(path)}: column {shown(name)!r}"
     if name in table.unclear:
-        raise ErltoolError(
-            f"{where} does not tell whether 1,234 is 1.234 or 1234; write decimal points and no thousands separators"
-        )
+        raise ErltoolError(f"{where} does not tell whether 1,234 is 1.234 or 1234; write decimal points only")
     if role == "entropy" and (most := table.numbers[name].median()) > MOST:
         raise ErltoolError(
             f"{where} is about {most:.3g}, more nats a token than any vocabulary allows; if it is a sum or in percent, "

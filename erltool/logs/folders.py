@@ -12,12 +12,9 @@ from erltool.text import listed, shown
 
 MLFLOW_LINE = re.compile(r"(\d{9,}) (\S+)(?: (\d+))?\s*")
 
-# --- event files ---------------------------------------------------------------------------------
-
 
 def event_runs(path: Path, skipped: Counts) -> dict[str, list[Path]]:
-    """The event files of a folder, or one file, by their folder. Folders inside a run's own are left out, because
-    trainers keep hyperparameters there."""
+    """The event files of a folder, or one file, by their folder. Folders inside a run's own have hyperparameters."""
     if path.is_file():
         return {"": [path]}
     files = sorted(f for f in path.rglob("*tfevents*") if f.is_file())
@@ -28,8 +25,7 @@ def event_runs(path: Path, skipped: Counts) -> dict[str, list[Path]]:
 
 
 def event_rows(files: list[Path], prefix: str, skipped: Counts) -> Iterator[Row]:
-    """Rows of event files, each read up to its first damage. Of several files each is a source, named `prefix` +
-    name."""
+    """Rows of event files, each read up to its first damage. Each of several files is a source under `prefix`."""
     try:
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboard.compat.proto.event_pb2 import Event
@@ -67,9 +63,6 @@ def _scalar(value) -> float | None:
         return None
     array = make_ndarray(value.tensor)
     return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else None
-
-
-# --- MLflow --------------------------------------------------------------------------------------
 
 
 def mlflow_runs(path: Path) -> dict[str, Path]:
@@ -114,9 +107,6 @@ def mlflow_rows(folder: Path, skipped: Counts) -> Iterator[Row]:
                     skipped["unreadable lines"] += bool(line.strip())
     logged.sort(key=lambda entry: entry[0])
     yield from joined((step, name, value) for _, step, name, value in logged)
-
-
-# --- several runs --------------------------------------------------------------------------------
 
 
 def chosen(runs: Collection[str], run: str | None, path: Path) -> str:

@@ -48,26 +48,19 @@ KINDS = (*ROWS, *FOLDERS, *TABLES, "erltool run")
 class Table:
     """The content of a log."""
 
-    numbers: pd.DataFrame
-    """(rows, columns) float64 in the file's order; NaN where no finite number is."""
+    numbers: pd.DataFrame  # (rows, columns) float64 in the file's order; NaN where no finite number is
     texts: pd.DataFrame
     """The columns without a number, of the same rows. SOURCE is the section of the log that a row comes from."""
-    percents: Mapping[str, int]
-    """Columns with percent signs: how many of their numbers lack one."""
-    unclear: frozenset[str]
-    """Columns with an unclear decimal sign."""
+    percents: Mapping[str, int]  # columns with percent signs: how many of their numbers lack one
+    unclear: frozenset[str]  # columns with an unclear decimal sign
     skipped: Counts
-    run: str = ""
-    """The chosen run of a folder."""
+    run: str = ""  # the chosen run of a folder
     notes: tuple[str, ...] = ()
 
     def rows(self, at) -> "Table":
         """The rows at these positions, and the columns with a number there."""
         numbers, texts = (table.iloc[at].reset_index(drop=True) for table in (self.numbers, self.texts))
         return replace(self, numbers=numbers.dropna(axis=1, how="all"), texts=texts)
-
-
-# --- which format --------------------------------------------------------------------------------
 
 
 def detect(path: Path) -> str:
@@ -112,12 +105,11 @@ def _detect_folder(path: Path) -> str:
     if logfolders.mlflow_runs(path):
         return "MLflow"
     raise ErltoolError(
-        f"{shown(path)}: holds no erltool run, no trainer_state.json and no TensorBoard event files or MLflow metrics"
+        f"{shown(path)}: holds no erltool run, trainer_state.json, TensorBoard event files or MLflow metrics"
     )
 
 
 def _detect_lines(path: Path) -> str | None:
-    """The kind of a text with metrics in a line, or None."""
     before = ""
     with lines_of(path, Counter()) as lines:
         for line in lines:
@@ -146,9 +138,6 @@ def _detect_json(path: Path) -> str | None:
         return "notebook"
     rows = document_rows(document)
     return "W&B history" if rows and "_step" in rows[0] else "JSON"
-
-
-# --- its content ---------------------------------------------------------------------------------
 
 
 def read_table(path: Path, kind: str, keep: Callable[[str], bool], run: str | None = None) -> Table:
@@ -218,7 +207,6 @@ def _compact(chunk: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numbers_and_texts(whole: pd.DataFrame, skipped: Counts) -> Table:
-    """The columns as numbers, where they have any, and as texts."""
     plain = {name: values for name, values in whole.items() if values.dtype == float}
     tokens = {name: {v for v in values.unique() if isinstance(v, str) and len(v) <= NUMBER_WIDTH}
               for name, values in whole.items() if name not in plain}  # fmt: skip

@@ -8,8 +8,6 @@ of a reward) never has the role, or only where nothing better is there.
 import re
 from collections.abc import Collection, Iterable
 
-# --- names ---------------------------------------------------------------------------------------
-
 
 def split_run(name: str, kind: str = "") -> tuple[str, str]:
     """The run and the metric in a column's name: "run - metric" in W&B's exports, run-metric_step in SwanLab's; else no
@@ -18,8 +16,8 @@ def split_run(name: str, kind: str = "") -> tuple[str, str]:
         run, _, metric = name.rpartition(" - ")
         return run, metric
     metric = name[:400].removesuffix("_step")
-    words = metric.split("-")
-    splits = [("-".join(words[:i]), "-".join(words[i:])) for i in range(len(words))]
+    pieces = metric.split("-")
+    splits = [("-".join(pieces[:i]), "-".join(pieces[i:])) for i in range(len(pieces))]
     ranked = [(r, i) for i, (_, m) in enumerate(splits) for role in MAIN if (r := rank(role, m)) is not None]
     return splits[min(ranked)[1]] if ranked else ("", metric)
 
@@ -35,8 +33,6 @@ def plain(metric: str) -> str:
 def words(name: str) -> list[str]:
     return re.findall(r"[a-z]+\d*|\d+", name)
 
-
-# --- roles ---------------------------------------------------------------------------------------
 
 MAIN = ("step", "entropy", "performance")
 ROLES = {
@@ -58,8 +54,7 @@ ROLES = {
     "kl_k1": (r"^actor/ppo_kl$", r"^kl_k1$"),
     "grad_norm": (r"^(actor/|train/)?grad_norm$",),
 }  # fmt: skip
-"""Names of a role's column, the best first: regular expressions on the plain name. Entropy and performance have rules
-of their own, below."""
+"""Regular expressions on a column's plain name, the best first. Entropy and performance have rules below."""
 ALL_ROLES = (*MAIN, *(role for role in ROLES if role not in MAIN))
 RUN_NAME = re.compile(r"(run|experiment|exp|trial)([_ ]?(name|id))?|display[_ ]?name|seed", re.I)
 
@@ -92,8 +87,6 @@ def has_role(name: str) -> bool:
     metrics = {split_run(name, kind)[1] for kind in ("", "SwanLab CSV")}
     return any(rank(role, metric) is not None for role in ALL_ROLES for metric in metrics)
 
-
-# --- entropy -------------------------------------------------------------------------------------
 
 HELD_OUT = re.compile(
     r"(^|/)(eval|evaluation|val|valid|validation|test|held_?out)(-core|-aux|-rollout)?(?=[/_])"
@@ -151,8 +144,6 @@ def is_certain(entropy: str) -> bool:
     """Whether every word of a column's name fits an entropy of tokens."""
     return (_entropy_rank(plain(entropy)) or 0) < 5
 
-
-# --- performance ---------------------------------------------------------------------------------
 
 NO_PERFORMANCE = re.compile(
     r"(std|stderr|var|min|max|median|worst|lengths?|len|times?|timing|clip(ped)?|frac|num|entropy|loss|kl|logps?|"
@@ -213,8 +204,6 @@ def _performance_rank(name: str) -> int | None:
     return 8 if "score" in inner and inner != "critic/score/mean" else 7
 
 
-# --- the average of an entropy -------------------------------------------------------------------
-
 UNKNOWN_AVERAGE = "not known: {} does not say over what it averages"
 TOKEN_MEAN = "token mean, {}; not Eq 5's mean over responses"
 AVERAGES = {
@@ -238,6 +227,11 @@ MARKS = (
     ("NeMo-RL", r"train/approx_entropy$"),
     ("tinker", r"optim/entropy$"),
 )  # fmt: skip
+ENTROPY_COLUMNS = {
+    "verl": r"actor/entropy(_loss)?|entropy_loss", "OpenRLHF": r"(train/)?entropy_loss", "TRL": r"(train/)?entropy",
+    "prime-rl": r"entropy/(all/)?mean", "ms-swift": r"(train/)?entropy/mean", "slime": r"train/entropy_loss",
+    "NeMo-RL": r"train/approx_entropy", "tinker": r"optim/entropy",
+}  # fmt: skip
 KIND_OF = {"verl console": "verl", "verl JSONL": "verl", "OpenRLHF console": "OpenRLHF"}
 TRAINER = ("TRL trainer_state", "TRL console")
 OWN = {
@@ -259,17 +253,7 @@ def entropy_average(kind: str, tool: str, entropy: str) -> str:
     name = plain(entropy)
     if kind == "erltool run":
         return OWN.get(name, UNKNOWN_AVERAGE.format("the run"))
-    known = _is_the_tools(tool, name)
+    known = tool in ENTROPY_COLUMNS and bool(re.fullmatch(ENTROPY_COLUMNS[tool], name))
     if not tool and kind in TRAINER and name == "entropy":
         tool, known = "TRL", True
     return AVERAGES[tool] if known else UNKNOWN_AVERAGE.format(f"the log ({kind})")
-
-
-def _is_the_tools(tool: str, name: str) -> bool:
-    """Whether a tool logs its entropy in this column."""
-    columns = {
-        "verl": r"actor/entropy(_loss)?|entropy_loss", "OpenRLHF": r"(train/)?entropy_loss", "TRL": r"(train/)?entropy",
-        "prime-rl": r"entropy/(all/)?mean", "ms-swift": r"(train/)?entropy/mean", "slime": r"train/entropy_loss",
-        "NeMo-RL": r"train/approx_entropy", "tinker": r"optim/entropy",
-    }  # fmt: skip
-    return tool in columns and bool(re.fullmatch(columns[tool], name))

@@ -23,7 +23,8 @@ def decimal_signs(columns: Mapping[str, Collection[str]], fractions: bool) -> di
     sure = {name: _sure_signs(tokens) for name, tokens in columns.items()}
     everywhere = {"."} if fractions else set()
     everywhere.update(*sure.values())
-    commas = any("," in bare(token) for tokens in columns.values() for token in tokens if _is_number(bare(token)))
+    texts = [text for tokens in columns.values() for text in map(bare, tokens)]
+    commas = any("," in text and (POINT.fullmatch(text) or COMMA.fullmatch(text)) for text in texts)
     signs = {}
     for name, tokens in columns.items():
         if len(sure[name]) == 1:
@@ -48,10 +49,6 @@ def _sure_signs(tokens: Collection[str]) -> set[str]:
     return signs
 
 
-def _is_number(token: str) -> bool:
-    return bool(POINT.fullmatch(token) or COMMA.fullmatch(token))
-
-
 def _is_unclear(token: str) -> bool:
     """Whether the other decimal sign makes it another number, as in 1,234."""
     return bool(POINT.fullmatch(token) and COMMA.fullmatch(token)) and ("," in token or "." in token)
@@ -64,8 +61,7 @@ def bare(token: str) -> str:
 
 
 def number(token: str, sign: str = ".", counts_steps: bool = False) -> float | None:
-    """The number in a text, NaN and infinities included; None where it is none. `sign` is the decimal sign. In a column
-    that counts steps, "1/438" is step 1."""
+    """The number (NaN, infinity) in a text with this decimal sign, or None. Where steps are counted, "1/438" is 1."""
     token = bare(token)
     if counts_steps and (match := OF_TOTAL.fullmatch(token)):
         return float(match[1])

@@ -2,8 +2,7 @@
 
 `read_log` reads the logs of other trainers (formats.py), guesses by name which columns are step, entropy and
 performance (metrics.py), tells several runs apart (several.py), and reports its choices; `columns`, `unit` and `run`
-correct them. Performance is often measured at fewer steps than entropy: `align_points` averages the entropy before each
-measurement.
+correct them. `align_points` averages the entropy before each measurement of performance.
 """
 
 import contextlib
@@ -35,30 +34,21 @@ class Log:
     """A log: the roles of its columns, its numbers, and what was skipped."""
 
     path: Path
-    kind: str
-    """The format, one of formats.KINDS."""
-    columns: Mapping[str, str]
-    """Column by role: step, entropy, performance, and further keys of METRICS."""
-    candidates: Mapping[str, tuple[str, ...]]
-    """Columns whose names fit a role, the likeliest first."""
+    kind: str  # the format, one of formats.KINDS
+    columns: Mapping[str, str]  # column by role: step, entropy, performance, and further keys of METRICS
+    candidates: Mapping[str, tuple[str, ...]]  # columns whose names fit a role, the likeliest first
     metrics: pd.DataFrame
     """One row a step, sorted. The columns are the file's, numbers or NaN."""
     unit: str
     """Of performance: "fraction", "percentage points" or "as given"."""
-    entropy_average: str
-    """Which average the entropy is, as far as the log shows."""
-    skipped: Mapping[str, int]
-    """Counts of what was not used or was corrected, by reason."""
+    entropy_average: str  # which average the entropy is, as far as the log shows
+    skipped: Mapping[str, int]  # counts of what was not used or was corrected, by reason
     unit_stated: bool = False
     """Whether the caller or a percent sign states the unit; otherwise name and values suggest it."""
-    run: str = ""
-    """The run's name, where the log names it or has several runs."""
-    runs: tuple[str, ...] = ()
-    """The names of all runs, where there are several."""
-    notes: tuple[str, ...] = ()
-    """Guesses and decisions, a sentence each."""
-    percents: frozenset[str] = frozenset()
-    """Columns with percent signs."""
+    run: str = ""  # the run's name, where the log names it or has several runs
+    runs: tuple[str, ...] = ()  # the names of all runs, where there are several
+    notes: tuple[str, ...] = ()  # guesses and decisions, a sentence each
+    percents: frozenset[str] = frozenset()  # columns with percent signs
 
     def points(self, window: float | None = None) -> pd.DataFrame:
         """The points of `align_points`, with `unit` and `entropy_average` in `.attrs`, too."""
@@ -76,8 +66,8 @@ def align_points(step, entropy, performance, window: float | None = None) -> pd.
     gap between measurements, so that the windows tile the run, and 1 for a single measurement.
 
     Returns columns step, entropy (nats), performance (unit as given) and averaged, the number of entropies in the mean.
-    `.attrs` has the `window` and the number of measurements `dropped`. Raises ErltoolError for arrays of different
-    lengths or a window that is not a positive number.
+    `.attrs` has the `window` and the number of measurements `dropped`. Raises ErltoolError for different lengths or a
+    window not above 0.
     """
     step, entropy, performance = (np.asarray(a, dtype=float).ravel() for a in (step, entropy, performance))
     if not len(step) == len(entropy) == len(performance):
@@ -117,8 +107,8 @@ def read_log(
     one run (several.py). Of several values of a column at one step the last one counts.
 
     Raises ErltoolError for a missing, empty or damaged file or one that is no log, a missing column, a log without
-    step, entropy or performance, an entropy below 0, numbers with an unclear decimal sign, several runs without `run`,
-    and performance in two units.
+    step, entropy or performance, an entropy below 0, an unclear decimal sign, several runs without `run`, or mixed
+    units.
     """
     path, asked, run = Path(path), dict(columns or {}), None if run is None else str(run)
     _check_asked(path, asked, kind)
@@ -198,9 +188,6 @@ def _by_step(table: pd.DataFrame, step: str, skipped: Counts) -> pd.DataFrame:
     return rows.groupby(step, sort=True).last().reset_index().astype(float)
 
 
-# --- a log as a run ------------------------------------------------------------------------------
-
-
 def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict:
     """Writes a log as the folder of a run, which `read_run` opens. Returns "imported" of its config.json.
 
@@ -241,9 +228,6 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
     with contextlib.closing(RunWriter(folder, document, resume=False)), writing(folder):
         write_whole(folder / "metrics.jsonl", ("\n".join(lines) + "\n").encode())
     return imported
-
-
-# --- the report ----------------------------------------------------------------------------------
 
 
 def log_report(log: Log, window: float | None = None) -> str:

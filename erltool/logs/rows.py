@@ -1,7 +1,6 @@
 """Rows of other tools' logs, a dict a row: console output, JSON and JSONL.
 
-A value is a number, or a text that formats.py may read as one. SOURCE names the section of the log that a row comes
-from, which may be another run.
+A value is a number, or a text that formats.py may read as one. SOURCE names the section of the log, maybe a run.
 """
 
 import bisect
@@ -52,9 +51,6 @@ def is_printed_dict(line: str) -> bool:
     return line.lstrip().startswith("{'") and kind_of_line(line) == "TRL console"
 
 
-# --- consoles ------------------------------------------------------------------------------------
-
-
 def verl_console(path: Path, skipped: Counts) -> Iterator[Row]:
     with lines_of(path, skipped) as lines:
         for line in lines:
@@ -72,7 +68,6 @@ def openrlhf_console(path: Path, skipped: Counts) -> Iterator[Row]:
 
 
 def trl_console(path: Path, skipped: Counts) -> Iterator[Row]:
-    """The dicts that a Hugging Face trainer prints: see `printed_rows`."""
     with lines_of(path, skipped) as lines:
         yield from printed_rows(lines)
 
@@ -81,8 +76,8 @@ def printed_rows(lines: Iterable[str]) -> Iterator[Row]:
     """Rows of metrics printed in lines of text, each with a step.
 
     If rows have no step, training rows are counted from 1 and an evaluation belongs to the row before it. The clock
-    (tokens seen, else the epoch) falls back where a run was resumed or another began. The count then goes on from the
-    row with the same clock.
+    (tokens seen, else the epoch) falls back where a run was resumed or another began. The count then goes on from
+    there.
     """
     clocks: list[float] = []
     counter = ""
@@ -116,9 +111,6 @@ def _count_on(clocks: list[float], clock: str) -> None:
     if clocks and clocks[-1] > latest:
         del clocks[bisect.bisect_left(clocks, latest) :]
     clocks.append(latest)
-
-
-# --- JSON ----------------------------------------------------------------------------------------
 
 
 def json_rows(path: Path, skipped: Counts) -> Iterator[Row]:
@@ -156,8 +148,7 @@ def document_of(path: Path):
 
 
 def document_rows(document) -> list[dict]:
-    """Rows of a JSON document: a list, TRL's "log_history", lists by names of runs, or columns as DataFrame.to_json has
-    them."""
+    """Rows of a JSON document: a list, TRL's "log_history", lists by names of runs, or pandas' columns."""
     if isinstance(document, dict) and isinstance(document.get("log_history"), list):
         document = document["log_history"]
     elif isinstance(document, dict) and not has_step(document):
@@ -191,7 +182,6 @@ def first_row(lines: list[str]) -> dict | None:
 
 
 def has_step(row: dict | None) -> bool:
-    """Whether a row of JSONL counts steps."""
     return row is not None and any(re.search(r"steps?($|/)", name, re.I) for name in row)
 
 

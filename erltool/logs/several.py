@@ -37,8 +37,7 @@ class Run:
 
     rows: list[np.ndarray]
     steps: np.ndarray
-    again: int = 0
-    """Rows left out because the resumed run did them again."""
+    again: int = 0  # rows left out because the resumed run did them again
 
     @property
     def positions(self) -> np.ndarray:
@@ -67,8 +66,7 @@ class Taken:
 
     table: Table
     name: str = ""
-    names: tuple[str, ...] = ()
-    """Of all runs, where there are several."""
+    names: tuple[str, ...] = ()  # of all runs, where there are several
     again: int = 0
     """As in Run."""
 
@@ -86,16 +84,13 @@ def named_run(table: Table, kind: str, columns: Mapping[str, str], run: str | No
         table.skipped["rows that name no run"] += int(texts.isna().sum())
         return Taken(table.rows(np.flatnonzero(texts.astype(str) == name)), name, names)
     metrics = (split_run(name, kind) for name in table.numbers)
-    charted = dict.fromkeys(of for of, metric in metrics if of and _is_main(metric))
+    main = ("entropy", "performance")
+    charted = dict.fromkeys(of for of, m in metrics if of and any(rank(role, m) is not None for role in main))
     if charted:
-        mapped = (split_run(columns[role], kind)[0] for role in ("entropy", "performance") if role in columns)
+        mapped = (split_run(columns[role], kind)[0] for role in main if role in columns)
         name = chosen(charted, run or next(filter(None, mapped), None), path)
         return Taken(table, name, tuple(charted) if len(charted) > 1 else ())
     return Taken(table, table.run.removeprefix("."))
-
-
-def _is_main(metric: str) -> bool:
-    return any(rank(role, metric) is not None for role in ("entropy", "performance"))
 
 
 def _naming_column(table: Table) -> pd.Series | None:
@@ -110,8 +105,7 @@ def _naming_column(table: Table) -> pd.Series | None:
 
 
 def run_by_steps(taken: Taken, columns: Mapping[str, str], run: str | None, path: Path) -> Taken:
-    """The requested or only run, of those that steps or sections of the log tell apart. Raises ErltoolError, naming the
-    runs."""
+    """The requested or only run, by steps and sections of the log. Raises ErltoolError, naming the runs."""
     table = taken.table
     step, entropy = (table.numbers[columns[role]].to_numpy() for role in ("step", "entropy"))
     measured = np.isfinite(entropy) & np.isfinite(step)

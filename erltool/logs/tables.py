@@ -26,8 +26,6 @@ Chunks = Generator[pd.DataFrame, None, None]
 Cells = list[list[str]]  # by rows
 Keep = Callable[[str], bool] | None  # whether to keep a column, by its name; None for all
 
-# --- CSV and Parquet -----------------------------------------------------------------------------
-
 
 def csv_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
     encoding = encoding_of(path, skipped)
@@ -97,8 +95,6 @@ def parquet_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
         raise ErltoolError(f"{shown(path)}: not readable as Parquet ({reason}); restore it") from e
 
 
-# --- Markdown ------------------------------------------------------------------------------------
-
 RULE = re.compile(r"\s*[|+]?(\s*:?-+:?\s*[|+])+(\s*:?-+:?\s*)?")
 CELL_END = re.compile(r"(?<!\\)\|")
 
@@ -135,8 +131,6 @@ def _cells(line: str) -> list[str]:
     cells = CELL_END.split(inside)
     return [cell.replace("\\|", "|").strip(" *`\t") for cell in (cells if cells[-1].strip() else cells[:-1])]
 
-
-# --- HTML ----------------------------------------------------------------------------------------
 
 # Not html.parser, whose time is quadratic in the length of a hostile file ("<a " for 300 KB: over ten minutes).
 TAG = re.compile(r"<(/?)(table|tr|th|td)(?:\s[^<>]*)?>", re.I)
@@ -192,9 +186,6 @@ def _text(output, name: str) -> str:
     return "".join(map(str, text)) if isinstance(text, list) else str(text)
 
 
-# --- shared --------------------------------------------------------------------------------------
-
-
 def _numbered(tables: Iterable[Cells]) -> Iterator[tuple[str, Cells]]:
     return ((f"table {i}", table) for i, table in enumerate(tables, 1))
 
@@ -204,7 +195,7 @@ def _has_steps(table: Cells) -> bool:
 
 
 def _frames(tables: Iterable[tuple[str, Cells]], path: Path, keep: Keep) -> Chunks:
-    """The named tables that have a column of steps, without cells beyond the header."""
+    """The tables that have a column of steps, without cells beyond the header."""
     for name, table in tables:
         if not _has_steps(table):
             continue

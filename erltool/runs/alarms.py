@@ -38,16 +38,11 @@ TINY = 1e-12  # nats; below it a logarithm is all rounding
 class Alarm:
     """A warning from a run's metrics."""
 
-    kind: str
-    """One of KINDS."""
-    step: int
-    """The optimiser step whose metrics raised it."""
-    message: str
-    """A sentence of at most 56 columns."""
-    value: float
-    """Nats/token (collapse, explosion), rise of reward (stall) or multiple of the start (runaway)."""
-    threshold: float
-    """In the same unit."""
+    kind: str  # one of KINDS
+    step: int  # the optimiser step whose metrics raised it
+    message: str  # a sentence of at most 56 columns
+    value: float  # nats/token (collapse, explosion), rise of reward (stall) or multiple of the start (runaway)
+    threshold: float  # in the same unit
 
     def __str__(self) -> str:
         return f"step {self.step}: {self.kind}: {self.message}"
@@ -59,8 +54,7 @@ class Watch:
 
     A metric that is missing or not finite in a row is skipped. No alarm comes before `level` iterations, or where
     entropy starts at 0. An alarm of entropy also needs a level `sigmas` standard deviations of an iteration's mean away
-    from the start. For explosion and runaway the start is at least the first level, because two noisy iterations may be
-    low.
+    from the start. For explosion and runaway the start is at least the first level, which is less noisy.
     """
 
     collapse: float = 0.5
@@ -71,8 +65,7 @@ class Watch:
     doubt: float = 1.5
     explosion: float = 1.3
     """Explosion: entropy is at least this multiple of its start, and rises by `doubt` standard errors."""
-    sigmas: float = 3.0
-    """By the changes between the first `noise` iterations, and their median absolute deviation."""
+    sigmas: float = 3.0  # by the changes between the first `noise` iterations, and their median absolute deviation
     rise: float = 0.02
     """Stall: reward rises by less than this in `stall` iterations, even with `sigmas` standard errors added to its
     slope over the last `stall` iterations, or the last 1.5, 2.25, ... times as many ..."""
@@ -200,8 +193,7 @@ class Watch:
 
 
 def line(y: np.ndarray) -> tuple[float, float]:
-    """Slope of the least-squares line through y at 0, 1, 2, ... and its standard error; (0, 0) for less than 3
-    points."""
+    """Slope of the least-squares line through y at 0, 1, 2, ... and its standard error; (0, 0) below 3 points."""
     if len(y) < 3:
         return 0.0, 0.0
     x = np.arange(len(y)) - (len(y) - 1) / 2
@@ -218,9 +210,6 @@ def noise(y: Sequence[float]) -> float:
     changes = [b - a for a, b in itertools.pairwise(y)]
     middle = statistics.median(changes)
     return 1.4826 / math.sqrt(2) * statistics.median(abs(c - middle) for c in changes)
-
-
-# --- how good the alarms are, on recorded runs -------------------------------------------------------
 
 
 def alarm_report(
@@ -275,12 +264,9 @@ def alarm_summary(report: pd.DataFrame) -> pd.DataFrame:
         happened, raised = report[f"{kind}_at"].notna(), report[f"{kind}_alarm"].notna()
         calm = (~happened).sum()
         rows[kind] = {
-            "runs": len(report),
-            "happened": happened.sum(),
-            "hits": (happened & raised).sum(),
-            "misses": (happened & ~raised).sum(),
-            "false_alarms": (raised & ~happened).sum(),
+            "runs": len(report), "happened": happened.sum(), "hits": (happened & raised).sum(),
+            "misses": (happened & ~raised).sum(), "false_alarms": (raised & ~happened).sum(),
             "false_alarm_rate": (raised & ~happened).sum() / calm if calm else math.nan,
             "lead": (report[f"{kind}_at"] - report[f"{kind}_alarm"]).median(),
-        }
+        }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")

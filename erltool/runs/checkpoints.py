@@ -25,8 +25,7 @@ class Checkpoint:
     folder: Path
     step: int
     sha256: str
-    metrics_bytes: int
-    """Length of metrics.jsonl up to its step."""
+    metrics_bytes: int  # length of metrics.jsonl up to its step
 
     def state(self) -> bytes | None:
         """The state's bytes; None where they are damaged."""
@@ -54,7 +53,6 @@ def checkpoints(run: Path) -> list[Checkpoint]:
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """Steps of all checkpoints, damaged ones too."""
     return sorted(int(folder.name) for folder in (run / "checkpoints").glob("*") if folder.name.isdecimal())
 
 

@@ -1,7 +1,6 @@
 """Comparisons of runs: one row of end values a run, and differences paired by seed, with intervals.
 
-Runs of one seed share the order of prompts and the random numbers of evaluation. A difference at one seed is therefore
-less noisy than a difference of two means.
+Runs of one seed share prompts and random numbers of evaluation, so their difference is less noisy than that of means.
 """
 
 from collections.abc import Iterable, Mapping
@@ -58,21 +57,17 @@ def _end_values(run: Run) -> dict:
         return values
     first, last = rows.head(EDGE).mean(), rows.tail(EDGE).mean()
     values |= {
-        "entropy_start": first["policy_entropy"],
-        "entropy_end": last["policy_entropy"],
+        "entropy_start": first["policy_entropy"], "entropy_end": last["policy_entropy"],
         "entropy_spent": 1 - last["policy_entropy"] / first["policy_entropy"],
-        "accuracy_start": accuracy.iloc[0] if len(accuracy) else np.nan,
-        "accuracy_late": accuracy[late].mean(),
+        "accuracy_start": accuracy.iloc[0] if len(accuracy) else np.nan, "accuracy_late": accuracy[late].mean(),
         "tempered_late": evaluated.get("eval_accuracy_tempered", accuracy * np.nan)[late].mean(),
-        "accuracy_best": accuracy.max() if len(accuracy) else np.nan,
-        "length_end": last["response_length"],
+        "accuracy_best": accuracy.max() if len(accuracy) else np.nan, "length_end": last["response_length"],
         "zero_spread_end": last.get("zero_spread_fraction", np.nan),
         "all_wrong_end": last.get("all_wrong_fraction", np.nan),
         "thinking_end": last.get("thinking_fraction", np.nan),
-        "covariance_start": first["mean_covariance"],
-        "covariance_end": last["mean_covariance"],
+        "covariance_start": first["mean_covariance"], "covariance_end": last["mean_covariance"],
         "selected": rows["selected_fraction"].mean(),
-    }
+    }  # fmt: skip
     measured = {k: v for k, v in run.evaluation.items() if k == "average" or k.startswith("pass@")}
     tempered = {f"average@{t}": result["average"] for t, result in run.evaluation.get("tempered", {}).items()}
     return values | measured | tempered
@@ -100,8 +95,8 @@ def paired_difference(values: pd.Series, baseline: pd.Series, level: float = 0.9
     """Mean of values - baseline over the seeds that both have, each a Series indexed by seed.
 
     The interval assumes that differences are normal over seeds, which few seeds cannot show, so read it as a measure of
-    spread. With one seed it is (-inf, inf). Raises ErltoolError for no common seed, a seed that occurs twice, a level
-    outside (0, 1), or values that are not finite.
+    spread. With one seed it is (-inf, inf). Raises ErltoolError for no common seed, a repeated seed, a level outside
+    (0, 1), or NaN.
     """
     if not 0 < level < 1:
         raise ErltoolError(f"paired_difference: level {level} must be between 0 and 1, as 0.95")
@@ -158,7 +153,7 @@ def covariance_and_fall(run: Run, window: int = 20) -> pd.DataFrame:
     Columns: `step`; `token_covariance` (Eq 10) and `group_covariance` (Eq 8), nats, means of the `window` iterations
     around it; `fall`, nats/token an iteration: mean entropy of the `window` iterations before minus those after, over
     `window`. Iterations have different prompts, so without windows the difference is mostly noise. Raises ErltoolError
-    for a run of fewer than 3 * window iterations.
+    below 3 * window iterations.
     """
     rows = run.metrics.groupby("iteration").mean(numeric_only=True)
     if len(rows) < 3 * window:

@@ -84,15 +84,10 @@ class Run:
     """A run: its configuration, one row of metrics a step, and its recorded tokens."""
 
     path: Path
-    config: dict
-    """Fields of TrainConfig."""
-    made_by: dict
-    """Versions, commit, device, threads."""
-    metrics: pd.DataFrame
-    """One row a step; the columns are METRICS."""
-    skipped_lines: int
-    """Lines of metrics.jsonl that are unreadable, or that a later line of their step replaces; at most one after a
-    kill."""
+    config: dict  # fields of TrainConfig
+    made_by: dict  # versions, commit, device, threads
+    metrics: pd.DataFrame  # one row a step; the columns are METRICS
+    skipped_lines: int  # lines of metrics.jsonl that are unreadable or replaced by a later one of their step
     continued_by: tuple[dict, ...] = ()
     """Like `made_by`, of other versions or machines that went on with the run, each after its `step`."""
 
@@ -103,8 +98,8 @@ class Run:
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
-        """One row a recorded token; the columns are TOKEN_COLUMNS, and DESCRIBED_COLUMNS where the task can tell.
-        Raises ErltoolError if none were recorded."""
+        """One row a recorded token: TOKEN_COLUMNS, and DESCRIBED_COLUMNS for some tasks. Raises ErltoolError for
+        none."""
         file = self.path / "tokens.parquet"
         if not file.is_file():
             raise ErltoolError(f"{file}: not there yet; the first checkpoint writes tokens, if record_every > 0")
@@ -118,8 +113,7 @@ class Run:
         return _read_json(file) if file.is_file() else {}
 
     def evaluated(self) -> pd.DataFrame:
-        """The rows with held-out accuracy. Their `policy_entropy` is that of one update; for points of the law use
-        `align_points`."""
+        """The rows with held-out accuracy; their entropy is one update's, for the law use `align_points`."""
         if "eval_accuracy" not in self.metrics:
             return self.metrics.iloc[:0].assign(eval_accuracy=[])
         return self.metrics.dropna(subset=["eval_accuracy"])
@@ -180,7 +174,12 @@ def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
         rows = kept.groupby("iteration").mean().reset_index()
         rows["step"] = kept.groupby("iteration")["step"].max().to_numpy()
         tables.append(rows.astype({c: "float32" for c in rows if c not in ("step", "iteration")}).assign(run=name))
-    documents = {n: _document(r) | {"evaluation": r.evaluation} for n, r in runs.items()}
+    documents = {
+        name: {"format": FORMAT, "config": run.config, "made_by": run.made_by}
+        | ({"continued_by": list(run.continued_by)} if run.continued_by else {})
+        | {"evaluation": run.evaluation}
+        for name, run in runs.items()
+    }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_table(folder / "metrics.parquet", tables, compact=True)
@@ -197,12 +196,6 @@ def write_table(file: Path, tables: list[pd.DataFrame], compact: bool = False) -
     table = io.BytesIO()
     whole.to_parquet(table, index=False, **options)
     write_whole(file, table.getvalue())
-
-
-def _document(run: Run) -> dict:
-    """The config.json of a run."""
-    more = {"continued_by": list(run.continued_by)} if run.continued_by else {}
-    return {"format": FORMAT, "config": run.config, "made_by": run.made_by} | more
 
 
 def read_tokens(file: Path) -> pd.DataFrame:
@@ -295,8 +288,7 @@ def _kind(e: BaseException) -> str:
 
 
 def read_lines(file: Path) -> tuple[list[dict], int]:
-    """The finite numbers in the rows of a JSONL file, by step, and how many lines are unreadable or were replaced by a
-    later one of their step."""
+    """Rows of a JSONL file with their finite numbers, by step, and how many lines were unreadable or replaced."""
     with reading(file):
         lines = file.read_bytes().splitlines() if file.is_file() else []
     rows = {row["step"]: row for row in map(row_of, lines) if row}

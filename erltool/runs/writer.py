@@ -231,8 +231,7 @@ class RunWriter:
 
 
 def continued(before: dict, document: dict, step: int) -> dict:
-    """config.json of a run that goes on after `step`: all but the number of steps stays, and other versions, machines
-    or settings that go on are added."""
+    """config.json of a run that goes on after `step`, with its new number of steps and changed versions or settings."""
     if not step:
         return document
     steps = document["config"]["steps"]
