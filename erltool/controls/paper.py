@@ -37,7 +37,8 @@ class ClipHigher(Control):
 class EntropyBonus(Control):
     """Subtracts coef * token entropy (nats) from every token's loss.
 
-    With `below` (nats/token) it acts on, and selects, all tokens of updates with at most that mean entropy, else none.
+    With `below` (nats/token) it acts only in updates with at most that mean entropy, and selects all their tokens.
+    Without `below` it selects none.
     """
 
     name: ClassVar[str] = "entropy-bonus"
@@ -184,8 +185,8 @@ class KLCov(Control):
 class RandomClip(Control):
     """The random baseline of Clip-Cov: drops the same fraction of tokens, chosen at random.
 
-    It chooses among all tokens with positive advantage that the clip has not cut, so Clip-Cov's gain is the
-    covariance's.
+    It chooses among all tokens with positive advantage that the clip has not cut, so what Clip-Cov gains
+    is due to the covariance.
     """
 
     name: ClassVar[str] = "random-clip"
@@ -211,7 +212,8 @@ class RandomClip(Control):
 class RandomKL(KLCov):
     """The random baseline of KL-Cov: the same number of tokens with the same penalty, chosen at random.
 
-    It chooses among all response tokens, with KL-Cov's surrogate and penalty, so KL-Cov's gain is the covariance's.
+    It chooses among all response tokens, with KL-Cov's surrogate and penalty, so what KL-Cov gains is due to the
+    covariance.
     """
 
     name: ClassVar[str] = "random-kl"

@@ -14,7 +14,7 @@ MLFLOW_LINE = re.compile(r"(\d{9,}) (\S+)(?: (\d+))?\s*")
 
 
 def event_runs(path: Path, skipped: Counts) -> dict[str, list[Path]]:
-    """The event files of a folder, or one file, by their folder. Folders inside a run's own have hyperparameters."""
+    """The event files of a folder, or one file, by their folder. Left out: folders in a run's own (hyperparameters)."""
     if path.is_file():
         return {"": [path]}
     files = sorted(f for f in path.rglob("*tfevents*") if f.is_file())
@@ -110,7 +110,7 @@ def mlflow_rows(folder: Path, skipped: Counts) -> Iterator[Row]:
 
 
 def chosen(runs: Collection[str], run: str | None, path: Path) -> str:
-    """The requested run of those by name, the one that holds it, or the only one.
+    """The name of the requested run, of the run that holds it, or of the only one.
 
     Raises ErltoolError, naming the runs, where none was requested or the requested one is missing.
     """
