@@ -1,13 +1,13 @@
-"""The one error a user can mend: what is wrong, where, and the remedy, in one line."""
+"""Errors that a user can mend: one line with what is wrong, where, and the remedy."""
 
 
 class ErltoolError(ValueError):
-    """Raised for bad input and bad surroundings; the command line prints it and exits with 2."""
+    """Raised for bad input or a bad environment; the command line prints it and exits with 2."""
 
 
 class Diverged(ErltoolError):
-    """Raised where a run's numbers are no longer finite: this run cannot go on, others can."""
+    """Raised where a run's numbers are no longer finite. This run cannot go on, others can."""
 
 
 class InUse(ErltoolError):
-    """Raised where another process writes to a folder that has one writer at a time."""
+    """Raised where another process writes to a folder that only one process may write to."""

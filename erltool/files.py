@@ -1,4 +1,4 @@
-"""Files of a run: there whole or not at all, also after a power cut, and written by one process at a time."""
+"""Files that are written whole or not at all, even at a power cut, in folders with one writer at a time."""
 
 import contextlib
 import errno
@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,32 +16,32 @@ from filelock import FileLock, Timeout
 from erltool.errors import ErltoolError, InUse
 from erltool.text import shown
 
-LOCK = ".lock"  # in a folder that is written to, for as long as it is
-WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without them say
+LOCK = ".lock"  # in a folder while a process writes to it
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems without locks
 _log = logging.getLogger(__name__)
 
 
-def writing(path: Path):
+def writing(path: Path) -> AbstractContextManager[None]:
     """Turns an OSError inside into an ErltoolError that names the path and the remedy."""
     return _using(path, "cannot write", "make room or choose another place, then resume")
 
 
-def reading(path: Path):
-    """Turns an OSError inside into an ErltoolError that names the path and the remedy."""
+def reading(path: Path) -> AbstractContextManager[None]:
+    """As `writing`, for reading."""
     return _using(path, "cannot be read", "make it readable")
 
 
 @contextlib.contextmanager
-def _using(path: Path, what: str, remedy: str):
+def _using(path: Path, failure: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as e:
         where, why = shown(e.filename or path, 300), e.strerror or shown(e)
-        raise ErltoolError(f"{where}: {what} ({why}); {remedy}") from e
+        raise ErltoolError(f"{where}: {failure} ({why}); {remedy}") from e
 
 
 def write_whole(file: Path, blob: bytes) -> None:
-    """Writes a file so that it is there whole or not at all, also after a power cut."""
+    """Writes a file whole or not at all, even at a power cut."""
     temporary = new_name(file)
     try:
         with open(temporary, "wb") as f:
@@ -48,7 +49,7 @@ def write_whole(file: Path, blob: bytes) -> None:
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, file)
-    except OSError:  # where the disk is full, what cannot be finished must not fill it
+    except OSError:  # on a full disk the unfinished file must not take up room
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
@@ -57,10 +58,9 @@ def write_whole(file: Path, blob: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` at the end; on an error nothing changes.
+    """Yields a new folder to fill, which replaces `folder` at the end. On an error nothing changes.
 
-    A kill leaves the old one or the new one under its name; or none, for the moment between two renames, which
-    `heal` mends.
+    A kill leaves the old or the new folder in place. Between two renames it leaves none, which `heal` mends.
     """
     new, old = new_name(folder), old_name(folder)
     heal(folder)
@@ -82,22 +82,21 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def heal(folder: Path) -> None:
-    """Puts right what a kill inside `replacing` left, and takes its leftovers away."""
+    """Restores a folder after a kill inside `replacing`, and removes the leftovers."""
     new, old = new_name(folder), old_name(folder)
-    if old.exists() and not folder.exists():  # the new one was whole by then
+    if old.exists() and not folder.exists():  # the new folder was whole by then
         os.replace(new if new.exists() else old, folder)
-    for left_over in (new, old):
-        _remove(left_over)
+    _remove(new)
+    _remove(old)
 
 
 def _remove(folder: Path) -> None:
-    """Takes a folder away, or the link that stands for one."""
     with contextlib.suppress(OSError):
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
 
 
 def new_name(path: Path) -> Path:
-    """What a file or folder is called while it is being written."""
+    """The name of a file or folder while it is being written."""
     return path.with_name(f".{path.name}.new")
 
 
@@ -106,63 +105,61 @@ def old_name(path: Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Has the disk hold what was written to a file, or the names in a folder, before anything that comes later."""
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
+    """Flushes a file, or the names in a folder, to the disk before anything that comes later."""
     try:
-        at = os.open(path, flags)
-    except (PermissionError, IsADirectoryError):  # where folders cannot be opened, as on Windows, their names are kept
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except (PermissionError, IsADirectoryError):  # Windows cannot open folders, and keeps their names without it
         return
     try:
-        os.fsync(at)
+        os.fsync(descriptor)
     finally:
-        os.close(at)
+        os.close(descriptor)
 
 
 class Hold:
-    """The sole right to write to a folder, from here to `release`, or to the end of the process, however it ends.
+    """The sole right to write to a folder, until `release` or the end of the process.
 
-    Raises `InUse` where another process or another writer of this one has it, saying which where that is known. Nobody
-    is kept from reading. On a file system without locks nobody is kept from writing either, which is warned of.
+    Raises `InUse`, naming the holder where it is known, if another process or another writer of this one has the right.
+    Reading is always free. On a file system without locks a warning says that writing is free, too.
     """
 
     def __init__(self, folder: Path, name: str = LOCK):
         self.folder, self.file = folder, folder / name
-        # The right is the writer's and not a thread's: a notebook begins a run in one thread and ends it in another.
+        # Not tied to a thread, because a notebook begins a run in one thread and ends it in another.
         self._lock = FileLock(self.file, thread_local=False, fallback_to_soft=False)
         with writing(self.file):
             self._acquire()
             self._inode = _inode(folder)
             self._held = True
-        with contextlib.suppress(OSError):  # it only helps whoever is refused
+        with contextlib.suppress(OSError):  # for the message to other processes
             self.file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
 
     def _acquire(self) -> None:
-        for attempt in (1, 2):  # the first is lost, too, where the file is taken away between opening and locking it
+        for attempt in (1, 2):  # the first also fails where the holder deletes the file meanwhile
             try:
                 self._lock.acquire(blocking=False)
                 return
             except Timeout:
                 if attempt == 2:
                     raise InUse(
-                        f"{shown(self.folder, 300)}: {_holder(self.file)} is writing there; let it end or stop it, or "
-                        "choose another folder"
+                        f"{shown(self.folder, 300)}: {_holder(self.file)} is writing there; stop it or wait for it to "
+                        "end, or choose another folder"
                     ) from None
             except OSError as e:
                 if e.errno not in WITHOUT_LOCKS:
                     raise
-                _log.warning("%s: no locks on this file system; let one process write there", shown(self.folder, 300))
+                _log.warning("%s: file system without locks; let one process write there", shown(self.folder, 300))
                 return
 
     def check(self) -> None:
-        """Raises ErltoolError where another folder has the name now: what is written must not go into another run."""
+        """Raises ErltoolError where another folder has the name now, so that no line goes into another run."""
         with writing(self.folder):
             if _inode(self.folder) != self._inode:
-                raise ErltoolError(
-                    f"{shown(self.folder, 300)}: another folder has this name now; resume where the run was moved to"
-                )
+                where = shown(self.folder, 300)
+                raise ErltoolError(f"{where}: another folder has this name now; resume where the run was moved to")
 
     def release(self) -> None:
-        """Gives the right back; a second time nothing happens."""
+        """Gives the right back. A second call does nothing."""
         if not self._held:
             return
         self._held = False
@@ -173,15 +170,15 @@ class Hold:
 
 
 def _inode(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _holder(file: Path) -> str:
-    """Who holds a lock, as far as its file says; it is somebody's text."""
+    """The holder of a lock, as far as its file says. The file is untrusted text."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
-        mine = said["pid"] == os.getpid() and said["host"] == socket.gethostname()
-        return f"process {shown(said['pid'], 20)} on {shown(said['host'])}" + (", this very one," if mine else "")
+        holder = json.loads(file.read_text(encoding="utf-8"))
+        own = holder == {"pid": os.getpid(), "host": socket.gethostname()}
+        return f"process {shown(holder['pid'], 20)} on {shown(holder['host'])}" + (", this very one," if own else "")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

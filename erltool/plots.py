@@ -1,7 +1,7 @@
-"""One function a figure: takes data, draws on the Axes it is given or on new ones, returns the Axes.
+"""One function a figure: it takes data, draws on the given Axes or on new ones, and returns the Axes.
 
-No pyplot: figures are made directly, so nothing global is touched and widget callbacks in another thread
-cannot draw into them. `ax.figure` shows itself at the end of a notebook cell and saves with `savefig`.
+Without pyplot there is no global state, so a widget's callback in another thread cannot draw into a figure by mistake.
+`ax.figure` shows itself at the end of a notebook cell and saves with `savefig`.
 """
 
 import io
@@ -18,7 +18,7 @@ from erltool.law.forecast import Forecast
 from erltool.runs.folder import METRICS, Run
 from erltool.text import visible
 
-# Okabe and Ito's colours that have at least 3:1 contrast on white, each with a marker of its own.
+# Those of Okabe and Ito's colours that have at least 3:1 contrast on white, each with its own marker.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
 MARKERS = ("o", "s", "^", "D", "v")
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
@@ -45,10 +45,20 @@ def new_axes(columns: int = 1, width: float = 4.2, height: float = 3.2) -> np.nd
 
 
 def as_text(name: str, keep: str = "") -> str:
-    """A name as matplotlib shows it unchanged: no formula between dollars, and in a legend with a leading underscore,
-    too, before which a space stands there. Line breaks and the like are made visible, but for those in `keep`."""
+    """A name that matplotlib shows unchanged. Dollars make no formula, and a space before a leading underscore keeps
+    the name in a legend. Hidden characters, except those in `keep`, become visible."""
     text = visible(name, keep).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
+
+
+def _dressed(ax: Axes, xlabel: str, ylabel: str) -> Axes:
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(alpha=0.25)
+    return ax
+
+
+def _label_of(metric: str) -> str:
+    return f"{LABELS.get(metric, metric.replace('_', ' '))} ({METRICS[metric][0]})"
 
 
 def plot_run(
@@ -56,79 +66,53 @@ def plot_run(
 ) -> Axes:
     """A metric of a run by optimiser step, with its unit. Returns the Axes, new ones without `ax`.
 
-    `index` chooses colour and marker, for several runs on the same Axes. Metrics that were measured on some
-    steps only are drawn with markers. Raises ErltoolError for a metric that the run does not have.
+    `index` chooses colour and marker, for several runs on the same Axes. A metric that was measured on some steps only
+    has markers. Raises ErltoolError for a metric that the run does not have.
     """
     if metric not in run.metrics or metric not in METRICS:
         known = ", ".join(m for m in METRICS if m in run.metrics)
         raise ErltoolError(f"run {run.path}: no metric {metric!r}; it has {known or 'no steps yet'}")
     ax = new_axes()[0] if ax is None else ax
-    rows = run.metrics.dropna(subset=[metric])
-    sparse = len(rows) < len(run.metrics)
-    ax.plot(
-        rows["step"],
-        rows[metric],
-        color=COLOURS[index % len(COLOURS)],
-        marker=MARKERS[index % len(MARKERS)] if sparse else None,
-        markersize=4,
-        linewidth=1.4,
-        label=as_text(run.name if label is None else label),
-    )
-    ax.set_xlabel("optimiser step")
-    ax.set_ylabel(f"{LABELS.get(metric, metric.replace('_', ' '))} ({METRICS[metric][0]})")
-    ax.grid(alpha=0.25)
-    return ax
+    rows, name = run.metrics.dropna(subset=[metric]), as_text(run.name if label is None else label)
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    marker = marker if len(rows) < len(run.metrics) else ""
+    ax.plot(rows["step"], rows[metric], color=colour, marker=marker, markersize=4, linewidth=1.4, label=name)
+    return _dressed(ax, "optimiser step", _label_of(metric))
 
 
 def plot_fit(result: LawFit, *, ax: Axes | None = None, label: str = "points", index: int = 0) -> Axes:
     """Points (H, R), the fitted law down to H = 0, and its ceiling with the 95 % interval. Returns the Axes."""
     ax = new_axes()[0] if ax is None else ax
-    colour = COLOURS[index % len(COLOURS)]
-    ax.plot(
-        result.entropy,
-        result.performance,
-        MARKERS[index % len(MARKERS)],
-        color=colour,
-        markersize=4,
-        label=as_text(label),
-    )
+    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    ax.plot(result.entropy, result.performance, marker, color=colour, markersize=4, label=as_text(label))
     h = np.linspace(0, result.entropy.max(), 200)
     ax.plot(h, result.predict(h), color=colour, linewidth=1.4)
     low, high = result.interval()["ceiling"]
-    ax.errorbar(
-        [0], [result.ceiling], [[result.ceiling - low], [high - result.ceiling]], color=colour, capsize=4, linewidth=1.4
-    )
-    ax.set_xlabel("policy entropy H (nats/token)")
-    ax.set_ylabel(f"performance R ({result.unit})")
-    ax.grid(alpha=0.25)
-    return ax
+    ends = [[result.ceiling - low], [high - result.ceiling]]
+    ax.errorbar([0], [result.ceiling], ends, color=colour, capsize=4, linewidth=1.4)
+    return _dressed(ax, "policy entropy H (nats/token)", f"performance R ({result.unit})")
 
 
-def plot_forecast(found: Forecast, *, ax: Axes | None = None, label: str = "run", index: int = 0) -> Axes:
-    """A forecast by the law: fitted points filled, the others open, the law down to H = 0 and its interval for a
-    measurement. Returns the Axes."""
+def plot_forecast(result: Forecast, *, ax: Axes | None = None, label: str = "run", index: int = 0) -> Axes:
+    """A forecast by the law: fitted points filled, later ones open, the law and its interval down to H = 0. Returns the
+    Axes."""
     ax = new_axes()[0] if ax is None else ax
-    law, colour, marker = found.law, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+    law, colour, marker = result.law, COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
     ax.plot(law.entropy, law.performance, marker, color=colour, markersize=4, label=as_text(f"{label}: fitted"))
-    ax.plot(
-        found.entropy, found.performance, marker, color=colour, markersize=4, fillstyle="none", label="measured later"
-    )
-    h = np.linspace(0, max(law.entropy.max(), found.entropy.max(initial=0)), 200)
+    h, r = result.entropy, result.performance
+    ax.plot(h, r, marker, color=colour, markersize=4, fillstyle="none", label="measured later")
+    h = np.linspace(0, max(law.entropy.max(), h.max(initial=0)), 200)
     ax.plot(h, law.predict(h), color=colour, linewidth=1.4)
-    ax.fill_between(h, *found.at(h), color=colour, alpha=0.15, linewidth=0, label=f"{found.level:.0%} interval")
-    ax.set(xlabel="policy entropy H (nats/token)", ylabel=f"performance R ({law.unit})")
-    ax.grid(alpha=0.25)
-    return ax
+    ax.fill_between(h, *result.at(h), color=colour, alpha=0.15, linewidth=0, label=f"{result.level:.0%} interval")
+    return _dressed(ax, "policy entropy H (nats/token)", f"performance R ({law.unit})")
 
 
 def plot_entropy_change(predicted, measured, *, ax: Axes | None = None, title: str = "", index: int = 0) -> Axes:
-    """Each context's change of entropy over an update, as measured against as Lemma 1 predicts it (nats), with the
-    line on which they are equal and their correlation. Returns the Axes. Raises ErltoolError for no contexts."""
+    """Measured against predicted change of entropy (Lemma 1, nats), a point a context, with the line of equality and
+    the correlation. Returns the Axes. Raises ErltoolError for no contexts, or not as many of both."""
     x, y = (np.asarray(v, dtype=float).ravel() for v in (predicted, measured))
     if len(x) == 0 or len(x) != len(y):
-        raise ErltoolError(
-            f"plot_entropy_change: {len(x)} predicted and {len(y)} measured changes; give as many of both"
-        )
+        raise ErltoolError(f"plot_entropy_change: {len(x)} predicted, {len(y)} measured changes; give as many of both")
     ax = new_axes(width=4.6, height=4.2)[0] if ax is None else ax
     r = np.corrcoef(x, y)[0, 1] if len(x) > 1 and x.std() * y.std() > 0 else float("nan")
     ax.plot(x, y, ".", color=COLOURS[index], markersize=3, alpha=0.4, label=f"{len(x)} contexts, r = {r:.2f}")
@@ -143,12 +127,12 @@ def plot_seeds(
     runs: Sequence[Run], metric: str = "policy_entropy", *, ax: Axes | None = None, label: str = "", index: int = 0,
     smooth: int = 1, by: str = "step",
 ) -> Axes:  # fmt: skip
-    """A metric by optimiser step for runs of one setting: each seed thin, their mean thick. Returns the Axes.
+    """A metric by step for runs of one setting: seeds as thin lines, their mean thick. Returns the Axes.
 
-    One seed is drawn thick alone. Curves are means of `smooth` iterations, or of as many evaluations for a metric that
-    is measured on some steps only. The mean is over the seeds that reached a step. `by` "iteration" counts rounds of
-    sampling, so that runs with other numbers of updates stand beside each other. Raises ErltoolError for no runs, a
-    metric that none has, or another `by`.
+    A single seed is thick. Curves are means of `smooth` iterations, or of `smooth` evaluations for a metric that was
+    measured on some steps only. The mean is over the seeds that reached a step. `by` "iteration" counts rounds of
+    sampling, for runs with different numbers of updates. Raises ErltoolError for no runs with the metric, or another
+    `by`.
     """
     curves = [r.metrics.dropna(subset=[metric]).groupby("iteration").mean(numeric_only=True) for r in runs
               if metric in r.metrics]  # fmt: skip
@@ -157,13 +141,10 @@ def plot_seeds(
     if not curves or metric not in METRICS:
         raise ErltoolError(f"plot_seeds: none of {len(runs)} runs has the metric {metric!r}")
     ax = new_axes()[0] if ax is None else ax
-    style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
+    colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
     smoothed = [c.reset_index().set_index(by)[metric].rolling(smooth, min_periods=1).mean() for c in curves]
     for curve in smoothed if len(smoothed) > 1 else ():
-        ax.plot(curve.index, curve, **style, linewidth=0.6, alpha=0.45)
+        ax.plot(curve.index, curve, color=colour, linestyle=line, linewidth=0.6, alpha=0.45)
     mean = pd.concat(smoothed, axis=1).sort_index().mean(axis=1)
-    ax.plot(mean.index, mean, **style, linewidth=2, label=as_text(label) or None)
-    ax.set(xlabel={"step": "optimiser step"}.get(by, by))
-    ax.set(ylabel=f"{LABELS.get(metric, metric.replace('_', ' '))} ({METRICS[metric][0]})")
-    ax.grid(alpha=0.25)
-    return ax
+    ax.plot(mean.index, mean, color=colour, linestyle=line, linewidth=2, label=as_text(label) or None)
+    return _dressed(ax, "optimiser step" if by == "step" else by, _label_of(metric))

@@ -1,4 +1,4 @@
-"""Where the package's own data and notebooks are: in the wheel, or beside the package in a clone."""
+"""The package's own data and notebooks, in the wheel or beside the package in a clone."""
 
 import functools
 import os
@@ -10,29 +10,28 @@ from pathlib import Path
 
 from erltool.errors import ErltoolError
 
-POLICIES = ("sharpening", "discovery", "trap", "countdown")  # shipped, each a folder of data/policies
+POLICIES = ("sharpening", "discovery", "trap", "countdown")  # each a folder of data/policies
 
 
-def shipped(part: str) -> Path:
-    """Path of `data` or `notebooks`, or of something in them: "data/policies/countdown". Raises ErltoolError where it
-    is not there."""
+def shipped(name: str) -> Path:
+    """Path of `data` or `notebooks`, or inside them ("data/policies/countdown"). Raises ErltoolError if missing."""
     package = Path(str(resources.files("erltool")))
-    for path in (package / part, package.parent / part):
+    for path in (package / name, package.parent / name):
         if path.exists():
             return path
     raise ErltoolError(
-        f"{part} is missing beside the package in {package}: lessons and recorded runs come with a whole clone or a "
+        f"{name} is missing beside the package in {package}: lessons and recorded runs come with a whole clone or a "
         "wheel; install erltool again from one"
     )
 
 
 def cache_folder() -> Path:
-    """The package's folder in the user's cache, which may not be there yet."""
+    """The package's folder in the user's cache. It may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erltool"
 
 
 def commit() -> str | None:
-    """Short commit of the clone this package runs from, "+" behind it where files differ; None outside one."""
+    """Short commit of the clone that the package runs from, with "+" where files differ; None outside a clone."""
     clone = Path(__file__).parent.parent
     if not (clone / ".git").exists():
         return None
@@ -49,15 +48,15 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def in_clone() -> bool:
-    """Whether the package runs from a clone, not from an installed wheel."""
+    """Whether the package runs from a clone instead of a wheel."""
     return not (Path(__file__).parent / "data").exists()
 
 
 @functools.cache
 def hub_reachable() -> bool:
-    """Whether the Hugging Face hub's name can be looked up; behind a proxy it is taken to be.
+    """Whether the Hugging Face hub's name resolves; True behind a proxy.
 
-    Asked first because the hub's own client tries for half a minute before it gives up.
+    The hub's own client would try for half a minute before it gives up.
     """
     if os.environ.get("HF_HUB_OFFLINE"):
         return False

@@ -1,4 +1,4 @@
-"""Tables of text that others wrote, as tokens and runs' names: pandas' own, but safe to show."""
+"""pandas tables with text that others wrote, such as tokens and names of runs, made safe to show."""
 
 import pandas as pd
 
@@ -6,7 +6,10 @@ from erltool.text import visible
 
 
 class _Shown:
-    """What a notebook and a terminal are shown: text as `visible` has it, in which MathJax finds no formulas."""
+    """Shows text as `visible` makes it, in which MathJax finds no formulas."""
+
+    def _visible(self) -> pd.DataFrame | pd.Series:
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return repr(self._visible())
@@ -15,18 +18,13 @@ class _Shown:
 
 
 class Table(_Shown, pd.DataFrame):
-    """A DataFrame that shows its text, its columns' and rows' names too, as text and nothing else.
+    """A DataFrame that shows its values and its names of columns and rows as plain text.
 
-    The values are as they were; whatever pandas makes of it (a part, a mean, a join) is one again.
+    The values stay as they are. Everything that pandas makes of it (a slice, a mean, a join) is a Table again.
     """
 
-    @property
-    def _constructor(self):
-        return Table
-
-    @property
-    def _constructor_sliced(self):
-        return Column
+    _constructor = property(lambda self: Table)
+    _constructor_sliced = property(lambda self: Column)
 
     def _repr_html_(self) -> str | None:
         with pd.option_context("display.html.use_mathjax", False):
@@ -41,15 +39,10 @@ class Table(_Shown, pd.DataFrame):
 
 
 class Column(_Shown, pd.Series):
-    """A column of a Table, or what pandas makes of one."""
+    """A column of a Table."""
 
-    @property
-    def _constructor(self):
-        return Column
-
-    @property
-    def _constructor_expanddim(self):
-        return Table
+    _constructor = property(lambda self: Column)
+    _constructor_expanddim = property(lambda self: Table)
 
     def _visible(self) -> pd.Series:
         values = self.array.map(_safe) if _is_text(self.dtype) else self.array
@@ -67,6 +60,6 @@ def _labels(index: pd.Index) -> pd.Index:
 
 
 def _safe(value):
-    if isinstance(value, tuple):  # a row of a MultiIndex
+    if isinstance(value, tuple):  # of a MultiIndex
         return tuple(map(_safe, value))
     return visible(value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Text from models, files and folders' names, made safe to show: on a terminal, on a page, in any encoding."""
+"""Text from models, files and names of folders, made safe for a terminal, a page and any encoding."""
 
 import codecs
 import itertools
@@ -11,43 +11,43 @@ PLAIN = {
     "\u201c": '"', "\u201d": '"', "\u2044": "/", "\u2192": "->", "\u2212": "-", "\u2248": "~", "\u2264": "<=",
     "\u2265": ">=",
 }  # fmt: skip
-PLAIN_ERRORS = "erltool.plain"  # the name under which a stream's `errors` finds `plain`
+PLAIN_ERRORS = "erltool.plain"  # a stream with these `errors` writes `plain` text
 
 
 def visible(text, keep: str = "") -> str:
-    """Text with what cannot be seen, or steers a terminal or a page, made visible: "\\r", or "U+001B" for an escape.
+    """Text in which hidden characters, and those that steer a terminal or a page, are spelled out: "\\r", "U+001B".
 
-    Controls, direction marks, lone surrogates, the replacement character and other spaces than " " are meant; what is
-    in `keep` stays. Text without them comes back as it is.
+    These are controls, direction marks, lone surrogates, the replacement character and all spaces but " ". Characters
+    in `keep` stay, and text without hidden characters stays the same.
     """
     text = str(text)
     if text.isprintable() and "\ufffd" not in text:
         return text
-    return "".join(
-        c if c in keep or (c.isprintable() and c != "\ufffd") else ESCAPES.get(c) or f"U+{ord(c):04X}" for c in text
-    )
+    seen = {c for c in set(text) if c in keep or (c.isprintable() and c != "\ufffd")}
+    return "".join(c if c in seen else ESCAPES.get(c) or f"U+{ord(c):04X}" for c in text)
 
 
 def shown(text, width: int = 60) -> str:
-    """`visible` text, cut in its middle to `width` characters."""
+    """`visible` text of at most `width` characters; longer text is cut in the middle."""
     text, half = visible(text), (width - 1) // 2
     return text if len(text) <= width else f"{text[:half]}\u2026{text[-half:]}"
 
 
 def listed(names: Collection, most: int = 12) -> str:
-    """Names for an error's text, safe for a terminal: the first ones, and how many more there are."""
+    """The first names and the number of the others, safe for an error's line."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(shown(name) for name in itertools.islice(names, most)) + more
 
 
 def plain(text: str) -> str:
-    """ASCII that reads like the text: "R2" for "R\u00b2", "U+4E2D" for what nothing reads like."""
+    """ASCII that reads like the text: "R2" for "R\u00b2"; "U+4E2D" for a character without a likeness."""
     return "".join(c if c.isascii() else _plain(c) for c in text)
 
 
 def _plain(c: str) -> str:
-    parts = [_likeness(p) for p in PLAIN.get(c) or unicodedata.normalize("NFKD", c) if not unicodedata.combining(p)]
-    return "".join(parts) if all(parts) and parts else f"U+{ord(c):04X}"
+    letters = PLAIN.get(c) or unicodedata.normalize("NFKD", c)
+    likenesses = [_likeness(letter) for letter in letters if not unicodedata.combining(letter)]
+    return "".join(likenesses) if likenesses and all(likenesses) else f"U+{ord(c):04X}"
 
 
 def _likeness(c: str) -> str:

@@ -1,9 +1,9 @@
-"""Threads that share the cores with other programs: how long they wait for a core, and what makes it worse.
+"""How long this process's threads wait for a core beside other programs, and a way to shorten the wait.
 
-OpenMP's threads spin while they wait for work, libgomp's for 300,000 turns. Alone that is right: waking a thread takes
-longer than a small product. Beside other programs spinning threads keep the cores from the very threads that are waited
-for, there and here, and a product can take sixty times as long (tests/benchmarks/threads.py). So they spin as long as
-they are alone, and sleep while they are not. Their number is left alone: results depend on it in their last bits.
+OpenMP's threads spin while they wait for work (libgomp: 300,000 turns), because waking a thread takes longer than a
+small matrix product. Beside other programs, spinning threads take the cores from the threads that have work, and a
+product can take sixty times as long (tests/benchmarks/threads.py). So threads spin while the run is alone on the cores
+and sleep while it is not. Their number never changes, because the last bits of results depend on it.
 """
 
 import os
@@ -11,20 +11,20 @@ import threading
 import time
 
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""Variables by which a user says how threads wait, and is obeyed."""
+"""Environment variables of OpenMP. Where a user has set one, nothing is changed."""
 TASKS = "/proc/self/task"
-SPAN, SOON = 20, 2  # seconds that waiting is measured over: before it is said, and before something is done about it
-CROWDED = 0.25  # share of the time, far above that of a run that is alone
+SPAN, SOON = 20, 2  # seconds over which waiting is measured before a warning, and before threads sleep
+CROWDED = 0.25  # fraction of the time spent waiting, far above that of a run that is alone
 
 
 def seconds_run_and_waited() -> tuple[float, float]:
-    """Seconds, over this process's threads, on a core, and ready for one that others had; zeros where not Linux."""
+    """Seconds that this process's threads spent on a core, and waiting for one; (0, 0) except on Linux."""
     run = waited = 0
     for task in os.listdir(TASKS) if os.path.isdir(TASKS) else ():
         try:
             with open(f"{TASKS}/{task}/schedstat", encoding="ascii") as f:
                 on_core, in_queue, _ = map(int, f.read().split())
-        except (OSError, ValueError):  # it has ended, or this kernel does not count
+        except (OSError, ValueError):  # the thread has ended, or the kernel does not count
             continue
         run, waited = run + on_core, waited + in_queue
     return run / 1e9, waited / 1e9
@@ -36,14 +36,14 @@ def cores() -> int:
 
 
 class Crowding:
-    """The share of the time in which this process's threads were ready and had no core, over the last SPAN seconds."""
+    """The fraction of the last SPAN seconds in which this process's threads waited for a core."""
 
     def __init__(self, span: float = SPAN):
         self.share = 0.0
         self._span, self._began, self._before = span, time.monotonic(), seconds_run_and_waited()
 
     def look(self) -> float:
-        """The share where it is CROWDED, else 0, as before the first span is over; `share` has it in any case."""
+        """The fraction where it is above CROWDED, else 0 (also before the first span is over)."""
         if time.monotonic() - self._began >= self._span:
             now = seconds_run_and_waited()
             run, waited = (max(0.0, b - a) for a, b in zip(self._before, now, strict=True))
@@ -53,15 +53,15 @@ class Crowding:
 
 
 class Courtesy:
-    """Lets this process's threads sleep while they wait for work, as long as others keep them from the cores.
+    """Lets this process's threads sleep while they wait for work, as long as other programs crowd the cores.
 
-    For the loop of a run: `look` between iterations, `close` at its end. libgomp spins for 100 turns, not 300,000, in a
-    process that has more threads of OpenMP's than cores, which a second team makes it, even one that only sleeps. No
-    result depends on it.
+    The loop of a run calls `look` between iterations and `close` at its end. libgomp spins for only 100 turns in a
+    process with more OpenMP threads than cores, which a second, sleeping team makes it. No result depends on it.
     """
 
     def __init__(self):
-        self._crowding, self._end = Crowding(SOON), None
+        self._crowding = Crowding(SOON)
+        self._end: threading.Event | None = None
         self._may = not any(name in os.environ for name in CHOICES)
 
     def look(self) -> None:
@@ -87,7 +87,7 @@ def _keep_a_team(end: threading.Event) -> None:
 
 
 def crowded_text(share: float) -> str:
-    """What a user should know, and can do, where threads wait for a core for this share of the time."""
+    """The warning for threads that waited for a core for this fraction of the time."""
     return (
         f"threads waited for a core {share:.0%} of the time: other programs use the cores; run one at a time, or "
         "share them out with OMP_NUM_THREADS"

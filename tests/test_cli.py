@@ -311,7 +311,7 @@ def test_a_runs_own_configuration_of_other_types_is_one_line_that_names_its_file
         ('{"policy": "a\\u0000b"}', "policy: must be text, not empty and without a NUL"),
         ('{"control": "kl-cov"}', "must be Control, not str"),
         ('{"control": {"name": ["kl-cov"]}}', "control ['kl-cov'] is not known"),
-        ('{"control": {"name": "composed"}}', "members is None, it must be a list"),
+        ('{"control": {"name": "composed"}}', "members is None; it must be a list"),
         ('{"control": {"name": "composed", "members": [3]}}', "control 3: must be a control's name"),
         ('{"control": {"name": "kl-cov", "fraction": {"a": 1}}}', "it must be a number"),
         ('{"control": ' * 400 + "1" + "}" * 400, "is not known"),

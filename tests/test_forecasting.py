@@ -141,7 +141,7 @@ def test_an_interval_from_few_points_or_from_neighbours_that_go_together_is_said
     assert "Fitted to 10 points: a 90 % interval held 85 to 99 %" in forecast(h[:66], r[:66]).summary()
     assert not forecast(h, r, cut=0.5).warnings
     _, together = run_on_the_law(rng, 240, correlation=0.97)
-    assert "Neighbouring points go together (autocorrelation 0.9" in forecast(h, together, cut=0.5).warnings[0]
+    assert "Neighbouring points correlate (0.9" in forecast(h, together, cut=0.5).warnings[0]
 
 
 def test_departure_is_the_first_of_three_neighbours_outside(rng):

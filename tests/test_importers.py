@@ -198,7 +198,7 @@ def test_a_window_that_is_none_is_refused(window):
         (" \n\n", "log.txt", "empty"),
         (" \n".encode("utf-16"), "log.txt", "empty"),
         (bytes(range(256)) * 40, "log.bin", "a binary file and no log"),
-        ("once upon a time\nthere was, a step\n", "log.txt", "not a log that is known"),
+        ("once upon a time\nthere was, a step\n", "log.txt", "not a known log"),
         ('{"log_history": [{"step": 1, ', "trainer_state.json", "damaged JSON"),
         ("[" * 100_000, "deep.json", "damaged JSON"),
         (b"PAR1 and no more", "log.parquet", "not readable as Parquet"),
@@ -233,7 +233,7 @@ def test_wrong_names_say_which_there_are(csv, tmp_path):
         read_log(tmp_path, kind="CSV")
     with pytest.raises(ErltoolError, match="no such file"):
         read_log(tmp_path / "nothing")
-    with pytest.raises(ErltoolError, match="holds no erltool run, no trainer_state.json and no TensorBoard"):
+    with pytest.raises(ErltoolError, match="holds no erltool run, trainer_state.json, TensorBoard event files or MLflow"):
         read_log(tmp_path)
 
 
@@ -325,7 +325,7 @@ def test_hostile_lines_cost_no_more_than_their_length(tmp_path):
     assert time.process_time() - began < 5
     lines = [" - ".join(f"m{i}_{j}:1" for j in range(1000)) for i in range(11)]
     (tmp_path / "log").write_text("\n".join(f"step:{i} - {line}" for i, line in enumerate(lines)))
-    with pytest.raises(ErltoolError, match="over 10,000 different metrics"):
+    with pytest.raises(ErltoolError, match="over 10,000 metrics"):
         read_log(tmp_path / "log")
 
 

@@ -480,7 +480,7 @@ REFUSED = {
     ),
     "little-percent.csv": (
         table("step,entropy,accuracy_pct", lambda t: (t, H[t], R[t])),
-        "never exceeds .*, which is little for a percentage; state the unit",
+        "never exceeds .*, which is low for a percentage; state the unit",
     ),
 }  # fmt: skip
 

@@ -161,7 +161,7 @@ def test_dropout_repeats_by_seed_and_is_refused_where_it_would_mislead(monkeypat
     first, second, without = (untimed(erltool.train(c)) for c in (config, config, without))
     assert torch.equal(state, torch.random.get_rng_state())
     assert first == second != without
-    with pytest.raises(ErltoolError, match="kl-cov acts on any difference"):
+    with pytest.raises(ErltoolError, match="kl-cov penalises every difference"):
         tiny_config(lora_dropout=0.1, control=KLCov(0.1))
     with pytest.raises(ErltoolError, match="use micro_batch=0"):
         tiny_config(lora_dropout=0.1, micro_batch=2)
@@ -744,7 +744,7 @@ def test_a_file_system_without_locks_is_said_and_used(monkeypatch, tiny_config, 
 
     monkeypatch.setattr("fcntl.flock", flock)
     assert len(list(erltool.train(tiny_config(steps=2), tmp_path / "run"))) == 2
-    assert caplog.messages == [f"{tmp_path / 'run'}: no locks on this file system; let one process write there"]
+    assert caplog.messages == [f"{tmp_path / 'run'}: file system without locks; let one process write there"]
 
 
 def test_a_folder_that_is_moved_while_it_is_written_is_not_mixed_with_another(tiny_config, tmp_path):

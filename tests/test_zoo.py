@@ -402,10 +402,10 @@ def test_bad_text_of_a_controller_is_one_line(text):
     [
         (QuantileAdvantage(), {"advantages": "rloo"}, "quantile-advantage makes the advantages itself"),
         (NegativeReinforcement() + EntropyBonus(), {"advantages": "dr_grpo"}, "makes the advantages itself"),
-        (NegativeReinforcement() + ClipCov(), {}, r"negative-reinforcement\+clip-cov: the band .* presumes advantages"),
+        (NegativeReinforcement() + ClipCov(), {}, r"negative-reinforcement\+clip-cov: the band .* assumes advantages"),
         (ClipCov() + EntropyBonus(), {"advantages": "rloo"}, "standard deviation"),
-        (KLCov(), {"lora_dropout": 0.1, "controller": TargetEntropy()}, "kl-cov acts on any difference"),
-        (RandomKL(), {"lora_dropout": 0.1}, "random-kl acts on any difference"),
+        (KLCov(), {"lora_dropout": 0.1, "controller": TargetEntropy()}, "kl-cov penalises every difference"),
+        (RandomKL(), {"lora_dropout": 0.1}, "random-kl penalises every difference"),
         (GSPO(), {"lora_dropout": 0.1}, "gspo clips whole responses"),
         (CISPO(), {"updates_per_iteration": 1}, "cispo cannot act"),
         (CEGPPO(), {"updates_per_iteration": 1}, "ce-gppo cannot act"),

@@ -4,19 +4,19 @@
     choice = control.choose(tokens, clip, generator)                            decided once
     loss = control_loss(tokens.rows(r), choice.rows(r))                         of micro-batch r; they sum to the whole
 
-A control is a frozen dataclass below `Control`. It overrides at most four methods, each a part of the loss:
+A control is a frozen dataclass below `Control`. It overrides at most four methods, each a step of the loss:
 
     advantages(tokens)                          (B, T), of the whole update, no gradient
     choose_tokens(tokens, clipped, generator)   (B, T) bool, of the whole update: the tokens that it acts on
     surrogate(tokens, clip)                     (B, T) loss of each token; (B, T) bool, whose gradient the clip has cut
     term(tokens, chosen)                        (B, T) loss of each token to add, or None
 
-Shares are of the N response tokens of the update: max(1, floor(fraction * N)) tokens where fraction > 0.
+A `fraction` of the N response tokens of the update is max(1, floor(fraction * N)) tokens; 0 is none.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ Clip = tuple[float, float]
 CLIP: Clip = (0.2, 0.2)  # of the ratio, below and above 1
 UNCLIPPED: Clip = (torch.inf, torch.inf)
 
-# What only one part of a composition may do.
+# Roles that only one member of a composition may have.
 SURROGATE = "decide the surrogate or its clip"
 DROP = "drop tokens, and the second would select from those that the first has already dropped"
 COVARIANCE = "choose tokens by covariance"
@@ -38,16 +38,24 @@ ENTROPY = "reward entropy"
 
 @dataclass(frozen=True)
 class Control:
-    """The clipped surrogate as it is; each control below changes a part of it. Add two to have both: `a + b`."""
+    """The clipped surrogate as it is; each control below changes a step of it. `a + b` composes two."""
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()  # optional fields of Tokens that it reads
-    roles: ClassVar[tuple[str, ...]] = ()  # what no other part of a composition may do; with DROP, chosen tokens go
     min_updates: ClassVar[int] = 1  # updates per iteration from which on it can act
     acts_without_advantage: ClassVar[bool] = False  # whether a token of advantage 0 can get a gradient
     mean_of_responses: ClassVar[bool] = False  # loss: mean over each response's tokens first, then over responses
     clipped_ratio: ClassVar[bool] = True  # whether its surrogate is max(-A ratio, -A clip(ratio))
-    own_clip: ClassVar[tuple[float | None, float | None]] = (None, None)  # its clip; None for that of the run
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What no other member of a composition may do. A control with the role DROP drops its chosen tokens."""
+        return ()
+
+    @property
+    def own_clip(self) -> tuple[float | None, float | None]:
+        """Its clip, below and above 1; None for that of the run."""
+        return None, None
 
     # --- the formula ----------------------------------------------------------------------------------
 
@@ -64,20 +72,20 @@ class Control:
         return None
 
     def conflicts(self, config) -> Iterable[tuple[str, str]]:
-        """What it cannot go together with: fields of a TrainConfig, each with the reason and what to use."""
+        """Fields of a TrainConfig that it cannot go together with, each with the reason and the remedy."""
         return ()
 
     # --- what all share -------------------------------------------------------------------------------
 
     @property
     def parts(self) -> tuple["Control", ...]:
-        """Itself, or what it is made of."""
+        """Itself, or the members of a composition."""
         return (self,)
 
     @property
     def owner(self) -> "Control":
-        """The part whose surrogate and clip count."""
-        return next((part for part in self.parts if SURROGATE in part.roles), NoControl())
+        """The member whose surrogate and clip count."""
+        return next((member for member in self.parts if SURROGATE in member.roles), NoControl())
 
     def clip_of(self, run: Clip) -> Clip:
         """The surrogate's clip where the run's is `run`."""
@@ -86,29 +94,29 @@ class Control:
 
     @torch.no_grad()
     def choose(self, tokens: Tokens, clip: Clip = CLIP, generator: torch.Generator | None = None) -> "Choice":
-        """What the control decides for a whole update; `clip` is the run's, `generator` serves random draws.
+        """What the control decides for a whole update. `clip` is the run's; random choices take `generator`.
 
-        Raises ErltoolError for shapes that disagree, and where an input that the control needs is missing.
+        Raises ErltoolError for shapes that disagree and for a missing input that the control needs.
         """
         check_tokens(tokens, self.name, self.needs)
         tokens = tokens._replace(response_mask=tokens.response_mask.bool())
-        for part in sorted(self.parts, key=lambda part: ADVANTAGES not in part.roles):
-            tokens = tokens._replace(advantages=part.advantages(tokens))
+        for member in sorted(self.parts, key=lambda member: ADVANTAGES not in member.roles):
+            tokens = tokens._replace(advantages=member.advantages(tokens))
         clip = self.clip_of(clip)
         clipped = self.owner.surrogate(tokens, clip)[1] & tokens.response_mask
-        chosen = [part.choose_tokens(tokens, clipped, generator) for part in self.parts]
+        chosen = [member.choose_tokens(tokens, clipped, generator) for member in self.parts]
         counted = tokens.response_mask.any(-1) if self.mean_of_responses else tokens.response_mask
         return Choice(self, tokens.advantages, torch.stack(chosen, -1), clip, counted.sum().clamp(min=1))
 
     def __add__(self, other: "Control") -> "Control":
         """Both at once; `NoControl()` adds nothing. Raises ErltoolError where they cannot act together."""
-        parts = tuple(p for p in (*self.parts, *other.parts) if p != NoControl())
-        return Composed(parts) if len(parts) > 1 else parts[0] if parts else self
+        members = tuple(member for member in (*self.parts, *other.parts) if member != NoControl())
+        return Composed(members) if len(members) > 1 else members[0] if members else self
 
-    def require(self, holds: bool, field: str, what: str) -> None:
-        """Raises ErltoolError, naming the control and the field, where it does not hold."""
+    def require(self, holds: bool, field: str, condition: str) -> None:
+        """Raises ErltoolError, naming the control and the field, where the condition does not hold."""
         if not holds:
-            raise ErltoolError(f"control {self.name}: {field} must be {what}")
+            raise ErltoolError(f"control {self.name}: {field} must be {condition}")
 
 
 @dataclass(frozen=True)
@@ -122,80 +130,66 @@ class NoControl(Control):
 class Composed(Control):
     """Several controls at once, as in `KLCov() + EntropyBonus()`.
 
-    Advantages are made from rewards first, then reshaped by one part after the other; tokens that a part drops lose the
-    surrogate only; terms are added. Raises ErltoolError for two of a kind, and where two parts would do what only one
-    can (`Control.roles`).
+    Advantages are made from rewards first, then reshaped by one member after the other. Tokens that a member drops lose
+    the surrogate only. Terms are added. Raises ErltoolError for two controls of a kind or with the same role.
     """
 
     members: tuple[Control, ...]
 
     def __post_init__(self):
-        object.__setattr__(self, "members", tuple(part for member in self.members for part in member.parts))
+        members = tuple(part for member in self.members for part in member.parts)
+        name = "+".join(member.name for member in members)
         done: dict[str, Control] = {}
-        for part in self.members:
-            for role in (f"are {part.name}", *part.roles):
+        for member in members:
+            for role in (f"are {member.name}", *member.roles):
                 if role in done:
-                    both = f"{done[role].name} and {part.name}"
-                    raise ErltoolError(f"control {self.name}: {both} cannot act together: both {role}")
-                done[role] = part
+                    both = f"{done[role].name} and {member.name}"
+                    raise ErltoolError(f"control {name}: {both} cannot act together: both {role}")
+                done[role] = member
+        # What a single control says of its class, a composition says of itself.
+        vars(self).update(
+            members=members,
+            name=name,
+            needs=tuple(dict.fromkeys(need for member in members for need in member.needs)),
+            min_updates=max(member.min_updates for member in members),
+            mean_of_responses=any(member.mean_of_responses for member in members),
+        )
 
     @property
     def parts(self) -> tuple[Control, ...]:
         return self.members
 
-    @property
-    def name(self) -> str:
-        return "+".join(part.name for part in self.parts)
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(need for part in self.parts for need in part.needs))
-
-    @property
-    def min_updates(self) -> int:
-        return max(part.min_updates for part in self.parts)
-
-    @property
-    def mean_of_responses(self) -> bool:
-        return any(part.mean_of_responses for part in self.parts)
-
 
 @dataclass(frozen=True)
 class Choice:
-    """What a control has decided for a whole update: all that must not depend on the micro-batch."""
+    """What a control has decided for a whole update: everything that must not depend on the micro-batch."""
 
     control: Control
-    advantages: Tensor
-    """(B, T), as the control has reshaped them"""
-    chosen: Tensor
-    """(B, T, parts) bool: the tokens that each part of the control acts on"""
-    clip: Clip
-    """Of the ratio, below and above 1."""
+    advantages: Tensor  # (B, T), as the control has reshaped them
+    chosen: Tensor  # (B, T, members) bool: the tokens that each member of the control acts on
+    clip: Clip  # of the ratio, below and above 1
     normalizer: Tensor | float
-    """What the summed loss is divided by, at least 1: the update's response tokens, or its responses that have any
-    where the control's loss is a mean of responses."""
+    """Divides the summed loss, at least 1: the update's response tokens, or responses for a mean of responses."""
 
     @property
     def selected(self) -> Tensor:
-        """(B, T) bool: tokens that any part acts on."""
+        """(B, T) bool: tokens that any member acts on."""
         return self.chosen.any(-1)
 
     @property
     def dropped(self) -> Tensor:
-        """(B, T) bool: tokens that lose the surrogate, and stay in the denominator."""
-        drops = [DROP in part.roles for part in self.control.parts]
+        """(B, T) bool: tokens that lose the surrogate and stay in the denominator."""
+        drops = [DROP in member.roles for member in self.control.parts]
         return self.chosen[..., drops].any(-1)
 
-    def rows(self, rows: Tensor, width: int | None = None) -> Self:
+    def rows(self, rows: Tensor, width: int | None = None) -> "Choice":
         """The same for a micro-batch: these responses, up to `width` tokens."""
-        return Choice(
-            self.control, self.advantages[rows, :width], self.chosen[rows, :width], self.clip, self.normalizer
-        )
+        return replace(self, advantages=self.advantages[rows, :width], chosen=self.chosen[rows, :width])
 
 
 def clipped_surrogate(advantages: Tensor, log_ratio: Tensor, clip: Clip) -> tuple[Tensor, Tensor]:
-    """max(-A ratio, -A clip(ratio, 1 - low, 1 + high)), Schulman et al. 2017 (arXiv 1707.06347), Eq 7, (B, T); and the
-    tokens whose gradient the clip has cut, (B, T) bool: risen and wanted, or fallen and not."""
+    """max(-A ratio, -A clip(ratio, 1 - low, 1 + high)), (B, T), and the tokens whose gradient the clip has cut, (B, T)
+    bool: risen with A > 0, or fallen with A < 0. Schulman et al. 2017 (arXiv 1707.06347), Eq 7."""
     low, high = 1 - clip[0], 1 + clip[1]
     ratio = log_ratio.exp()
     loss = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(low, high))
@@ -204,21 +198,18 @@ def clipped_surrogate(advantages: Tensor, log_ratio: Tensor, clip: Clip) -> tupl
 
 
 def reaches_zero_advantage(control: Control, on_policy: bool) -> bool:
-    """Whether a token of advantage 0 can get a gradient; on policy, where every ratio is 1, or later."""
+    """Whether a token of advantage 0 can get a gradient. On policy every ratio is 1, so a penalty on it is silent."""
     return any(p.acts_without_advantage and not (on_policy and p.min_updates > 1) for p in control.parts)
 
 
 def check_tokens(tokens: Tokens, name: str, needs: Iterable[str]) -> None:
-    """Raises ErltoolError where shapes disagree, or an input that control `name` needs is missing."""
+    """Raises ErltoolError for shapes that disagree and for a missing input that control `name` needs."""
     mask = tokens.response_mask
     for field, value in zip(Tokens._fields, tokens, strict=True):
         if value is None and field in needs:
             raise ErltoolError(f"control {name} needs {field}: pass it to the loss")
-        if value is None or field == "group_size":
-            continue
-        if value.shape != (mask.shape[:1] if field in OF_RESPONSES else mask.shape):
-            raise ErltoolError(
-                f"{field} of shape {tuple(value.shape)} and response_mask of shape {tuple(mask.shape)} must agree"
-            )
+        if isinstance(value, Tensor) and value.shape != (mask.shape[:1] if field in OF_RESPONSES else mask.shape):
+            shapes = f"{tuple(value.shape)} and response_mask of shape {tuple(mask.shape)}"
+            raise ErltoolError(f"{field} of shape {shapes} must agree")
     if tokens.group_size is not None and (tokens.group_size < 1 or len(mask) % tokens.group_size):
         raise ErltoolError(f"group_size {tokens.group_size} does not divide the {len(mask)} responses")

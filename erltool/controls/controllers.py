@@ -1,10 +1,10 @@
-"""What changes a control from update to update: a controller, fed each update's entropy (`TrainConfig.controller`).
+"""Controllers change a control from update to update, by the entropy of each update (`TrainConfig.controller`).
 
-    control = controller.after(control, given, step, policy_entropy)
+    control = controller.after(control, configured, step, policy_entropy)
 
-`control` has acted in update number `step`, whose entropy was `policy_entropy` (nats/token); `given` is the control as
-the run was configured with it. What comes back acts in the next update. A controller is a frozen value that keeps
-nothing: all that changes is one number of the control, so a checkpoint needs the control only.
+`control` has acted in update number `step`, whose entropy was `policy_entropy` (nats/token); `configured` is the
+control in the run's configuration. The control that is returned acts in the next update. A controller is a frozen value
+and changes one number of the control, so a checkpoint needs the control only.
 """
 
 import dataclasses
@@ -18,61 +18,65 @@ from erltool.errors import ErltoolError
 
 @dataclass(frozen=True)
 class Controller:
-    """Changes the number `field` of one part of a control."""
+    """Changes the number `field` of one member of a control."""
 
     name: ClassVar[str]
-    field: ClassVar[str] = "fraction"
     steers: ClassVar[tuple[str, ...]] = ()  # names of the controls that it can steer; any that has the field if empty
 
-    def moved(self, value: float, given: float, step: int, policy_entropy: float) -> float:
-        """The number for the next update, from its value in this one and at the start."""
+    @property
+    def field(self) -> str:
+        return "fraction"
+
+    def moved(self, value: float, configured: float, step: int, policy_entropy: float) -> float:
+        """The number for the next update, from its value in this one and in the run's configuration."""
         raise NotImplementedError
 
-    def after(self, control: Control, given: Control, step: int, policy_entropy: float) -> Control:
+    def after(self, control: Control, configured: Control, step: int, policy_entropy: float) -> Control:
         """The control for the next update."""
-        part, first = self.part_of(control), self.part_of(given)
-        value = self.moved(getattr(part, self.field), getattr(first, self.field), step, policy_entropy)
-        parts = tuple(dataclasses.replace(p, **{self.field: value}) if p is part else p for p in control.parts)
-        return parts[0] if len(parts) == 1 else Composed(parts)
+        steered = self.part_of(control)
+        value = self.moved(self.value(control), self.value(configured), step, policy_entropy)
+        changed = dataclasses.replace(steered, **{self.field: value})
+        members = tuple(changed if member is steered else member for member in control.parts)
+        return members[0] if len(members) == 1 else Composed(members)
 
     def value(self, control: Control) -> float:
         """The number that it changes, as it is now."""
         return getattr(self.part_of(control), self.field)
 
     def part_of(self, control: Control) -> Control:
-        """The part that it steers. Raises ErltoolError where the control has none, or several."""
-        found = [
-            part
-            for part in control.parts
-            if any(f.name == self.field and f.type is float for f in dataclasses.fields(part))
-            and (not self.steers or part.name in self.steers)
+        """The member that it steers. Raises ErltoolError where the control has none, or several."""
+        candidates = [p for p in control.parts if p.name in self.steers] if self.steers else control.parts
+        members = [
+            member
+            for member in candidates
+            if any(f.name == self.field and f.type is float for f in dataclasses.fields(member))
         ]
-        if len(found) != 1:
+        if len(members) != 1:
             which = f" of {' or '.join(self.steers)}" if self.steers else ""
             raise ErltoolError(
                 f"controller {self.name}: needs one number {self.field}{which} to steer, and control {control.name} "
-                f"has {len(found) or 'none'}"
+                f"has {len(members) or 'none'}"
             )
-        return found[0]
+        return members[0]
 
     def check(self, control: Control) -> None:
         """Raises ErltoolError where it cannot steer this control."""
         self.part_of(control)
 
-    def require(self, holds: bool, field: str, what: str) -> None:
+    def require(self, holds: bool, field: str, condition: str) -> None:
         if not holds:
-            raise ErltoolError(f"controller {self.name}: {field} must be {what}")
+            raise ErltoolError(f"controller {self.name}: {field} must be {condition}")
 
 
 @dataclass(frozen=True)
 class TargetEntropy(Controller):
-    """Holds a wanted entropy by steering the fraction of tokens that a control takes.
+    """Holds the entropy at a target by steering the fraction of tokens that a control acts on.
 
         fraction <- fraction * exp(rate * clip((target - H) / target, -1, 1)),  held in [min_fraction, max_fraction]
 
-    after every update, with its entropy H in nats/token. More of Clip-Cov, of KL-Cov, or of their random baselines
-    holds more entropy. An integral controller in log fraction, ours; it needs no model of how entropy answers, and at a
-    bound of the fraction the target is not reached.
+    after every update, with its entropy H in nats/token. A larger fraction of Clip-Cov, KL-Cov or their random
+    baselines preserves more entropy. This integral controller in log fraction is ours. It needs no model of how entropy
+    answers. Where the fraction is at a bound, the entropy does not reach the target.
     """
 
     name: ClassVar[str] = "target-entropy"
@@ -92,25 +96,24 @@ class TargetEntropy(Controller):
         inside = self.min_fraction <= self.value(control) <= self.max_fraction
         self.require(inside, f"the fraction of control {control.name}", bounds)
 
-    def moved(self, value: float, given: float, step: int, policy_entropy: float) -> float:
+    def moved(self, value: float, configured: float, step: int, policy_entropy: float) -> float:
         off = min(max((self.target - policy_entropy) / self.target, -1.0), 1.0)
         return min(max(value * math.exp(self.rate * off), self.min_fraction), self.max_fraction)
 
 
 @dataclass(frozen=True)
 class AdaptiveBonus(Controller):
-    """Raises an entropy bonus while the entropy is below a target, and lowers it above (Skywork-OR1).
+    """Raises an entropy bonus while the entropy is below a target, and lowers it otherwise (Skywork-OR1).
 
         coef_{k+1} = coef_k + delta where H_k < target, else coef_k - delta;  held in [0, max_coef]
 
-    He et al. 2025, arXiv 2505.22312, Section 3.2.5; H over all response tokens, H and `target` in nats/token. The
-    values are those of the released scripts (the paper's ablations use delta = 0.005); the bound max_coef is the
-    scripts'. There the bonus acts only in updates whose mean entropy is at most the target: `EntropyBonus(coef=0,
-    below=target)`.
+    He et al. 2025, arXiv 2505.22312, Section 3.2.5. H is over all response tokens; H and `target` are in nats/token.
+    Values and the bound max_coef are those of the released scripts (the paper's ablations use delta = 0.005). There the
+    bonus acts only in updates with at most the target entropy: `EntropyBonus(coef=0, below=target)`.
     """
 
     name: ClassVar[str] = "adaptive-bonus"
-    field: ClassVar[str] = "coef"
+    field = "coef"
     steers: ClassVar[tuple[str, ...]] = ("entropy-bonus",)
     target: float = 0.2
     delta: float = 1e-4
@@ -125,18 +128,18 @@ class AdaptiveBonus(Controller):
         bounds = f"in [0, max_coef={self.max_coef:g}]"
         self.require(0 <= self.value(control) <= self.max_coef, "the bonus's coef", bounds)
 
-    def moved(self, value: float, given: float, step: int, policy_entropy: float) -> float:
+    def moved(self, value: float, configured: float, step: int, policy_entropy: float) -> float:
         moved = value + (self.delta if policy_entropy < self.target else -self.delta)
         return min(max(moved, 0.0), self.max_coef)
 
 
 @dataclass(frozen=True)
 class Schedule(Controller):
-    """Explore, then commit: leads a number of a control to another one.
+    """Explore, then commit: moves a number of a control to `to`.
 
-        as given for `start` updates, then straight to `to` over `length` updates, and there it stays
+        as configured for `start` updates, then along a line over `length` updates, then `to`
 
-    Ours. Clip-Cov at fraction 0 is no control; KL-Cov's surrogate stays unclipped.
+    This schedule is ours. Clip-Cov at fraction 0 does nothing; KL-Cov at fraction 0 still has an unclipped surrogate.
     """
 
     name: ClassVar[str] = "schedule"
@@ -153,6 +156,6 @@ class Schedule(Controller):
     def check(self, control: Control) -> None:
         dataclasses.replace(self.part_of(control), **{self.field: self.to})  # raises where the control refuses it
 
-    def moved(self, value: float, given: float, step: int, policy_entropy: float) -> float:
+    def moved(self, value: float, configured: float, step: int, policy_entropy: float) -> float:
         left = min(max(1 - (step - self.start) / self.length, 0.0), 1.0)
-        return given * left + self.to * (1 - left)
+        return configured * left + self.to * (1 - left)

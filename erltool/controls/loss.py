@@ -1,12 +1,12 @@
-"""A surrogate and a control, made into one loss.
+"""One loss made of a surrogate and a control.
 
     loss = sum_t (surrogate_t where t is not dropped, plus the control's terms) / N,   N = response tokens of the update
 
-One normaliser for all tokens, as in DAPO; a control whose loss is a mean of responses (GSPO) has 1 / (length *
-responses) in its place. Left out: the dual clip.
+All tokens share one normaliser, as in DAPO; a mean of responses (GSPO) has 1 / (length * responses). No dual clip.
 """
 
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -18,22 +18,27 @@ from erltool.entropy.tokens import Tokens
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """A loss and its parts."""
+    """A loss, token by token too, and the tokens that control and clip act on."""
 
-    loss: Tensor
-    """Scalar with gradient: what to minimise."""
-    token_loss: Tensor
-    """(B, T), no gradient, 0 outside the mask; sums to loss * normalizer."""
-    selected: Tensor
-    """(B, T) bool: tokens that the control acts on."""
-    clipped: Tensor
-    """(B, T) bool: tokens whose gradient the surrogate's clip has cut."""
+    loss: Tensor  # scalar with gradient, to minimise
+    token_loss: Tensor  # (B, T), no gradient, 0 outside the mask; sums to loss * normalizer
+    selected: Tensor  # (B, T) bool: tokens that the control acts on
+    clipped: Tensor  # (B, T) bool: tokens whose gradient the surrogate's clip has cut
+
+
+class Known(TypedDict, total=False):
+    """The optional fields of `Tokens`."""
+
+    token_entropy: Tensor | None
+    ref_log_probs: Tensor | None
+    rewards: Tensor | None
+    group_size: int | None
 
 
 def control_loss(tokens: Tokens, choice: Choice) -> PolicyLoss:
-    """The loss of an update's tokens, or of a micro-batch of whole responses: `tokens.rows(r)` with `choice.rows(r)`.
+    """The loss of an update, or of a micro-batch of whole responses: `tokens.rows(r)` with `choice.rows(r)`.
 
-    The losses of micro-batches of any size sum to the update's. Advantages are the choice's.
+    The losses of micro-batches, whatever their size, sum to the update's. Advantages are the choice's.
     """
     tokens, control = tokens._replace(advantages=choice.advantages).without_padding(), choice.control
     mask = tokens.response_mask
@@ -49,9 +54,9 @@ def control_loss(tokens: Tokens, choice: Choice) -> PolicyLoss:
 
 
 def added_terms(tokens: Tokens, choice: Choice) -> Tensor | None:
-    """The sum of what the parts of the control add to each token's loss, (B, T); None where none adds anything."""
-    terms = [p.term(tokens, chosen) for p, chosen in zip(choice.control.parts, choice.chosen.unbind(-1), strict=True)]
-    terms = [term for term in terms if term is not None]
+    """Sum of the terms that the control's members add to each token's loss, (B, T); None where none adds any."""
+    members = zip(choice.control.parts, choice.chosen.unbind(-1), strict=True)
+    terms = [term for member, chosen in members if (term := member.term(tokens, chosen)) is not None]
     return sum(terms[1:], terms[0]) if terms else None
 
 
@@ -64,15 +69,15 @@ def policy_loss(
     control: Control = NoControl(),
     clip: Clip = CLIP,
     generator: torch.Generator | None = None,
-    **known: Tensor | int | None,
+    **known: Unpack[Known],
 ) -> PolicyLoss:
     """Loss of a whole update with a control.
 
-    All tensors are (B, T), log-probs in nats; `advantages` may be (B,). What lies outside `response_mask` is never
-    looked at. `clip` is the surrogate's, below and above ratio 1; `generator` serves the control's random draws.
-    `known` are further fields of `Tokens` that a control may need: `token_entropy`, `ref_log_probs` (B, T), `rewards`
-    (B,), `group_size`. Without tokens the loss is 0. For an update in micro-batches use `Control.choose` and
-    `control_loss`. Raises ErltoolError for shapes that disagree or a missing input.
+    All tensors are (B, T), log-probs in nats; `advantages` may be (B,). Values outside `response_mask` do not matter.
+    `clip` is the surrogate's, below and above ratio 1. The control's random choices take `generator`. A control may
+    need further fields of `Tokens`: `token_entropy`, `ref_log_probs` (B, T), `rewards` (B,), `group_size`. Without
+    tokens the loss is 0. For an update in micro-batches use `Control.choose` and `control_loss`. Raises ErltoolError
+    for shapes that disagree or a missing input.
     """
     of_tokens = as_tokens(advantages, response_mask)
     tokens = Tokens(log_probs, old_log_probs, of_tokens, response_mask.bool(), **known)

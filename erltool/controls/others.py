@@ -1,7 +1,7 @@
-"""Entropy controls of other papers, one class each: the formula, the paper, and where it differs from it.
+"""Entropy controls of other papers, one class each: the formula, the paper, and where the class differs from it.
 
-Default values are the papers', which were found for models of billions of parameters. To add a control, write a class
-below: `catalog` finds it by its `name`.
+Default values are the papers', chosen for models of billions of parameters. To add a control, write a class below;
+`catalog` finds it by its `name`.
 """
 
 import math
@@ -20,13 +20,13 @@ from erltool.entropy.tokens import Tokens, token_budget, top_tokens
 
 @dataclass(frozen=True)
 class HighEntropyMask(Control):
-    """Gradient only on the share of tokens with the highest entropy: forks, not the text between them.
+    """Only the fraction of tokens with the highest entropy gets a gradient: forks, not the text between them.
 
         sum_t [H_t >= tau] surrogate_t / N,  tau such that a `fraction` of the update's N tokens is above
 
-    Wang et al. 2025, arXiv 2506.01939 ("Beyond the 80/20 Rule"), fraction = 0.2; the dropped tokens stay in the
-    denominator. Ties at tau are cut to the share, and tau is that of the whole update. It selects the tokens
-    that it drops, 1 - fraction of them.
+    Wang et al. 2025, arXiv 2506.01939 ("Beyond the 80/20 Rule"), fraction = 0.2. The dropped tokens, 1 - fraction of
+    them, are the selected ones; they stay in the denominator. tau is of the whole update, and ties at tau are cut to
+    the fraction.
     """
 
     name: ClassVar[str] = "high-entropy-mask"
@@ -39,7 +39,7 @@ class HighEntropyMask(Control):
 
     def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
         mask = tokens.response_mask
-        return mask & ~top_tokens(tokens.token_entropy, mask, token_budget(self.fraction, int(mask.sum())))
+        return mask & ~top_tokens(tokens.known("token_entropy"), mask, token_budget(self.fraction, int(mask.sum())))
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class EntropyShapedAdvantage(Control):
 
         A_t + min(alpha * H_t, |A_t| / kappa),  no gradient through H_t (nats)
 
-    Cheng et al. 2025, arXiv 2506.14758 ("Reasoning with Exploration"), alpha = 0.4, kappa = 2. As kappa > 1, no
-    advantage changes its sign; an advantage of 0 stays 0. Covariances are measured with the shaped advantages;
-    that of a group (Eq 8) takes each response's at its first token.
+    Cheng et al. 2025, arXiv 2506.14758 ("Reasoning with Exploration"), alpha = 0.4, kappa = 2. Because kappa > 1, no
+    advantage changes its sign, and 0 stays 0. Covariances are measured with the shaped advantages; a group's (Eq 8)
+    with each first token's.
     """
 
     name: ClassVar[str] = "entropy-shaped-advantage"
@@ -63,21 +63,20 @@ class EntropyShapedAdvantage(Control):
         self.require(self.kappa > 1, "kappa", "above 1")
 
     def advantages(self, tokens: Tokens) -> Tensor:
-        return tokens.advantages + torch.minimum(
-            self.alpha * tokens.token_entropy, tokens.advantages.abs() / self.kappa
-        )
+        bonus = self.alpha * tokens.known("token_entropy")
+        return tokens.advantages + torch.minimum(bonus, tokens.advantages.abs() / self.kappa)
 
 
 @dataclass(frozen=True)
 class CISPO(Control):
-    """The clip bounds each token's weight, and takes no token's gradient.
+    """The clip bounds each token's weight but cuts no gradient.
 
         -sg(clip(ratio_t, 1 - clip_eps_low, 1 + clip_eps_high)) * A_t * log pi_t,  sg: no gradient
 
-    MiniMax 2025, arXiv 2506.13585 (MiniMax-M1), Eq 4-5, with the normaliser of all tokens as there. It sets no
-    lower bound, which is clip_eps_low = 1, and tunes clip_eps_high without naming it: 4 is ours, a weight of at
-    most 5. On the first update after sampling all weights are 1: it then is REINFORCE, as
-    GRPO is. The loss's value means nothing; its gradient does. `clip_fraction` is 0.
+    MiniMax 2025, arXiv 2506.13585 (MiniMax-M1), Eq 4-5, with one normaliser for all tokens. The paper sets no lower
+    bound (clip_eps_low = 1) and does not name its clip_eps_high; 4 is our choice, for weights of at most 5. On the
+    first update after sampling all weights are 1, and the gradient is that of REINFORCE and GRPO. Only the gradient of
+    the loss has a meaning, not its value. `clip_fraction` is 0.
     """
 
     name: ClassVar[str] = "cispo"
@@ -98,14 +97,13 @@ class CISPO(Control):
 
 @dataclass(frozen=True)
 class GSPO(Control):
-    """One ratio a response, clipped as a whole; every response counts the same, whatever its length.
+    """Each response has one ratio, which is clipped as a whole. Responses of all lengths count the same.
 
         s = exp(mean_t log_ratio_t);  mean over responses of max(-A s, -A clip(s, 1 - low, 1 + high))
 
-    Zheng et al. 2025, arXiv 2507.18071, Eq 5-7. Written token by token (its Eq 13-14): each token carries the
-    value s and the gradient of its own log-prob, which with one advantage a response is the same in value and
-    gradient. The clip (3e-4, 4e-4) is the paper's and small, because s averages over thousands of tokens: short
-    responses need a wider one.
+    Zheng et al. 2025, arXiv 2507.18071, Eq 5-7, in the form of Eq 13-14: each token carries the value s and the
+    gradient of its own log-prob. With one advantage a response, value and gradient are the same. The paper's clip
+    (3e-4, 4e-4) is small because s averages over thousands of tokens. Short responses need a wider one.
     """
 
     name: ClassVar[str] = "gspo"
@@ -131,20 +129,20 @@ class GSPO(Control):
 
     def conflicts(self, config) -> Iterable[tuple[str, str]]:
         if config.lora_dropout:
-            why = "control gspo clips whole responses by ratios close to 1, and dropout moves them at random"
+            why = "control gspo clips whole responses at ratios close to 1, and dropout changes the ratios at random"
             yield "lora_dropout", f"{why}; use no dropout"
 
 
 @dataclass(frozen=True)
 class CEGPPO(Control):
-    """Tokens beyond the clip keep a bounded gradient, instead of none.
+    """Tokens beyond the clip keep a bounded gradient.
 
-        inside:  -ratio_t A_t;   risen and wanted:  -beta_high (1 + eps_high) sg(1 / ratio_t) ratio_t A_t
-                                 fallen and unwanted:  -beta_low (1 - eps_low) sg(1 / ratio_t) ratio_t A_t
+        inside:  -ratio_t A_t;   above, A > 0:  -beta_high (1 + eps_high) sg(1 / ratio_t) ratio_t A_t
+                                 below, A < 0:  -beta_low (1 - eps_low) sg(1 / ratio_t) ratio_t A_t
 
-    Su et al. 2025, arXiv 2509.20712 (CE-GPPO): beta_low = beta_1 = 0.75, beta_high = beta_2 = 1 as in its released
-    code; sg: no gradient. The code also has verl's dual clip (3), which is left out. On the first update after
-    sampling no ratio is beyond the clip, and it is GRPO. `clip_fraction` counts the tokens beyond the clip.
+    Su et al. 2025, arXiv 2509.20712 (CE-GPPO), with beta_low = beta_1 = 0.75 and beta_high = beta_2 = 1 of the released
+    code, but without its dual clip (3); sg: no gradient. On the first update after sampling no ratio is beyond the
+    clip, and the control is GRPO. `clip_fraction` counts the tokens beyond the clip.
     """
 
     name: ClassVar[str] = "ce-gppo"
@@ -170,10 +168,11 @@ class CEGPPO(Control):
 class CovarianceKernel(Control):
     """Tokens of extreme covariance, of either sign, get a smaller advantage.
 
-        w_t = exp(-c_t^2 / (2 sigma^2)),  A_t <- A_t w_t N / sum w,  c_t the covariance (Eq 10), sigma its deviation
+        w_t = exp(-c_t^2 / (2 sigma^2)),  A_t <- A_t w_t N / sum w
 
-    CW-GRPO, arXiv 2605.11538 ("Taming Extreme Tokens"); it has no parameter. c and sigma are of the whole update, where
-    sigma is 0 the advantages stay. Covariances are measured with the advantages that it makes.
+    CW-GRPO, arXiv 2605.11538 ("Taming Extreme Tokens"), without a parameter. c_t is the covariance (Eq 10) and sigma
+    its standard deviation over the whole update. Where sigma is 0 the advantages stay. Covariances are those of the new
+    advantages.
     """
 
     name: ClassVar[str] = "cw-grpo"
@@ -187,15 +186,21 @@ class CovarianceKernel(Control):
         return tokens.advantages * weight / masked_mean(weight, mask)
 
 
+def makes_advantages(control: Control, config) -> Iterable[tuple[str, str]]:
+    """The conflict of a control that makes the advantages from the rewards, in place of the run's estimator."""
+    if config.advantages != "grpo":
+        why = f"control {control.name} makes the advantages itself, from the rewards; leave the default estimator"
+        yield "advantages", why
+
+
 @dataclass(frozen=True)
 class NegativeReinforcement(Control):
-    """W-REINFORCE: what is wrong is pushed down, what is right is pushed up only a little.
+    """W-REINFORCE: wrong responses become less likely, right ones only a little more likely.
 
         A = coef * r - (1 - r):  coef for a right response, -1 for a wrong one, without a baseline
 
     Zhu et al. 2025, arXiv 2506.01347, lambda = coef = 0.1; 0 is its NSR, negative samples alone. It replaces the
-    advantage estimator, so groups of equal rewards teach too. A reward between 0 and 1 is interpolated, where the
-    paper knows 0 and 1 only.
+    advantage estimator, so equal rewards have a gradient too. Ours: rewards between 0 and 1 are interpolated.
     """
 
     name: ClassVar[str] = "negative-reinforcement"
@@ -208,22 +213,21 @@ class NegativeReinforcement(Control):
         self.require(0 <= self.coef < math.inf, "coef", "at least 0")
 
     def advantages(self, tokens: Tokens) -> Tensor:
-        rewards = tokens.rewards.to(tokens.advantages.dtype)
+        rewards = tokens.known("rewards").to(tokens.advantages.dtype)
         return (self.coef * rewards - (1 - rewards))[:, None].expand(tokens.advantages.shape)
 
-    def conflicts(self, config) -> Iterable[tuple[str, str]]:
-        return makes_advantages(self, config)
+    conflicts = makes_advantages
 
 
 @dataclass(frozen=True)
 class QuantileAdvantage(Control):
-    """A group's quantile as its baseline: only rare successes or remaining failures have an advantage.
+    """A group's quantile is its baseline, so that only rare successes or remaining failures have an advantage.
 
-        A = (r - Q_K) / (std_group + eps),  Q_K the smallest reward with at least a share K of the group below or at it
+        A = (r - Q_K) / (std_group + eps),  Q_K the smallest reward with at least a fraction K of the group at or below
 
-    Wu et al. 2025, arXiv 2509.22611, K = `quantile` = 0.4. With rewards 0 and 1 and p of the group right, Q_K is
-    0 where p <= 1 - K, which leaves the right responses, else 1, which leaves the wrong ones. The standard
-    deviation and eps are those of `grpo`, whose mean this replaces; a group of equal rewards has 0.
+    Wu et al. 2025, arXiv 2509.22611, K = `quantile` = 0.4. With rewards 0 and 1 and a fraction p of the group right,
+    Q_K is 0 for p <= 1 - K, which leaves the right responses, else 1, which leaves the wrong ones. Standard deviation
+    and eps are those of `grpo`; only its mean is replaced. A group of equal rewards has advantages 0.
     """
 
     name: ClassVar[str] = "quantile-advantage"
@@ -235,18 +239,12 @@ class QuantileAdvantage(Control):
         self.require(0 < self.quantile < 1, "quantile", "in (0, 1)")
 
     def advantages(self, tokens: Tokens) -> Tensor:
-        groups = tokens.rewards.to(tokens.advantages.dtype).view(-1, tokens.group_size)
-        rank = math.ceil(self.quantile * tokens.group_size - 1e-9)  # 0.7 * 10 is 7.000000000000001; it means 7
+        assert tokens.group_size is not None  # `needs` has it
+        groups = tokens.known("rewards").to(tokens.advantages.dtype).view(-1, tokens.group_size)
+        # In floating point 0.7 * 10 is 7.000000000000001, which should count as 7.
+        rank = math.ceil(self.quantile * tokens.group_size - 1e-9)
         baseline = groups.kthvalue(max(1, rank), -1, keepdim=True).values
         advantages = (groups - baseline) / (groups.std(-1, keepdim=True) + EPS)
         return advantages.view(-1, 1).expand(tokens.advantages.shape)
 
-    def conflicts(self, config) -> Iterable[tuple[str, str]]:
-        return makes_advantages(self, config)
-
-
-def makes_advantages(control: Control, config) -> Iterable[tuple[str, str]]:
-    """Of a control that makes the advantages from the rewards: another estimator than `grpo` would not count."""
-    if config.advantages != "grpo":
-        why = f"control {control.name} makes the advantages itself, from the rewards; leave the default estimator"
-        yield "advantages", why
+    conflicts = makes_advantages

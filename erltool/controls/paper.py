@@ -1,6 +1,6 @@
-"""The controls of Cui et al. 2025 (arXiv 2505.22617), those it compares them with, and their random baselines.
+"""The controls of Cui et al. 2025 (arXiv 2505.22617), their rivals there, and their random baselines.
 
-Clip-Cov and KL-Cov are its Eq 11-13; the covariance that they choose by is its Eq 10.
+Clip-Cov and KL-Cov are Eq 11-13. They choose tokens by the covariance of Eq 10.
 """
 
 import math
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from erltool.controls.base import COVARIANCE, DROP, ENTROPY, SURROGATE, UNCLIPPED, Control
 from erltool.entropy.covariance import masked_mean, token_covariance
-from erltool.entropy.tokens import Tokens, drawn_tokens, kl_estimate, token_budget, top_tokens
+from erltool.entropy.tokens import Tokens, kl_estimate, random_tokens, token_budget, top_tokens
 
 
 @dataclass(frozen=True)
 class ClipHigher(Control):
-    """A wider clip above than below (DAPO, Yu et al. 2025, arXiv 2503.14476): rare tokens may rise further."""
+    """A wider clip above than below, so that rare tokens may rise further (DAPO, Yu et al. 2025, arXiv 2503.14476)."""
 
     name: ClassVar[str] = "clip-higher"
-    min_updates: ClassVar[int] = 2  # ratios are 1 on the first update, and nothing is clipped
+    min_updates: ClassVar[int] = 2  # on the first update all ratios are 1, so nothing is clipped
     roles: ClassVar[tuple[str, ...]] = (SURROGATE,)
     clip_eps_high: float = 0.28
 
@@ -37,8 +37,8 @@ class ClipHigher(Control):
 class EntropyBonus(Control):
     """Subtracts coef * token entropy (nats) from every token's loss.
 
-    With `below` (nats/token) only in updates whose mean entropy is at most that; it then selects all their tokens, and
-    none without `below`.
+    With `below` (nats/token) it acts only in updates with at most that mean entropy, and selects all their tokens.
+    Without `below` it selects none.
     """
 
     name: ClassVar[str] = "entropy-bonus"
@@ -55,10 +55,10 @@ class EntropyBonus(Control):
     def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.below is None:
             return super().choose_tokens(tokens, clipped, generator)
-        return tokens.response_mask & (masked_mean(tokens.token_entropy, tokens.response_mask) <= self.below)
+        return tokens.response_mask & (masked_mean(tokens.known("token_entropy"), tokens.response_mask) <= self.below)
 
     def term(self, tokens: Tokens, chosen: Tensor) -> Tensor:
-        bonus = -self.coef * tokens.token_entropy
+        bonus = -self.coef * tokens.known("token_entropy")
         return bonus if self.below is None else bonus.masked_fill(~chosen, 0)
 
 
@@ -66,8 +66,8 @@ class EntropyBonus(Control):
 class ReferenceKL(Control):
     """Adds coef * KL(pi || reference) per token, by Schulman's k1 or k3, or k2 = log_ratio^2 / 2 (nats).
 
-    The value estimates the KL for each; only k2's gradient is the KL's (on-policy), k3's is close to it near
-    the reference, and k1's has mean 0: it is here because the literature tried it.
+    All three values estimate the KL, but on policy only k2's gradient is the KL's. k3's is close to it near the
+    reference. k1's has mean 0; the literature has tried it all the same.
     """
 
     name: ClassVar[str] = "reference-kl"
@@ -81,18 +81,18 @@ class ReferenceKL(Control):
         self.require(self.estimator in ("k1", "k2", "k3"), "estimator", "k1, k2 or k3")
 
     def term(self, tokens: Tokens, chosen: Tensor) -> Tensor:
-        return self.coef * kl_estimate(tokens.log_probs - tokens.ref_log_probs, self.estimator)
+        return self.coef * kl_estimate(tokens.log_probs - tokens.known("ref_log_probs"), self.estimator)
 
 
 @dataclass(frozen=True)
 class ClipCov(Control):
-    """Clip-Cov: a random share of the tokens with low < covariance < high gets no gradient.
+    """Clip-Cov: tokens with low < covariance < high, chosen at random, get no gradient.
 
-    Drawn uniformly, without replacement, among those that the clip has not already cut; the dropped tokens
-    stay in the denominator. An empty band drops nothing. `bounds` is "absolute" (nats, as in the paper, whose
-    band presumes advantages divided by their standard deviation) or "quantile" (low and high are fractions
-    of the response tokens ordered by covariance). `clip_eps` is the surrogate's clip on both sides, None for
-    that of the run: the paper's scripts use 1.
+    It chooses a `fraction` of the response tokens without replacement, among those that the clip has not already cut.
+    The dropped tokens stay in the denominator. An empty band drops nothing. `bounds` is "absolute" (nats, as in the
+    paper, whose band assumes advantages divided by their standard deviation) or "quantile" (low and high are fractions
+    of the response tokens, ordered by covariance). `clip_eps` is the clip on both sides (1 in the paper's scripts),
+    None for the run's.
     """
 
     name: ClassVar[str] = "clip-cov"
@@ -121,32 +121,35 @@ class ClipCov(Control):
     def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
         mask = tokens.response_mask
         covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
-        low, high = self.low, self.high
+        low: float | Tensor = self.low
+        high: float | Tensor = self.high
         if self.bounds == "quantile" and mask.any():
             ordered = covariance[mask].sort().values
-            low, high = (ordered[int(q * (len(ordered) - 1))] for q in (low, high))
+            low, high = (ordered[int(q * (len(ordered) - 1))] for q in (self.low, self.high))
         band = mask & (covariance > low) & (covariance < high) & ~clipped
-        return drawn_tokens(band, token_budget(self.fraction, int(mask.sum())), generator)
+        return random_tokens(band, token_budget(self.fraction, int(mask.sum())), generator)
 
     def conflicts(self, config) -> Iterable[tuple[str, str]]:
         why = (
-            f"the band ({self.low:g}, {self.high:g}) of clip-cov presumes advantages divided by their standard "
-            "deviation; use advantages that are, or bounds=quantile"
+            f"the band ({self.low:g}, {self.high:g}) of clip-cov assumes advantages divided by their standard "
+            "deviation; use such advantages, or bounds=quantile"
         )
-        if self.bounds == "absolute" and config.advantages in ("dr_grpo", "rloo"):
+        if self.bounds == "quantile":
+            return
+        if config.advantages in ("dr_grpo", "rloo"):
             yield "advantages", why
-        if self.bounds == "absolute" and any(part.name == "negative-reinforcement" for part in config.control.parts):
+        if any(member.name == "negative-reinforcement" for member in config.control.parts):
             yield "control", why
 
 
 @dataclass(frozen=True)
 class KLCov(Control):
-    """KL-Cov: the share of tokens with the highest covariance pays coef * KL from the sampling policy.
+    """KL-Cov: the fraction of tokens with the highest covariance pays a penalty, coef * KL from the sampling policy.
 
-    The surrogate is unclipped on all tokens, as released, so fraction 0 is the plain surrogate without clip.
-    `estimator` is "k1" for |log_ratio|, the paper's, "k2" for log_ratio^2 / 2, "k3" for
-    exp(-log_ratio) - 1 + log_ratio, with log_ratio = log pi - log pi_old. All are 0 with gradient 0 on the
-    first update after sampling, so with one update per iteration it never acts.
+    The surrogate is unclipped on all tokens, as in the released code, so fraction 0 is the plain surrogate without
+    clip. With log_ratio = log pi - log pi_old, `estimator` "k1" is |log_ratio| (the paper's), "k2" log_ratio^2 / 2, and
+    "k3" exp(-log_ratio) - 1 + log_ratio. On the first update after sampling all are 0 with gradient 0, so one update
+    per iteration has no penalty.
     """
 
     name: ClassVar[str] = "kl-cov"
@@ -174,16 +177,16 @@ class KLCov(Control):
 
     def conflicts(self, config) -> Iterable[tuple[str, str]]:
         if config.lora_dropout:
-            why = f"the penalty of control {self.name} acts on any difference between log pi and log pi_old"
-            yield "lora_dropout", f"{why}, and dropout makes one at random; use no dropout"
+            why = f"control {self.name} penalises every difference between log pi and log pi_old"
+            yield "lora_dropout", f"{why}, and dropout adds random ones; use no dropout"
 
 
 @dataclass(frozen=True)
 class RandomClip(Control):
     """The random baseline of Clip-Cov: drops the same fraction of tokens, chosen at random.
 
-    Among all tokens with positive advantage that the clip has not cut, whatever their covariance: what
-    Clip-Cov gains over this is due to the covariance.
+    It chooses among all tokens with positive advantage that the clip has not cut, so what Clip-Cov gains
+    is due to the covariance.
     """
 
     name: ClassVar[str] = "random-clip"
@@ -202,15 +205,15 @@ class RandomClip(Control):
 
     def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
         candidates = tokens.response_mask & (tokens.advantages > 0) & ~clipped
-        return drawn_tokens(candidates, token_budget(self.fraction, int(tokens.response_mask.sum())), generator)
+        return random_tokens(candidates, token_budget(self.fraction, int(tokens.response_mask.sum())), generator)
 
 
 @dataclass(frozen=True)
 class RandomKL(KLCov):
     """The random baseline of KL-Cov: the same number of tokens with the same penalty, chosen at random.
 
-    Among all response tokens, whatever their covariance; surrogate and penalty are KL-Cov's, so what KL-Cov
-    gains over this is due to the covariance.
+    It chooses among all response tokens, with KL-Cov's surrogate and penalty, so what KL-Cov gains is due to the
+    covariance.
     """
 
     name: ClassVar[str] = "random-kl"
@@ -218,4 +221,4 @@ class RandomKL(KLCov):
 
     def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
         mask = tokens.response_mask
-        return drawn_tokens(mask, token_budget(self.fraction, int(mask.sum())), generator)
+        return random_tokens(mask, token_budget(self.fraction, int(mask.sum())), generator)

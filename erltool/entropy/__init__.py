@@ -1,5 +1,5 @@
-"""What is known of a token: its log-probability, exact entropy, advantage and covariance; and the exact softmax policy.
+"""What is known of a token (log-probability, exact entropy, advantage, covariance), and the exact softmax policy.
 
-`log_probs` (in chunks), `covariance` (Eq 8, Eq 10), `advantages` (of groups), `tokens` (an update's, and masks made of
-them), `bandit` (Lemma 1, Theorems 1 and 2). torch only: no model and no file may come in here.
+`log_probs` works in chunks; `covariance` has Eq 8 and Eq 10; `advantages` compares responses of a group; `tokens` holds
+an update and makes masks; `bandit` has Lemma 1 and Theorems 1 and 2. This room needs torch only, no model and no file.
 """

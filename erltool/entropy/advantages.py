@@ -1,4 +1,4 @@
-"""Advantages of responses from the rewards of their group: no value network."""
+"""Advantages of responses from the rewards of their group, without a value network."""
 
 import torch
 from torch import Tensor
@@ -18,12 +18,12 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") 
         reinforce++           (r - mean_all) / (std_all + eps)            Hu et al. 2025, arXiv 2501.03262
         reinforce++-baseline  r - mean_group, then over its std_all + eps       the same, for groups
 
-    Standard deviations have n - 1 in the denominator. A group with equal rewards has advantages exactly 0,
-    except under `reinforce++`, whose baseline is the mean of all; there it holds where all rewards are equal.
-    Dr. GRPO's other half, a length-free normaliser, is how `policy_loss` always works.
+    Standard deviations have n - 1 in the denominator. A group with equal rewards has advantages exactly 0. Under
+    `reinforce++`, whose baseline is the mean of all, that holds only where all rewards are equal. `policy_loss` always
+    has the length-free normaliser, the other half of Dr. GRPO.
 
-    Raises ErltoolError for a reward that is not finite, a group of one (no baseline), a number of rewards
-    that is no multiple of the group size, or an unknown estimator.
+    Raises ErltoolError for a reward that is not finite, a group of one (it has no baseline), a number of rewards that
+    is no multiple of the group size, or an unknown estimator.
     """
     if estimator not in ESTIMATORS:
         raise ErltoolError(f"advantage estimator {estimator!r} is not known: use one of {', '.join(ESTIMATORS)}")
@@ -39,7 +39,7 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") 
     if estimator == "reinforce++":
         return _scaled(rewards - rewards.mean(), rewards)
     mean = groups.mean(-1, keepdim=True)
-    # The mean of equal numbers may be off by a rounding: such a group is exactly 0, not nearly.
+    # Rounding may put the mean of equal numbers beside them, but a group of equal rewards must be exactly 0.
     centred = (groups - mean) * _has_spread(groups)
     if estimator == "grpo":
         centred = centred / (groups.std(-1, keepdim=True) + EPS)
@@ -51,7 +51,7 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") 
 
 
 def zero_spread_fraction(rewards: Tensor, group_size: int) -> float:
-    """Fraction of groups in [0, 1] whose rewards are all equal: they teach nothing."""
+    """Fraction of groups, in [0, 1], whose rewards are all equal and so have no gradient."""
     return 1.0 - _has_spread(rewards.reshape(-1, group_size)).float().mean().item()
 
 

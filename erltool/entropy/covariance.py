@@ -1,15 +1,15 @@
-"""Covariance between log-probability and advantage: the engine of entropy collapse.
+"""Covariance between log-probability and advantage: what makes entropy fall.
 
-Cui et al. 2025 (arXiv 2505.22617) have two, and two averages of the entropy:
+Cui et al. 2025 (arXiv 2505.22617) define two covariances and two averages of the entropy:
 
-    token_covariance    Eq 10: per token, over the batch. What Clip-Cov and KL-Cov choose tokens by (Theorem 2).
-    group_covariance    Eq 8: per prompt, over its responses, with pi * A. What is compared with -dH (Theorem 1).
-    masked_mean         entropy over all response tokens alike: what frameworks log.
-    response_mean       Eq 5: over a response's tokens, then over responses, then prompts: a long response counts once.
+    token_covariance    Eq 10: per token, over the batch. Clip-Cov and KL-Cov choose tokens by it (Theorem 2).
+    group_covariance    Eq 8: per prompt, over its responses, with pi * A. Theorem 1 compares it with -dH.
+    masked_mean         mean entropy over all response tokens. Frameworks log this one.
+    response_mean       Eq 5: mean over a response's tokens, then over responses, then over prompts.
 
-A law fitted to one entropy is not a law of the other. Everything is centred over all the tokens it is given: give
-it the whole update. Centred over one response it is exactly 0, because a response has one advantage; the released
-code centres over each micro-batch, which makes the answer depend on how memory was split.
+A law fitted to one average of the entropy does not hold for the other. Give each function the whole update: means are
+over all the tokens it gets. Over one response alone the token covariance is exactly 0, because a response has one
+advantage. The released code centres over each micro-batch, so its selection depends on the micro-batch size.
 """
 
 from collections.abc import Sequence
@@ -21,20 +21,18 @@ from erltool.errors import ErltoolError
 
 
 def token_covariance(advantages: Tensor, log_probs: Tensor, response_mask: Tensor) -> Tensor:
-    """Each response token's share of Cov(log pi, A), shape (B, T), in nats (advantages are unitless).
+    """Each response token's term of Cov(log pi, A), shape (B, T), in nats (advantages are unitless).
 
         cov_t = (log pi_t - mean log pi) * (A_t - mean A)
 
-    Means are over the response tokens of all B responses. `advantages` is (B, T), or (B,) for one value a
-    response; `log_probs` and `response_mask` are (B, T). Outside the mask it is 0, and nothing there is
-    looked at, NaN included. An empty mask gives zeros. No gradient flows. Raises ErltoolError on other shapes.
+    Means are over the response tokens of all B responses. `advantages` is (B, T), or (B,) for one value a response;
+    `log_probs` and `response_mask` are (B, T). The result is 0 outside the mask, whatever stands there (NaN too), and
+    0 everywhere for an empty mask. No gradient flows. Raises ErltoolError for other shapes.
     """
     advantages = as_tokens(advantages, response_mask)
     if log_probs.shape != response_mask.shape:
-        raise ErltoolError(
-            f"log_probs of shape {tuple(log_probs.shape)} and response_mask of shape "
-            f"{tuple(response_mask.shape)} must agree"
-        )
+        shapes = f"{tuple(log_probs.shape)} and response_mask of shape {tuple(response_mask.shape)}"
+        raise ErltoolError(f"log_probs of shape {shapes} must agree")
     mask = response_mask.bool()
     centred = [(x.detach() - masked_mean(x.detach(), mask)).masked_fill(~mask, 0) for x in (log_probs, advantages)]
     return centred[0] * centred[1]
@@ -46,12 +44,12 @@ def mean_covariance(advantages: Tensor, log_probs: Tensor, response_mask: Tensor
 
 
 def group_covariance(advantages: Tensor, log_probs: Tensor, response_mask: Tensor, group_size: int) -> Tensor:
-    """Cov over the responses of each prompt of (log pi(y), pi(y) A(y)), shape (prompts,): Eq 8, Theorem 1.
+    """Covariance of (log pi(y), pi(y) A(y)) over the responses of each prompt, shape (prompts,): Eq 8, Theorem 1.
 
         log pi(y) = mean over the response's tokens,  pi(y) its exp,  Cov = mean over the group, centred on it
 
-    `advantages` is (B,), or (B, T) and then taken at each response's first token; B = prompts * group_size.
-    All-equal rewards and a group of one response give 0. No gradient flows. Raises ErltoolError on other shapes.
+    `advantages` is (B,), or (B, T) of which each response's first token counts; B = prompts * group_size. Equal rewards
+    in a group give 0, and so does a group of one. No gradient flows. Raises ErltoolError for other shapes.
     """
     mask = response_mask.bool()
     if group_size < 1 or len(mask) % group_size:
@@ -64,28 +62,28 @@ def group_covariance(advantages: Tensor, log_probs: Tensor, response_mask: Tenso
 
 
 def response_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over each response's tokens of x (B, T): (B,), no gradient; 0 for a response without tokens. With groups
-    of one size its mean is the average of Eq 5."""
+    """Mean of x (B, T) over each response's tokens: (B,), no gradient; 0 for a response without tokens. Where all
+    groups have one size, the mean of the result is Eq 5's average."""
     mask = mask.bool()
     return x.detach().masked_fill(~mask, 0).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
-def top_means(covariance: Tensor, response_mask: Tensor, shares: Sequence[float]) -> Tensor:
-    """Mean covariance of the response tokens with the highest, for each share of them: (len(shares),), nats.
+def top_means(covariance: Tensor, response_mask: Tensor, fractions: Sequence[float]) -> Tensor:
+    """Mean covariance of the top fraction of response tokens, for each fraction: (len(fractions),), nats (Table 1).
 
-    The paper's Table 1. A share holds max(1, floor(share * N)) of the N tokens; without tokens all are 0.
+    A fraction takes max(1, floor(fraction * N)) of the N tokens. Without tokens all means are 0.
     """
     mask = response_mask.bool()
     ordered = covariance.masked_fill(~mask, -torch.inf).flatten().sort(descending=True).values
     count = mask.sum()
-    # Summed once; padding stands behind all tokens, and adds nothing.
+    # One cumulative sum serves all fractions. Padding comes after all tokens and adds nothing.
     summed = ordered.masked_fill(torch.isinf(ordered), 0).cumsum(0)
-    held = (torch.tensor(shares, device=mask.device, dtype=torch.float64) * count + 1e-9).floor().clamp(min=1).long()
+    held = (torch.tensor(fractions, device=mask.device, dtype=torch.float64) * count + 1e-9).floor().clamp(min=1).long()
     return summed[held.clamp(max=max(1, ordered.numel())) - 1] / held
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of x where the mask is True, a scalar; 0 for an empty mask. What is masked is not looked at."""
+    """Mean of x where the mask is True, a scalar; 0 for an empty mask. Values outside the mask do not matter."""
     mask = mask.bool()
     return x.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
 
@@ -94,16 +92,8 @@ def as_tokens(advantages: Tensor, response_mask: Tensor) -> Tensor:
     """Advantages (B,) or (B, T) as (B, T). Raises ErltoolError where they do not fit the mask."""
     if advantages.ndim == 1:
         advantages = advantages[:, None]
-    fits = (
-        advantages.ndim == 2
-        and len(advantages) == len(response_mask)
-        and advantages.shape[1]
-        in (
-            1,
-            response_mask.shape[1],
-        )
-    )
-    if not fits:
+    rows, width = response_mask.shape
+    if advantages.shape not in ((rows, 1), (rows, width)):
         raise ErltoolError(
             f"advantages of shape {tuple(advantages.shape)} do not fit response_mask of shape "
             f"{tuple(response_mask.shape)}: give (B,) or (B, T)"

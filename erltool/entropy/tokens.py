@@ -1,14 +1,16 @@
-"""What is known of an update's tokens, and masks made of them: what every control is built from."""
+"""An update's tokens, and masks made of them: what every control is built from."""
 
 import math
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from erltool.errors import ErltoolError
+
 
 class Tokens(NamedTuple):
-    """What is known of the tokens of an update, (B, T) each; what is optional is there where asked for."""
+    """What is known of an update's tokens, (B, T) each. Optional fields are filled where a control asks for them."""
 
     log_probs: Tensor
     old_log_probs: Tensor
@@ -16,18 +18,23 @@ class Tokens(NamedTuple):
     response_mask: Tensor
     token_entropy: Tensor | None = None
     ref_log_probs: Tensor | None = None
-    rewards: Tensor | None = None
-    """(B,), in [0, 1]: one a response."""
-    group_size: int | None = None
-    """Consecutive responses that share a prompt."""
+    rewards: Tensor | None = None  # (B,), in [0, 1]: one a response
+    group_size: int | None = None  # consecutive responses that share a prompt
 
     @property
     def log_ratio(self) -> Tensor:
         """(B, T) log pi - log pi_old, nats."""
         return self.log_probs - self.old_log_probs
 
-    def rows(self, rows: Tensor, width: int | None = None) -> Self:
-        """A micro-batch: these responses, up to `width` tokens. A group is not whole in it, so it has no group_size."""
+    def known(self, field: str) -> Tensor:
+        """An optional tensor. Raises ErltoolError where it is missing."""
+        value = getattr(self, field)
+        if value is None:
+            raise ErltoolError(f"the control needs {field}: pass it to the loss")
+        return value
+
+    def rows(self, rows: Tensor, width: int | None = None) -> "Tokens":
+        """A micro-batch: these responses, up to `width` tokens. It has no group_size, since it may cut a group."""
 
         def cut(name, value):
             if value is None or name == "group_size":
@@ -36,7 +43,7 @@ class Tokens(NamedTuple):
 
         return Tokens(**{name: cut(name, value) for name, value in self._asdict().items()})
 
-    def without_padding(self) -> Self:
+    def without_padding(self) -> "Tokens":
         """The same with 0 outside the mask, so that NaN or inf there reaches neither value nor gradient."""
         mask = self.response_mask.bool()
         padded = {
@@ -65,20 +72,20 @@ def kl_estimate(log_ratio: Tensor, estimator: str) -> Tensor:
 
 def token_budget(fraction: float, count: int) -> int:
     """max(1, floor(fraction * count)) of `count` response tokens; 0 when the fraction or the count is 0."""
-    # 0.29 * 100 is 28.999999999999996; it means 29.
+    # In floating point 0.29 * 100 is 28.999999999999996, which should count as 29.
     return min(count, max(1, math.floor(fraction * count + 1e-9))) if fraction > 0 else 0
 
 
 def top_tokens(values: Tensor, candidates: Tensor, count: int) -> Tensor:
-    """Mask of the `count` candidates with the highest values, fewer where there are fewer candidates."""
+    """Mask of the `count` candidates with the highest values; of all candidates where there are fewer."""
     flat = values.masked_fill(~candidates, -torch.inf).flatten()
     selected = torch.zeros_like(flat, dtype=torch.bool)
     selected[flat.topk(min(count, flat.numel())).indices] = True
     return selected.view(values.shape) & candidates
 
 
-def drawn_tokens(candidates: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """Mask of `count` candidates drawn uniformly without replacement, all of them where they are fewer."""
+def random_tokens(candidates: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Mask of `count` candidates chosen at random without replacement; of all candidates where there are fewer."""
     device = generator.device if generator is not None else candidates.device
     keys = torch.rand(candidates.shape, generator=generator, device=device).to(candidates.device)
     return top_tokens(keys, candidates, count)

@@ -1,4 +1,4 @@
-"""The law R = -a exp(H) + b: fitting it, its intervals, forecasts by it, its rivals, its coefficients over sizes.
+"""The law R = -a exp(H) + b: fits, intervals, forecasts, rival laws, and its coefficients over model sizes.
 
-numpy, scipy and pandas only: what is known of points (H, R), wherever they come from. No torch, no run, no log.
+This room works on points (H, R) from anywhere, with numpy, scipy and pandas. It knows no torch, no run and no log.
 """

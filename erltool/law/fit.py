@@ -1,9 +1,8 @@
 """The law R = -a exp(H) + b between policy entropy and performance, its uncertainty, and when not to believe it.
 
-Cui et al. 2025 (arXiv 2505.22617), Eq 6. In x = exp(H) the law is a line, so the fit is least squares in closed
-form. Points of a run are autocorrelated: intervals are the wider of two, of a moving-block bootstrap of the residuals
-(Kuensch 1989), which keeps the x as they are, and of errors that are a first-order autoregression (residuals.py).
-forecast.py, rivals.py and scaling.py build on it.
+Cui et al. 2025 (arXiv 2505.22617), Eq 6. In x = exp(H) the law is a line, so least squares fits it in closed form.
+Points of a run are autocorrelated. An interval is therefore the wider of two: a moving-block bootstrap of the residuals
+with fixed x (Kuensch 1989), and a first-order autoregression of the errors (residuals.py).
 """
 
 import html
@@ -20,42 +19,32 @@ from erltool.law.residuals import Autoregression, Diagnostics, autoregression, d
 from erltool.law.units import unit_of
 
 RESAMPLES = 2000
-SURELY = 0.5  # standard errors by which autocorrelation is taken higher than it shows: fewer points tell less of it
-BIAS = 0.2  # of half an interval, which a bias may have before it counts: coverage of 95 % sinks to 93 %
+SURELY = 0.5  # standard errors added to the autocorrelation, because few points show little of it
+BIAS = 0.2  # fraction of half an interval that a bias may have: coverage of 95 % falls to 93 %
 METHODS = ("bootstrap", "autoregression", "analytic")  # of an interval
-TERMS = {"a": (-1.0, 0.0), "b": (0.0, 1.0), "ceiling": (1.0, 1.0)}  # the shares of slope and intercept in them
+TERMS = {"a": (-1.0, 0.0), "b": (0.0, 1.0), "ceiling": (1.0, 1.0)}  # multiples of slope and intercept
 
 
 @dataclass(frozen=True)
 class LawFit:
     """A fitted law. a, b, ceiling, rmse and performance are in `unit`."""
 
-    a: float
-    """Performance bought per unit of exp(H)."""
-    b: float
-    """Performance that would remain if exp(H) were 0, which it cannot be: see `ceiling`."""
+    a: float  # performance gained per unit of exp(H)
+    b: float  # intercept at exp(H) = 0, which no policy reaches: see `ceiling`
     r_squared: float
-    """Share of the variance of performance that the law explains; NaN where performance does not vary."""
-    rmse: float
-    """Root of the (weighted) mean square of the residuals, with n in the denominator."""
-    entropy: np.ndarray
-    """(n,) nats, in the order of the run"""
-    performance: np.ndarray
-    """(n,)"""
-    weights: np.ndarray | None
-    """(n,) where they were given"""
-    unit: str
-    """Of performance: one of UNITS."""
-    unit_stated: bool
-    """False where it was read off the values."""
+    """Fraction of the variance of performance that the law explains; NaN where performance does not vary."""
+    rmse: float  # root of the (weighted) mean square of the residuals, with n in the denominator
+    entropy: np.ndarray  # (n,) nats, in the order of the run
+    performance: np.ndarray  # (n,)
+    weights: np.ndarray | None  # (n,) where they were given
+    unit: str  # of performance: one of UNITS
+    unit_stated: bool  # False where the values told the unit
     entropy_average: str
-    """Which average of token entropies `entropy` is; "not stated" where nobody said."""
+    """Which average of token entropies `entropy` is, or "not stated"."""
     method: str
     """"least squares", "weighted least squares" or "errors in both"."""
-    line_covariance: np.ndarray
-    """(2, 2) of (slope, intercept) in exp(H), as theory gives it for independent errors."""
-    block_length: int
-    """Points in a block of the bootstrap."""
+    line_covariance: np.ndarray  # (2, 2) of (slope, intercept) in exp(H), for independent errors
+    block_length: int  # points in a bootstrap block
     seed: int
 
     @property
@@ -74,30 +63,31 @@ class LawFit:
     def interval(self, level: float = 0.95, method: str | None = None) -> dict[str, tuple[float, float]]:
         """Interval of a, b and ceiling at a level in (0, 1).
 
-        `method` is one of METHODS; by default the wider of bootstrap and autoregression, but the bootstrap alone where
-        a block_length of 1 takes points as independent, and analytic for errors in both. Each is the estimate plus and
-        minus Student's quantile times a standard deviation: over RESAMPLES refits to residuals drawn in blocks, with
-        n / block_length - 2 degrees of freedom (at least 1), because so many blocks tell of the spread; of errors that
-        are autocorrelated as the residuals show, and by SURELY standard errors more, with Satterthwaite's; or of least
-        squares with n - 2, right for independent errors only. The default is longer on one side where noise in H makes
-        a too small (`flattened`). tests/benchmarks/forecast_alarms.py measures the coverage, and
-        `warnings` says where it is too low. Raises ErltoolError for a level outside (0, 1), or an interval of errors in
-        both that is not analytic.
+        Each is the estimate plus and minus Student's quantile times a standard deviation, by one of METHODS:
+
+            bootstrap of RESAMPLES refits to residuals in random blocks; n / block_length - 2 degrees of freedom
+            autoregression for errors autocorrelated as the residuals show, plus SURELY standard errors; Satterthwaite's
+            analytic of least squares, for independent errors; n - 2
+
+        Without `method` it is the wider of bootstrap and autoregression, longer on one side where noise in H makes a
+        too small (`flattened`); the bootstrap where block_length is 1; analytic for errors in both. `warnings` says
+        where the coverage is too low (measured by tests/benchmarks/forecast_alarms.py). Raises ErltoolError for a level
+        outside (0, 1), or a method other than analytic for errors in both.
         """
-        found = {name: self._between(getattr(self, name), level, method, *at) for name, at in TERMS.items()}
-        return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+        bounds = {name: self._between(getattr(self, name), level, method, *terms) for name, terms in TERMS.items()}
+        return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
     def band(self, entropy, level: float = 0.95, method: str | None = None, *, new_point: bool = False):
         """(low, high) of the law's R at an entropy (nats), or of a new measurement there; scalars or arrays."""
         return self._between(self.predict(entropy), level, method, np.exp(entropy), 1.0, new_point)
 
     def standard_error(self, entropy, method: str | None = None, *, new_point: bool = False):
-        """Standard deviation of `predict` at an entropy (nats), or of a new measurement about it, by one of METHODS:
-        without one the bootstrap, or analytic for errors in both."""
+        """Standard deviation of `predict` at an entropy (nats), or of a new measurement about it, by one of METHODS.
+        The default is the bootstrap, or analytic for errors in both."""
         return self._error(self._methods(method)[0], np.exp(entropy), 1.0, new_point)
 
     def quantile(self, level: float, method: str | None = None) -> float:
-        """Student's quantile of an interval at a level, with the degrees of freedom that the method takes."""
+        """Student's quantile of an interval at a level, with the method's degrees of freedom."""
         if not 0 < level < 1:
             raise ErltoolError(f"interval level {level}: must be between 0 and 1, as 0.95")
         n, method = len(self.entropy), self._methods(method)[0]
@@ -108,8 +98,8 @@ class LawFit:
         return float(special.stdtrit(max(1.0, degrees), (1 + level) / 2))
 
     def _between(self, value, level: float, method: str | None, x, one: float, new_point: bool = False):
-        """(low, high) about a value of slope * x + intercept * one: the widest of the methods'; where none is named,
-        longer to the side where the value goes when `flattened` is put right, by what exceeds BIAS of the half."""
+        """(low, high) about a value of slope * x + intercept * one, by the widest method. Without `method` it is longer
+        on the side to which `flattened` moves the value, by the excess over BIAS of the half."""
         half = np.max([self.quantile(level, m) * self._error(m, x, one, new_point) for m in self._methods(method)], 0)
         shift = 0.0 if method else -self.flattened * (x - one * np.exp(self.entropy).mean())
         more = np.maximum(0, abs(shift) - BIAS * half)
@@ -117,9 +107,9 @@ class LawFit:
 
     @property
     def flattened(self) -> float:
-        """By how much noise in H makes a too small, in its unit; 0 where errors in both were fitted."""
-        share = min(0.5, self.diagnostics.attenuation)  # of more than that the noise is no correction
-        return 0.0 if self.method == "errors in both" else self.a * share / (1 - share)
+        """By how much noise in H makes a too small, in its unit; 0 for errors in both."""
+        attenuation = min(0.5, self.diagnostics.attenuation)  # more noise than that cannot be corrected
+        return 0.0 if self.method == "errors in both" else self.a * attenuation / (1 - attenuation)
 
     def _error(self, method: str, x, one: float, new_point: bool):
         """Standard deviation of slope * x + intercept * one, or of a measurement about it."""
@@ -134,7 +124,7 @@ class LawFit:
         return self._bootstrapped if method == "bootstrap" else self._autoregressive.covariance
 
     def _methods(self, method: str | None) -> tuple[str, ...]:
-        """The methods whose widest interval is meant."""
+        """The methods of which the widest counts."""
         allowed = METHODS[-1:] if self.method == "errors in both" else METHODS
         if method is not None:
             if method not in allowed:
@@ -144,15 +134,14 @@ class LawFit:
 
     @cached_property
     def _autoregressive(self) -> Autoregression:
-        """The errors of slope and intercept, autocorrelated as the residuals show, and somewhat more."""
         n, x = len(self.entropy), np.exp(self.entropy)
         if self._exact:
             return Autoregression(0.0, np.zeros((2, 2)), n - 2.0)
         root = np.ones(n) if self.weights is None else np.sqrt(self.weights)
         centred = np.column_stack([(x - x.mean()) / x.std(), np.ones(n)]) * root[:, None]
-        found = autoregression(self.residuals * root, centred, surely=SURELY)
+        errors = autoregression(self.residuals * root, centred, surely=SURELY)
         back = np.array([[1 / x.std(), 0.0], [-x.mean() / x.std(), 1.0]])
-        return replace(found, covariance=back @ found.covariance @ back.T)
+        return replace(errors, covariance=back @ errors.covariance @ back.T)
 
     @property
     def _exact(self) -> bool:
@@ -162,42 +151,41 @@ class LawFit:
     def _bootstrapped(self) -> np.ndarray:
         """(2, 2) covariance of slope and intercept over the bootstrap's refits.
 
-        Both are linear in the residuals, so a refit is a sum over its blocks of what each block would add there.
+        Both are linear in the residuals, so a refit is the sum of its blocks' contributions.
         """
         n, length = len(self.entropy), self.block_length
         count = -(-n // length)
         scale = np.ones(n) if self.weights is None else np.sqrt(self.weights)
-        # Residuals of a fit with two parameters are too small by sqrt((n - 2) / n).
+        # A fit with two parameters makes residuals too small by sqrt((n - 2) / n).
         residuals = self.residuals * scale * np.sqrt(n / (n - 2))
         windows = np.lib.stride_tricks.sliding_window_view(residuals, length)
         starts = np.random.default_rng(self.seed).integers(0, n - length + 1, (RESAMPLES, count))
         adds = np.zeros((2, count * length))
         adds[:, :n] = _line_coefficients(np.exp(self.entropy), self.weights) / scale
-        refits = [(a.reshape(count, length) @ windows.T)[np.arange(count), starts].sum(1) for a in adds]
-        return np.cov(*refits, bias=True)
+        slopes, intercepts = ((a.reshape(count, length) @ windows.T)[np.arange(count), starts].sum(1) for a in adds)
+        return np.cov(slopes, intercepts, bias=True)
 
     @cached_property
     def diagnostics(self) -> Diagnostics:
-        """What the residuals say of the fit; NaN where the fit is exact or points are below 6."""
+        """What the residuals say of the fit; NaN for an exact fit or fewer than 6 points."""
         return diagnose(self.entropy, self.performance, self.residuals)
 
     @cached_property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against believing this fit, one sentence each; empty where nothing was found."""
+        """Reasons not to believe this fit, one sentence each; empty where there is none."""
         return doubts(self)
 
     def summary(self) -> str:
-        """The fit in a few lines of text of at most 80 columns, with its warnings."""
+        """The fit and its warnings as text of at most 80 columns."""
         interval, d = self.interval(), self.diagnostics
         lines = [
             f"R = -a exp(H) + b on {len(self.entropy)} points, "
             f"H from {self.entropy.min():.3f} to {self.entropy.max():.3f} nats",
             *textwrap.wrap(f"R in {self._unit_words}; entropy: {self.entropy_average}", 80),
         ]
-        for name in ("a", "b", "ceiling"):
-            low, high = interval[name]
-            what = "  (b - a, at H = 0)" if name == "ceiling" else ""
-            lines.append(f"{name:>8} = {getattr(self, name):8.4f}   95 % interval {low:8.4f} to {high:8.4f}{what}")
+        for name, (low, high) in interval.items():
+            formula = "  (b - a, at H = 0)" if name == "ceiling" else ""
+            lines.append(f"{name:>8} = {getattr(self, name):8.4f}   95 % interval {low:8.4f} to {high:8.4f}{formula}")
         lines.append(f"R² = {self.r_squared:.3f}, RMSE = {self.rmse:.4f}, {self.method}, blocks of {self.block_length}")
         lines.append(f"residuals: autocorrelation {d.autocorrelation:.2f}, {d.independent_points:.0f} independent")
         return "\n".join([*lines, *(line for w in self.warnings for line in textwrap.wrap(f"note: {w}", 80))])
@@ -207,7 +195,7 @@ class LawFit:
         return self.unit if self.unit_stated or self.unit == "as given" else f"{self.unit} (read off the values)"
 
     def to_dict(self, level: float = 0.95) -> dict:
-        """The numbers of the fit, ready for JSON; None for what is not a number."""
+        """The numbers of the fit, ready for JSON; None for NaN."""
         numbers = {n: _json(getattr(self, n)) for n in ("a", "b", "ceiling", "r_squared", "rmse")}
         return numbers | {
             "unit": self.unit, "unit_stated": self.unit_stated, "entropy_average": self.entropy_average,
@@ -218,23 +206,20 @@ class LawFit:
 
     def latex(self, level: float = 0.95) -> str:
         """The coefficients with their intervals as a LaTeX tabular."""
+        interval, symbols = self.interval(level), {"a": "$a$", "b": "$b$", "ceiling": "$b-a$"}
         rows = [
-            f"{symbol} & {getattr(self, name):.4f} & [{low:.4f}, {high:.4f}] \\\\"
-            for (name, (low, high)), symbol in zip(
-                self.interval(level).items(), ("$a$", "$b$", "$b-a$"), strict=True
-            )
-        ]  # fmt: skip
+            f"{symbols[name]} & {getattr(self, name):.4f} & [{low:.4f}, {high:.4f}] \\\\"
+            for name, (low, high) in interval.items()
+        ]
         head = f"coefficient & {self.unit} & {100 * level:g}\\,\\% interval \\\\"
         foot = f"$R^2$ & {self.r_squared:.3f} & {len(self.entropy)} points \\\\"
-        return "\n".join(
-            ["\\begin{tabular}{lrr}", "\\hline", head, "\\hline", *rows, "\\hline", foot, "\\hline", "\\end{tabular}"]
-        )
+        line = "\\hline"
+        return "\n".join(["\\begin{tabular}{lrr}", line, head, line, *rows, line, foot, line, "\\end{tabular}"])
 
     def _repr_html_(self) -> str:
-        interval = self.interval()
         cells = "".join(
             f"<tr><th scope='row'>{name}</th><td>{getattr(self, name):.4f}</td><td>{low:.4f} to {high:.4f}</td></tr>"
-            for name, (low, high) in interval.items()
+            for name, (low, high) in self.interval().items()
         )
         notes = "".join(f"<li>{html.escape(w)}</li>" for w in self.warnings)
         return (
@@ -252,14 +237,13 @@ def fit_law(
 ) -> LawFit:  # fmt: skip
     """The least-squares fit of R = -a exp(H) + b to points (H, R) in the order of the run.
 
-    `entropy` in nats and `performance`, both of shape (n,). `weights` (n,) weigh the squares, as inverse variances
-    do. With `entropy_error` and `performance_error`, standard deviations in the units of H and R, scalars or (n,), the
-    fit is orthogonal: errors in both (ODRPACK95). `unit` is one of UNITS; without it `unit_of` reads
-    it off the values, and the result says so. `entropy_average` says which average H
-    is, such as "token mean" or "mean of responses (Eq 5)". `block_length` is the number of points in a block of the
-    bootstrap, by default round(n^(1/2)); 1 takes the points as independent. Raises ErltoolError for fewer than 3
-    points, lengths that differ, values that are not finite, entropy that does not vary, fractions mixed with
-    percentage points, weights or errors that are not positive, or one error without the other.
+    `entropy` (nats) and `performance` are (n,). `weights` (n,) weigh the squares like inverse variances. With
+    `entropy_error` and `performance_error`, standard deviations of H and R, scalars or (n,), the fit is orthogonal:
+    errors in both (ODRPACK95). `unit` is one of UNITS; without it `unit_of` infers it from the values.
+    `entropy_average` names the average that H is, such as "token mean" or "mean of responses (Eq 5)". `block_length` is
+    the number of points in a bootstrap block, by default round(n^(1/2)); 1 takes the points as independent. Raises
+    ErltoolError for fewer than 3 points, different lengths, values that are not finite, entropy that does not vary,
+    fractions mixed with percentage points, weights or errors that are not positive, or one error without the other.
     """
     h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
     if len(h) != len(r):
@@ -284,9 +268,9 @@ def fit_law(
     if entropy_error is not None:
         if w is not None:
             raise ErltoolError("fit_law: give weights, or the errors of both, not all three")
-        errors = [_positive(n, v, len(h)) for n, v in (("entropy_error", entropy_error),
-                                                       ("performance_error", performance_error))]  # fmt: skip
-        method, (slope, intercept, covariance) = "errors in both", _orthogonal(h, r, *errors)
+        in_h = _positive("entropy_error", entropy_error, len(h))
+        in_r = _positive("performance_error", performance_error, len(h))
+        method, (slope, intercept, covariance) = "errors in both", _orthogonal(h, r, in_h, in_r)
     else:
         slope, intercept = _line(x, r, w)
         covariance = _line_covariance(x, r - (intercept + slope * x), w)
@@ -303,16 +287,15 @@ def fit_law(
 def _positive(name: str, values, n: int) -> np.ndarray | None:
     if values is None:
         return None
-    values = (
-        np.broadcast_to(np.asarray(values, dtype=float), (n,)) if np.ndim(values) == 0 else np.asarray(values, float)
-    )
+    values = np.asarray(values, dtype=float)
+    values = np.broadcast_to(values, (n,)) if values.ndim == 0 else values
     if values.shape != (n,) or not (np.isfinite(values).all() and (values > 0).all()):
         raise ErltoolError(f"fit_law: {name} must be above 0 and finite, one or {n} of them")
     return values
 
 
 def _line(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
-    """Slope and intercept of least squares of y on x, both (n,); y is centred first, which keeps digits."""
+    """Slope and intercept of least squares of y on x, both (n,). Centring y first keeps digits."""
     w = np.full(len(x), 1 / len(x)) if weights is None else weights / weights.sum()
     mean = w @ y
     slope, intercept = _line_coefficients(x, weights) @ (y - mean)
@@ -320,7 +303,7 @@ def _line(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None) -> tu
 
 
 def _line_coefficients(x: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """(2, n): what slope and intercept of least squares on x take of each y."""
+    """(2, n): the coefficients of each y in slope and intercept of least squares on x."""
     w = np.full(len(x), 1 / len(x)) if weights is None else weights / weights.sum()
     centre = w @ x
     slope = w * (x - centre) / (w @ (x - centre) ** 2)
@@ -338,7 +321,7 @@ def _line_covariance(x: np.ndarray, residuals: np.ndarray, weights: np.ndarray |
 
 def _orthogonal(h, r, entropy_error, performance_error) -> tuple[float, float, np.ndarray]:
     """Slope, intercept in exp(H) and their covariance, with errors in H and R."""
-    from odrpack import odr_fit  # needed here alone
+    from odrpack import odr_fit  # few fits need it
 
     start = np.array(_line(np.exp(h), r))
     fitted = odr_fit(

@@ -1,11 +1,10 @@
 """Forecasts by the law: what the first part of a run says of the rest, and whether the entropy is spent.
 
-Cui et al. 2025 (arXiv 2505.22617), Section 2.4: a, b from the first 36 of 236 steps predict performance at the
-entropies of the others, and at entropy 0. Such a forecast is of performance at a given entropy, not at a given step.
+Cui et al. 2025 (arXiv 2505.22617), Section 2.4: a and b from the first 36 of 236 steps predict performance at the
+entropies of the others, and at entropy 0. A forecast is of performance at a given entropy, not at a given step.
 
-That a run has left its law is said of what matters and not only of what can be seen: the forecast must be off at the
-end by a tenth of what performance gained over the run, by three times the scatter, and outside the interval.
-tests/benchmarks/forecast_alarms.py measures how often it is said of runs that follow the law, and of those that do not.
+A run has left its law if the forecast is off at the end by a tenth of the run's gain, by three times the scatter, and
+outside the interval. tests/benchmarks/forecast_alarms.py measures how often that is right.
 """
 
 import textwrap
@@ -19,41 +18,37 @@ from erltool.law.doubts import FEW, TOGETHER
 from erltool.law.fit import LawFit, fit_law
 from erltool.law.residuals import gain_of
 
-FEWEST = 6  # points that are fitted
-LEFT_FOR_GOOD = 3  # neighbouring points outside the interval, from which on a run has left the law; fewest at its end
-FAR, OUTSIDE, INSIDE = 3, 0.1, 0.2  # off at the end by more: times the scatter; of the gain, by where the interval is
-REACH = 0.5  # share of the range of exp(H) that the fitted points must span, or a slope a little wrong is far off
+FEWEST = 6  # points to fit
+LEFT_FOR_GOOD = 3  # neighbours outside the interval with which a run leaves its law; fewest points at the end
+FAR, OUTSIDE, INSIDE = 3, 0.1, 0.2  # off at the end: times the scatter; fractions of the gain, outside or inside
+REACH = 0.5  # fraction of the range of exp(H) that fitted points must span, lest a small error of the slope grows
 # Measured by tests/benchmarks/forecast_alarms.py: fewer than FEW points fitted; autocorrelation 0.8 to 0.95.
 HELD_FEW, HELD_TOGETHER = "85 to 99 %", "85 to 97 %"
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the first points of a run said of the others."""
+    """A forecast of a run's later points from its first ones."""
 
-    law: LawFit
-    """Fitted to the first points alone."""
+    law: LawFit  # fitted to the first points
     inflation: float
-    """At least 1: by how much errors exceeded what was believed, when the first third or half of the fitted points
-    predicted the others of them."""
+    """At least 1: errors over believed errors where a third or half of the fitted points predicts the rest."""
     level: float
-    entropy: np.ndarray
-    """(m,) nats, of the points that were forecast"""
-    performance: np.ndarray
-    """(m,) as measured"""
+    entropy: np.ndarray  # (m,) nats, of the forecast points
+    performance: np.ndarray  # (m,) as measured
 
     @property
     def predicted(self) -> np.ndarray:
-        """(m,) performance by the law at the measured entropies."""
+        """(m,) performance by the law."""
         return self.law.predict(self.entropy)
 
     @property
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high) for a measurement at each of the entropies."""
+        """(low, high) for a measurement at each entropy."""
         return self.at(self.entropy)
 
     def at(self, entropy) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high) for a measurement at an entropy (nats); at 0 it is that of the ceiling."""
+        """(low, high) for a measurement at an entropy (nats); at 0 that of the ceiling."""
         law = self.law
         t = np.sqrt(law.quantile(self.level, "bootstrap") * law.quantile(self.level, "analytic"))
         half = t * self.inflation * law.standard_error(entropy, new_point=True)
@@ -61,31 +56,30 @@ class Forecast:
 
     @property
     def rmse(self) -> float:
-        """Root mean square of measured minus predicted; NaN where nothing is left to forecast."""
+        """Root mean square of measured minus predicted; NaN without forecast points."""
         return float(np.sqrt(np.mean((self.performance - self.predicted) ** 2))) if len(self.entropy) else np.nan
 
     @property
     def covered(self) -> float:
-        """Fraction of the measured points inside the interval; NaN where nothing is left to forecast."""
+        """Fraction of the measured points inside the interval; NaN without forecast points."""
         low, high = self.interval
         return float(np.mean((low <= self.performance) & (self.performance <= high))) if len(low) else np.nan
 
     @property
     def gain(self) -> float:
-        """What performance gained over the whole run, in its unit: its highest running mean of 5 points minus its
-        lowest."""
+        """Highest minus lowest running mean of 5 points over the whole run, in the unit of performance."""
         return gain_of(np.concatenate([self.law.performance, self.performance]))
 
     @property
     def off(self) -> float:
-        """Measured minus predicted performance at the end: the mean over the last fifth of the points that were
-        forecast, at least LEFT_FOR_GOOD of them; NaN where nothing is left to forecast."""
+        """Mean of measured minus predicted over the last fifth of the forecast points, at least LEFT_FOR_GOOD, or
+        NaN."""
         away = (self.performance - self.predicted)[self._end]
         return float(away.mean()) if len(away) else np.nan
 
     @property
     def reach(self) -> float:
-        """Share of the range of exp(H), up to that of the end, that the fitted points span, in (0, 1]."""
+        """Fraction of the range of exp(H), up to the end, that the fitted points span, in (0, 1]."""
         fitted, end = np.exp(self.law.entropy), np.exp(self.entropy[self._end])
         return float(np.ptp(fitted) / np.ptp(np.concatenate([fitted, end])))
 
@@ -93,19 +87,18 @@ class Forecast:
     def _end(self) -> slice:
         return slice(-max(LEFT_FOR_GOOD, len(self.entropy) // 5), None)
 
-    def _beyond(self, share: float) -> bool:
-        """Whether the end is off by more than this share of the gain and FAR times the scatter, and one can tell."""
+    def _beyond(self, fraction: float) -> bool:
+        """Whether the end is off by more than this fraction of the gain and FAR times the scatter, within `reach`."""
         enough = len(self.entropy) >= LEFT_FOR_GOOD and self.reach >= REACH
-        return bool(enough and abs(self.off) > max(share * self.gain, FAR * self.law.rmse))
+        return bool(enough and abs(self.off) > max(fraction * self.gain, FAR * self.law.rmse))
 
     @property
     def departure(self) -> int | None:
-        """Where the run leaves its law: the index, among the points that were forecast, of the first of LEFT_FOR_GOOD
-        neighbours outside the interval on the side of the end, else of the first one outside. None where it does not.
+        """Index of the forecast point at which the run leaves its law, or None.
 
-        It does where at least half of the last fifth of these points lie outside the interval on one side, and their
-        mean residual (`off`) exceeds both OUTSIDE of the gain and FAR times the law's rmse. It is never said where the
-        fitted points span less than REACH of the range of exp(H) (`reach`).
+        The run leaves it if half of the last fifth of the forecast points lie outside the interval on one side, and
+        `off` exceeds both OUTSIDE of the gain and FAR times the law's rmse, unless `reach` is below REACH. The index is
+        that of the first of LEFT_FOR_GOOD neighbours outside on that side, else of the first point outside.
         """
         low, high = self.interval
         outside = self.performance > high if self.off > 0 else self.performance < low
@@ -117,77 +110,76 @@ class Forecast:
 
     @property
     def missed(self) -> bool:
-        """Whether the forecast missed inside its interval: all of the last fifth on one side, and `off` beyond INSIDE
-        of the gain and FAR times the law's rmse. The interval is then wide because few points tell little."""
+        """Whether the forecast missed inside its interval, which few points make wide: the last fifth is all on one
+        side, and `off` exceeds INSIDE of the gain and FAR times the law's rmse."""
         away = (self.performance - self.predicted)[self._end]
         return self.departure is None and self._beyond(INSIDE) and bool((np.sign(away) == np.sign(away[0])).all())
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Where the interval is rough, with how many later points it held in simulated runs that follow the law."""
+        """Where the interval is rough, with its coverage of later points in simulated runs that follow the law."""
         d, n = self.law.diagnostics, len(self.law.entropy)
         if n < FEW:
             return (f"Fitted to {n} points: a 90 % interval held {HELD_FEW} of later points in simulated runs.",)
         if d.autocorrelation >= TOGETHER:
             return (
-                f"Neighbouring points go together (autocorrelation {d.autocorrelation:.2f}): a 90 % interval then held "
-                f"{HELD_TOGETHER} of later points in simulated runs.",
+                f"Neighbouring points correlate ({d.autocorrelation:.2f}): a 90 % interval held {HELD_TOGETHER} of "
+                "later points in such simulated runs.",
             )
         return ()
 
     @property
     def advice(self) -> str:
-        """In words: how far the forecast is off at the end, and then: go on, or the entropy is spent, or the law does
-        not hold here."""
+        """How far the forecast is off at the end, and whether to go on, or the entropy is spent, or the law fails."""
         law, unit, off = self.law, self.law.unit, self.off
-        side, share = ("above", "below")[off < 0], f"{abs(off) / self.gain:.0%}" if self.gain else "all"
-        share += f" of the {self.gain:.3g} gained"
+        side, fraction = ("above", "below")[off < 0], f"{abs(off) / self.gain:.0%}" if self.gain else "all"
+        fraction += f" of the {self.gain:.3g} gained"
         if self.departure is not None:
             return (
                 f"This run has left its law, {side} it, from forecast point {self.departure + 1} on; at the end it is "
-                f"{abs(off):.3g} ({unit}) away, {share}. Do not extrapolate the law. What moves performance at equal "
-                "entropy is not the trade: a control, a bonus, or a change of the run."
+                f"{abs(off):.3g} ({unit}) away, {fraction}. Do not extrapolate the law. Something other than the trade "
+                "changes performance at equal entropy: a control, a bonus, or a change of the run."
             )
         if self.missed:
             return (
-                f"At the end performance lies {abs(off):.3g} ({unit}) {side} the forecast, {share} and "
+                f"At the end performance lies {abs(off):.3g} ({unit}) {side} the forecast, {fraction} and "
                 f"{abs(off) / law.rmse:.0f} times the scatter of one measurement; the interval holds it only because "
-                "few points tell little. Before you extrapolate, fit all points and look whether performance moves at "
-                "equal entropy (`LawFit.warnings`), as under a control."
+                "few points make it wide. Before you extrapolate, fit all points and see whether performance "
+                "changes at equal entropy (`LawFit.warnings`), as under a control."
             )
-        words = f"At the end the forecast is off by {off:+.3g} ({unit}), {share}."
+        words = f"At the end the forecast is off by {off:+.3g} ({unit}), {fraction}."
         if self.reach < REACH:
             words += (
-                f" The fitted points span {self.reach:.0%} of the range of exp(H) up to there: so far ahead a slope "
-                "that is a little wrong looks like a run that leaves its law."
+                f" The fitted points span {self.reach:.0%} of the range of exp(H) up to there: so far ahead, a small "
+                "error of the slope looks like a run that leaves its law."
             )
-        return f"{words} {self._what_is_left}"
+        return f"{words} {self._gain_left}"
 
     @property
-    def _what_is_left(self) -> str:
+    def _gain_left(self) -> str:
         law, unit = self.law, self.law.unit
-        last = np.concatenate([law.entropy, self.entropy])[-1]
-        gain = law.ceiling - law.predict(last)
-        low, high = self.at(0.0)
-        words = f"By the law {gain:+.3g} ({unit}) is left to gain from H = {last:.3f} nats to the ceiling "
-        words += f"{law.ceiling:.3g} ({low:.3g} to {high:.3g} at {self.level:.0%})."
         if law.a <= 0:
             return (
                 f"Performance does not rise as entropy falls (a is {law.a:.3g}): the law says nothing here yet. Go on, "
                 "and fit again."
             )
+        last = np.concatenate([law.entropy, self.entropy])[-1]
+        gain = law.ceiling - law.predict(last)
+        low, high = self.at(0.0)
+        words = f"By the law {gain:+.3g} ({unit}) is left to gain from H = {last:.3f} nats to the ceiling "
+        words += f"{law.ceiling:.3g} ({low:.3g} to {high:.3g} at {self.level:.0%})."
         if gain < law.rmse:
             return f"{words} That is below the scatter of one measurement, {law.rmse:.3g}: the entropy is spent."
         return f"{words} That is above the scatter of one measurement, {law.rmse:.3g}: go on."
 
     def summary(self) -> str:
-        """The forecast in a few lines of text of at most 80 columns, with its advice."""
+        """The forecast and its advice as text of at most 80 columns."""
         first, others = len(self.law.entropy), len(self.entropy)
         lines = [
             f"forecast of {others} points from the first {first}: a = {self.law.a:.4f}, b = {self.law.b:.4f}",
             f"RMSE = {self.rmse:.4f}, {self.covered:.0%} inside the {self.level:.0%} interval",
         ]
-        return "\n".join([*lines, *(x for said in (self.advice, *self.warnings) for x in textwrap.wrap(said, 80))])
+        return "\n".join([*lines, *(x for text in (self.advice, *self.warnings) for x in textwrap.wrap(text, 80))])
 
     def to_dict(self) -> dict:
         """The numbers of the forecast, ready for JSON."""
@@ -205,15 +197,13 @@ def forecast(
     entropy, performance, *, cut: float = 0.15, level: float = 0.9, unit: str | None = None,
     entropy_average: str = "not stated", seed: int = 0,
 ) -> Forecast:  # fmt: skip
-    """The law fitted to the first `cut` of a run's points, at least FEWEST, and what it says of the others.
+    """The law fitted to the first fraction `cut` of a run's points, at least FEWEST, and its forecast of the others.
 
-    `entropy` (nats) and `performance`, (n,), in the order of the run, measured at even spacing. The interval is for a
-    new measurement: the bootstrap's standard error, times how badly the first third or half of the fitted points
-    predicts the others (`Forecast.inflation`), since the law is extrapolated and need not hold, times the geometric
-    mean of Student's quantiles with as many degrees of freedom as blocks, and as points: a compromise, because the
-    first alone is too wide where the law is true, the second too narrow where it is not. tests/test_forecast.py
-    states the coverage by simulation and on the recorded runs. Raises ErltoolError as `fit_law`, for a cut or level
-    outside (0, 1), or no more than FEWEST points.
+    `entropy` (nats) and `performance` are (n,), in the order of the run, evenly spaced. The interval is for a new
+    measurement: the bootstrap's standard error, times `Forecast.inflation`, times the geometric mean of Student's
+    quantiles with as many degrees of freedom as blocks and as points. The first quantile is too wide where the law
+    holds, the second too narrow where it does not. tests/test_forecasting.py has the coverage, simulated and on
+    recorded runs. Raises ErltoolError as `fit_law`, and for a cut or level outside (0, 1), or too few points.
     """
     h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
     for name, value in (("cut", cut), ("level", level)):
@@ -227,44 +217,43 @@ def forecast(
 
 
 def _inflation(law: LawFit) -> float:
-    """Largest root mean square of (measured - predicted) over the standard error that was believed, where the first
-    third, or half, of the points predicts the others; at least 1."""
-    h, r, found = law.entropy, law.performance, 1.0
-    for part in (3, 2):
-        first = max(3, round(len(h) / part))
+    """See `Forecast.inflation`: the largest root mean square of errors over believed errors."""
+    h, r, largest = law.entropy, law.performance, 1.0
+    for divisor in (3, 2):
+        first = max(3, round(len(h) / divisor))
         if np.ptp(np.exp(h[:first])) <= 1e-12:
             continue
         early = fit_law(h[:first], r[:first], unit="as given", seed=law.seed)
         error = np.maximum(early.standard_error(h[first:], new_point=True), 1e-12 * np.abs(r).max())
-        found = max(found, float(np.sqrt(np.mean(((r[first:] - early.predict(h[first:])) / error) ** 2))))
-    return found
+        largest = max(largest, float(np.sqrt(np.mean(((r[first:] - early.predict(h[first:])) / error) ** 2))))
+    return largest
 
 
 def replay(entropy, performance, step=None, *, level: float = 0.9, unit: str | None = None) -> pd.DataFrame:
-    """What one would have said at each point of a run: one row for each point from number FEWEST to the last but one.
+    """The forecast at each point of a run: one row for each point from number FEWEST to the last but one.
 
-    Columns: `step` (as given, else the point's number), `entropy` (nats) and `performance` there, `a`, `b`, `ceiling`
-    with `ceiling_low` and `ceiling_high`, `gain_left` (ceiling minus the law there), `predicted_last` and its
-    `last_low`, `last_high` for the last point at its measured entropy, `error_last`, and `spent`: whether the advice
-    was that the entropy is spent. Points at which no law can be fitted are left out. Raises ErltoolError as `forecast`.
+    Columns: `step` (or the point's number), `entropy` (nats) and `performance` there, `a`, `b`, `ceiling` with
+    `ceiling_low` and `ceiling_high`, `gain_left` (ceiling minus the law there), `predicted_last` with `last_low` and
+    `last_high` for the last point at its measured entropy, `error_last`, and `spent`: whether the advice was that the
+    entropy is spent. Points without a law are left out. Raises ErltoolError as `forecast`.
     """
     h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
     steps = np.arange(1, len(h) + 1) if step is None else np.asarray(step)
-    forecast(h, r, level=level, unit=unit)  # what is wrong with the whole is said of the whole
+    forecast(h, r, level=level, unit=unit)  # raises for the whole run
     rows = []
     for first in range(FEWEST, len(h)):
         try:
             law = fit_law(h[:first], r[:first], unit=unit)
         except ErltoolError:
             continue
-        said = Forecast(law, _inflation(law), level, h[-1:], r[-1:])
-        (low,), (high,) = said.interval
-        ceiling_low, ceiling_high = said.at(0.0)
+        ahead = Forecast(law, _inflation(law), level, h[-1:], r[-1:])
+        (low,), (high,) = ahead.interval
+        ceiling_low, ceiling_high = ahead.at(0.0)
         left = law.ceiling - law.predict(h[first - 1])
         rows.append({
             "step": steps[first - 1], "entropy": h[first - 1], "performance": r[first - 1], "a": law.a, "b": law.b,
             "ceiling": law.ceiling, "ceiling_low": ceiling_low, "ceiling_high": ceiling_high, "gain_left": left,
-            "predicted_last": said.predicted[0], "last_low": low, "last_high": high,
-            "error_last": r[-1] - said.predicted[0], "spent": law.a > 0 and left < law.rmse,
+            "predicted_last": ahead.predicted[0], "last_low": low, "last_high": high,
+            "error_last": r[-1] - ahead.predicted[0], "spent": law.a > 0 and left < law.rmse,
         })  # fmt: skip
     return pd.DataFrame(rows)

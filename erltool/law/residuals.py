@@ -1,9 +1,9 @@
-"""What the residuals of a fit say: how neighbouring errors go together, and whether the points keep to their law.
+"""What the residuals of a fit say: how neighbouring errors correlate, and whether the points follow the law.
 
-Errors along a run are taken as a first-order autoregression: each is r times the one before, and something new.
-Residuals show less of r than the errors have, because a fit bends towards them. Here r is the value at which the ratio
-of expectations, E(sum of e_t e_(t-1)) / E(sum of e_t^2) over the residuals e, is the ratio seen; the variance of the
-errors is corrected alike, and its degrees of freedom are Satterthwaite's.
+Errors along a run are modelled as a first-order autoregression: each is r times the one before plus a new one.
+Residuals correlate less than errors, because a fit bends towards its points. So r is the value at which the ratio of
+expectations over the residuals e, E(sum of e_t e_(t-1)) / E(sum of e_t^2), is the observed ratio. The variance of the
+errors is corrected alike, with Satterthwaite's degrees of freedom.
 """
 
 from dataclasses import dataclass
@@ -11,74 +11,65 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, optimize, special
 
-LARGEST = 0.97  # autocorrelation; above it a run cannot tell its level from its errors
-NEIGHBOURS = 2  # on either side, whose mean entropy stands for the entropy without its noise
+LARGEST = 0.97  # autocorrelation; above it level and errors of a run cannot be told apart
+NEIGHBOURS = 2  # on either side of a point; their mean entropy has less noise than its own
 
 
 @dataclass(frozen=True)
 class Diagnostics:
     """What the residuals say of a fit."""
 
-    autocorrelation: float
-    """Of neighbouring errors, in [-LARGEST, LARGEST], corrected for what the fit takes of it."""
+    autocorrelation: float  # of neighbouring errors, in [-LARGEST, LARGEST], corrected for the fit
     independent_points: float
-    """n (1 - r) / (1 + r) for autocorrelation r > 0: points that would tell as much if they were independent."""
+    """n (1 - r) / (1 + r) for autocorrelation r > 0: independent points with as much information."""
     curvature_p: float
-    """Two-sided p of a quadratic term in exp(H): where it is small the points bend away from the law."""
-    bend: float
-    """How far the quadratic term takes performance off a straight line, from its lowest to its highest, in the unit of
-    R."""
-    drift: float
-    """Performance gained from first to last point at equal entropy, bending allowed for, in the unit of R."""
+    """Two-sided p of a quadratic term in exp(H). Where it is small, the points bend away from the law."""
+    bend: float  # range of the quadratic term's deviation from a line, in the unit of R
+    drift: float  # performance gained from first to last point at equal entropy, beside the bend, in the unit of R
     drift_p: float
-    """Its p: where it is small something else than entropy moves performance, as a control does."""
+    """Its p. Where it is small, something other than entropy changes performance, such as a control."""
     revisited: float
-    """Share of the variance of time that exp(H) and its square do not explain. Near 0 entropy falls so steadily that
-    time and entropy are one, and nothing can be said of a drift."""
-    entropy_noise: float
-    """Standard deviation of what is noise in H, nats, from the second differences of neighbours."""
+    """Fraction of the variance of time that exp(H) and its square leave unexplained. Near 0 entropy falls so steadily
+    that time and entropy cannot be told apart, nor a drift be seen."""
+    entropy_noise: float  # standard deviation of the noise in H, nats: see `entropy_noise`
     attenuation: float
-    """Share by which that noise makes a too small, in [0, 1]: its share of the variance of exp(H), but no more than the
-    share of the variance of performance that the law leaves, for R too would follow what is no noise."""
+    """Fraction by which that noise makes a too small, in [0, 1]: its fraction of the variance of exp(H), at most the
+    fraction of the variance of performance that the law leaves, since R would follow real changes of H."""
 
 
 @dataclass(frozen=True)
 class Autoregression:
     """Errors of a linear fit as a first-order autoregression."""
 
-    correlation: float
-    """In [-LARGEST, LARGEST]."""
-    covariance: np.ndarray
-    """(k, k) of the fit's coefficients."""
-    degrees: float
-    """Of freedom, of the variance."""
+    correlation: float  # in [-LARGEST, LARGEST]
+    covariance: np.ndarray  # (k, k) of the fit's coefficients
+    degrees: float  # of freedom, of the variance
 
 
 def autoregression(residuals, design, instruments=None, *, surely: float = 0.0) -> Autoregression:
-    """The autocorrelation of a linear fit's errors, and what is to be believed of its coefficients.
+    """The autocorrelation of a linear fit's errors, and the covariance of its coefficients.
 
-    `design` (n, k); the fit is of least squares, or with `instruments` (n, k) Z the solution of Z'(y - X b) = 0. The
-    covariance is at the autocorrelation found, but at least 0, plus `surely` times its standard error
-    sqrt((1 - r^2) / n).
+    `design` X is (n, k). The fit is least squares, or with `instruments` Z (n, k) the solution of Z'(y - X b) = 0. The
+    covariance is that at an autocorrelation of at least 0, plus `surely` standard errors sqrt((1 - r^2) / n).
     """
     z = design if instruments is None else instruments
     inverse = np.linalg.inv(z.T @ design)
     spread = design @ inverse  # residuals are (I - spread z') times the errors
-    seen = np.sum(residuals[1:] * residuals[:-1]) / np.sum(residuals**2)
+    observed = np.sum(residuals[1:] * residuals[:-1]) / np.sum(residuals**2)
 
     def expected(r: float) -> float:
         square, neighbours = _expected(r, spread, z)
-        return neighbours / square - seen
+        return neighbours / square - observed
 
     low, high = expected(-LARGEST), expected(LARGEST)
     if low >= 0 or high <= 0:
-        found = -LARGEST if low >= 0 else LARGEST
+        correlation = -LARGEST if low >= 0 else LARGEST
     else:
-        found = optimize.brentq(expected, -LARGEST, LARGEST, xtol=1e-4)
-    r = min(LARGEST, max(0.0, found) + surely * np.sqrt((1 - found**2) / len(residuals)))
+        correlation = optimize.brentq(expected, -LARGEST, LARGEST, xtol=1e-4)
+    r = min(LARGEST, max(0.0, correlation) + surely * np.sqrt((1 - correlation**2) / len(residuals)))
     between = z.T @ _correlated(r, z)
     variance = residuals @ residuals / _expected(r, spread, z)[0]
-    return Autoregression(float(found), variance * inverse @ between @ inverse.T, _degrees(r, design))
+    return Autoregression(float(correlation), variance * inverse @ between @ inverse.T, _degrees(r, design))
 
 
 def _correlated(r: float, v: np.ndarray) -> np.ndarray:
@@ -91,15 +82,14 @@ def _correlated(r: float, v: np.ndarray) -> np.ndarray:
 
 def _beside(v: np.ndarray) -> np.ndarray:
     """D v, with 1/2 at neighbours, so that e'De is the sum of the products of neighbours."""
-    found = np.zeros_like(v)
-    found[1:] += v[:-1] / 2
-    found[:-1] += v[1:] / 2
-    return found
+    product = np.zeros_like(v)
+    product[1:] += v[:-1] / 2
+    product[:-1] += v[1:] / 2
+    return product
 
 
 def _expected(r: float, spread: np.ndarray, z: np.ndarray) -> tuple[float, float]:
-    """Expected sums over the residuals of e_t^2 and of e_t e_(t-1), for errors of variance 1: the traces of M R M' and
-    of D M R M', with M = I - spread z'."""
+    """Expected sums of e_t^2 and e_t e_(t-1) at error variance 1: traces of M R M' and D M R M', M = I - spread z'."""
     rz = _correlated(r, z)
     between, beside = z.T @ rz, _beside(spread)
     square = len(z) - 2 * np.sum(spread * rz) + np.sum((spread @ between) * spread)
@@ -107,7 +97,7 @@ def _expected(r: float, spread: np.ndarray, z: np.ndarray) -> tuple[float, float
 
 
 def _degrees(r: float, design: np.ndarray) -> float:
-    """Degrees of freedom of the variance of least squares on `design`: tr(MR)^2 / tr(MRMR)."""
+    """Degrees of freedom of the variance: tr(MR)^2 / tr(MRMR)."""
     n, lag = len(design), np.arange(1, len(design))
     q = np.linalg.qr(design)[0]
     rq = _correlated(r, q)
@@ -123,15 +113,15 @@ def running_mean(values: np.ndarray, width: int = 5) -> np.ndarray:
 
 
 def gain_of(performance: np.ndarray) -> float:
-    """What performance gained over a run, in its unit: its highest running mean of 5 points minus its lowest."""
+    """Highest minus lowest running mean of 5 points of a run's performance, in its unit."""
     return float(np.ptp(running_mean(performance)))
 
 
 def diagnose(entropy: np.ndarray, performance: np.ndarray, residuals: np.ndarray) -> Diagnostics:
-    """What the residuals of the law say of it; NaN where the fit is exact or points are below 6.
+    """What the residuals say of a fit of the law; NaN for an exact fit or fewer than 6 points.
 
-    Curvature and drift are fitted with the mean of NEIGHBOURS entropies on either side as an instrument for a point's
-    own, in whose noise time would else be taken for a better measure of entropy, and a straight law for a bent one.
+    For curvature and drift, the mean of NEIGHBOURS entropies on either side is an instrument for a point's own. Without
+    it, noise in H would make time look like a better measure of entropy, and a straight law like a bent one.
     """
     n, x = len(entropy), np.exp(entropy)
     noise = entropy_noise(entropy)
@@ -139,7 +129,8 @@ def diagnose(entropy: np.ndarray, performance: np.ndarray, residuals: np.ndarray
     left = np.var(residuals) / total if total > 0 else 0.0
     attenuation = float(min(np.mean(x**2) * noise**2 / np.var(x), left))
     if n < 6 or np.sum(residuals**2) <= 1e-20 * np.sum(performance**2):
-        return Diagnostics(np.nan, float(n), *[np.nan] * 5, noise, attenuation)
+        unknown = np.nan, np.nan, np.nan, np.nan, np.nan
+        return Diagnostics(np.nan, float(n), *unknown, noise, attenuation)
     r = autoregression(residuals, np.column_stack([np.ones(n), x])).correlation
     scaled, time = (x - x.mean()) / x.std(), np.linspace(0, 1, n)
     smooth, law = _others(scaled), [np.ones(n), scaled]
@@ -154,15 +145,14 @@ def diagnose(entropy: np.ndarray, performance: np.ndarray, residuals: np.ndarray
 
 
 def entropy_noise(entropy: np.ndarray) -> float:
-    """Standard deviation of noise in H (nats) about a smooth course: of its second differences, by their median
-    absolute deviation, over sqrt(6). What changes from point to point counts as noise, whatever its cause; 0 below 5
-    points."""
+    """Standard deviation of the noise in H (nats): the median absolute deviation of second differences, scaled. Every
+    change from point to point counts as noise; 0 below 5 points."""
     bends = np.diff(entropy, 2)
     return float(1.4826 / np.sqrt(6) * np.median(np.abs(bends - np.median(bends)))) if len(entropy) >= 5 else 0.0
 
 
 def _others(values: np.ndarray) -> np.ndarray:
-    """The mean of NEIGHBOURS values on either side of each, without itself."""
+    """Mean of the NEIGHBOURS values on either side of each, without itself."""
     around = np.ones(2 * NEIGHBOURS + 1)
     around[NEIGHBOURS] = 0
     return np.convolve(values, around, "same") / np.convolve(np.ones(len(values)), around, "same")
@@ -173,8 +163,7 @@ def _rest(values: np.ndarray, design: np.ndarray) -> np.ndarray:
 
 
 def _last_term(design: np.ndarray, y: np.ndarray, instruments: np.ndarray) -> tuple[float, float]:
-    """The last coefficient of a fit by instruments and its two-sided p, autocorrelation counted; NaN where it is not
-    determined."""
+    """The last coefficient of a fit by instruments and its two-sided p; NaN where undetermined."""
     product = instruments.T @ design
     if np.linalg.matrix_rank(product) < design.shape[1]:
         return np.nan, np.nan
@@ -182,6 +171,6 @@ def _last_term(design: np.ndarray, y: np.ndarray, instruments: np.ndarray) -> tu
     residuals = y - design @ beta
     if np.sum(residuals**2) <= 1e-20 * np.sum(y**2):
         return np.nan, np.nan
-    found = autoregression(residuals, design, instruments)
-    error = np.sqrt(found.covariance[-1, -1])
-    return float(beta[-1]), float(2 * special.stdtr(max(1.0, found.degrees), -abs(beta[-1]) / error))
+    errors = autoregression(residuals, design, instruments)
+    deviation = np.sqrt(errors.covariance[-1, -1])
+    return float(beta[-1]), float(2 * special.stdtr(max(1.0, errors.degrees), -abs(beta[-1]) / deviation))

@@ -7,7 +7,7 @@
     free exponent R = b - a exp(c H)
     sigmoid       R = R0 + (A - R0) / (1 + (C_mid/C)^B)   ScaleRL (arXiv 2510.13786), in compute C, here steps;
                                                           R0 is the first performance
-Below H of 0.3 or so exp(H) is nearly 1 + H: there the points of one run cannot choose between the first two.
+Below H of about 0.3, exp(H) is nearly 1 + H, and the points of one run cannot tell the first two apart.
 """
 
 from collections.abc import Callable
@@ -20,20 +20,19 @@ from scipy import optimize
 from erltool.errors import ErltoolError
 
 Shape = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
-CLOSE = np.log(1.05)  # errors that differ by less are called equal, however surely they differ
+CLOSE = np.log(1.05)  # errors that differ by less are tied, even where the difference is certain
 EXPONENTS = np.concatenate([-np.geomspace(12, 0.05, 25), np.geomspace(0.05, 12, 25)])
 
 
 @dataclass(frozen=True)
 class RivalLaw:
-    """R = offset + factor * shape(u, c): linear in offset and factor, with up to two parameters of shape."""
+    """R = offset + factor * shape(u, c), linear in offset and factor, where c has up to two parameters."""
 
     formula: str
     shape: Shape
-    starts: tuple[tuple[float, ...], ...] = ((),)
-    """Where the search for the shape's parameters begins."""
+    starts: tuple[tuple[float, ...], ...] = ((),)  # start values of the search for c
     in_steps: bool = False
-    """Of steps and not of entropy; its offset is then the first performance, and not fitted."""
+    """Whether u is steps instead of entropy; the offset is then the first performance, and not fitted."""
 
     @property
     def parameters(self) -> int:
@@ -43,7 +42,7 @@ class RivalLaw:
         """The least-squares fit to (u, r), as a function of u."""
 
         def solved(c: tuple[float, ...]) -> tuple[float, float, float]:
-            """Sum of squares, offset and factor for parameters of the shape."""
+            """Sum of squares, offset and factor for c."""
             with np.errstate(all="ignore"):
                 s = self.shape(u, c)
             if not np.isfinite(s).all() or np.ptp(s) == 0:
@@ -57,8 +56,8 @@ class RivalLaw:
 
         c = min(self.starts, key=lambda c: solved(c)[0])
         if len(c) == 1:  # between the neighbours of the best start
-            at, all_starts = self.starts.index(c), [s[0] for s in self.starts]
-            ends = all_starts[max(0, at - 1)], all_starts[min(len(all_starts) - 1, at + 1)]
+            at, last = self.starts.index(c), len(self.starts) - 1
+            ends = self.starts[max(0, at - 1)][0], self.starts[min(last, at + 1)][0]
             c = (optimize.minimize_scalar(lambda c: solved((c,))[0], bounds=ends, method="bounded").x,)
         elif c:
             c = tuple(optimize.minimize(lambda c: solved(tuple(c))[0], c, method="Nelder-Mead").x)
@@ -89,39 +88,41 @@ RIVALS = {
 
 
 def compare_laws(entropy, performance, step=None, *, blocks: int = 5) -> pd.DataFrame:
-    """One row a law, best first by error on points that it was not fitted to.
+    """One row a law, best first by its error on points that it was not fitted to.
 
-    `entropy` (nats, above 0) and `performance`, (n,), in the order of the run; with `step` (n,), above 0, the sigmoid
-    in compute is among them. Columns: `formula`, `parameters`, `rmse`, `aicc` (Akaike's criterion, corrected for few
-    points; smaller is better; it takes the points as independent), `out_of_sample` (rmse of each of `blocks` stretches
-    of the run when predicted from the others, geometric mean, since a stretch at the end is an extrapolation and may
-    outweigh all), `last_block` (that of the last stretch from those before it: a forecast), `at_zero` (performance at
-    H = 0; infinite for the log, NaN for the sigmoid), and `tied`: whether its out-of-sample error is within 5 % of
-    the best's, or within one standard error over the stretches' (logarithmic) differences. Raises
-    ErltoolError for fewer than 2 * blocks points, values that are not finite, or entropies or steps not above 0.
+    `entropy` (nats, above 0) and `performance` are (n,), in the order of the run. With `step` (n,), above 0, the
+    sigmoid in compute is among the laws. Columns: `formula`, `parameters`, `rmse`, `aicc` (Akaike's criterion,
+    corrected for few points, for independent points; smaller is better), `out_of_sample` (rmse of each of `blocks`
+    stretches of the run when predicted from the others; their geometric mean, because the last stretch is an
+    extrapolation and may outweigh all), `last_block` (rmse of the last stretch from those before it), `at_zero`
+    (performance at H = 0; infinite for the log, NaN for the sigmoid), and `tied`: whether its out-of-sample error is
+    within 5 % of the best, or within one standard error of the stretches' logarithmic differences. Raises ErltoolError
+    for fewer than 2 * blocks points, values that are not finite, or entropies or steps not above 0.
     """
     h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
-    steps = None if step is None else np.asarray(step, dtype=float).ravel()
     n = len(h)
-    if n < 2 * blocks or len(r) != n or (steps is not None and len(steps) != n):
+    steps = np.ones(n) if step is None else np.asarray(step, dtype=float).ravel()
+    if n < 2 * blocks or len(r) != n or len(steps) != n:
         raise ErltoolError(f"compare_laws: {n} entropies, {len(r)} performances; give as many, at least {2 * blocks}")
     if not (np.isfinite(h).all() and np.isfinite(r).all() and (h > 0).all()):
         raise ErltoolError("compare_laws: entropies must be above 0, and all values finite; drop the others first")
-    if steps is not None and not (np.isfinite(steps) & (steps > 0)).all():
+    if not (np.isfinite(steps) & (steps > 0)).all():
         raise ErltoolError("compare_laws: steps must be above 0 and finite")
-    parts, rows, errors = np.array_split(np.arange(n), blocks), {}, {}
+    stretches = np.array_split(np.arange(n), blocks)
+    rows: dict[str, dict] = {}
+    errors: dict[str, np.ndarray] = {}
     for name, law in RIVALS.items():
-        if law.in_steps and steps is None:
+        if law.in_steps and step is None:
             continue
         u, k = steps if law.in_steps else h, law.parameters
         fitted = law.fit(u, r, r[0])
         rss = max(np.sum((r - fitted(u)) ** 2), np.finfo(float).tiny)
-        errors[name] = np.array([_error(law, u, r, np.setdiff1d(np.arange(n), part), part) for part in parts])
+        errors[name] = np.array([_error(law, u, r, np.setdiff1d(np.arange(n), s), s) for s in stretches])
         rows[name] = {
             "formula": law.formula, "parameters": k, "rmse": np.sqrt(rss / n),
             "aicc": n * np.log(rss / n) + 2 * (k + 1) + 2 * (k + 1) * (k + 2) / max(1, n - k - 2),
             "out_of_sample": np.exp(np.log(errors[name]).mean()),
-            "last_block": _error(law, u, r, np.arange(parts[-1][0]), parts[-1]),
+            "last_block": _error(law, u, r, np.arange(stretches[-1][0]), stretches[-1]),
             "at_zero": np.nan if law.in_steps else float(fitted(np.array(0.0))),
         }  # fmt: skip
     table = pd.DataFrame(rows).T.infer_objects().sort_values("out_of_sample")
@@ -133,13 +134,13 @@ def compare_laws(entropy, performance, step=None, *, blocks: int = 5) -> pd.Data
 
 
 def _error(law: RivalLaw, u: np.ndarray, r: np.ndarray, fitted_on: np.ndarray, predicted: np.ndarray) -> float:
-    """Root mean square error on some points of a law fitted to others."""
+    """Root mean square error on the points `predicted` of a law fitted to the points `fitted_on`."""
     fitted = law.fit(u[fitted_on], r[fitted_on], r[0])
     return float(np.sqrt(np.mean((r[predicted] - fitted(u[predicted])) ** 2))) + np.finfo(float).tiny
 
 
 def verdict(table: pd.DataFrame) -> str:
-    """What `compare_laws` found, in one sentence."""
+    """The result of `compare_laws` in one sentence."""
     tied = list(table.index[table["tied"]])
     if len(tied) == 1:
         return f"Out of sample the law `{tied[0]}` is ahead by more than a standard error."

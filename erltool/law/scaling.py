@@ -1,7 +1,6 @@
-"""The law's coefficients over model size and over algorithms.
+"""The law's coefficients over model sizes and algorithms.
 
-Cui et al. 2025 (arXiv 2505.22617), Sections 2.4 and 2.5: a and b are log-linear in the number of parameters N, and
-do not depend on the algorithm.
+Cui et al. 2025 (arXiv 2505.22617), Sections 2.4, 2.5: a and b are linear in log N (parameters), for every algorithm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,9 @@ from erltool.tables import Table
 
 @dataclass(frozen=True)
 class Scaling:
-    """a(N) = a_slope * log N + a_offset, b(N) alike; fitted by least squares over sizes, each size once."""
+    """a(N) = a_slope * log N + a_offset, and b(N) alike, by least squares over sizes."""
 
-    sizes: tuple[float, ...]
-    """Parameters of the models that were fitted to."""
+    sizes: tuple[float, ...]  # numbers of parameters, one a model
     a_slope: float
     a_offset: float
     b_slope: float
@@ -33,12 +31,12 @@ class Scaling:
         return self.b_slope * np.log(size) + self.b_offset
 
     def ceiling(self, size: float) -> float:
-        """b(N) - a(N): the performance at entropy 0 that the trend gives a model of this size."""
+        """b(N) - a(N): the trend's performance at entropy 0."""
         return self.b(size) - self.a(size)
 
 
 def fit_scaling(laws: Mapping[float, LawFit]) -> Scaling:
-    """The log-linear trend of laws by model size (parameters).
+    """The trend of laws by model size (parameters).
 
     Raises ErltoolError for fewer than 3 sizes, sizes not above 0, or laws in different units.
     """
@@ -54,7 +52,7 @@ def fit_scaling(laws: Mapping[float, LawFit]) -> Scaling:
 
 
 def held_out(laws: Mapping[float, LawFit]) -> pd.DataFrame:
-    """The largest size predicted from the others: one row each for a, b and ceiling.
+    """The law of the largest size predicted from the others: one row each for a, b and ceiling.
 
     Columns: `predicted`, `fitted` (the largest model's own law), `error`. Raises ErltoolError for fewer than 4 sizes.
     """
@@ -62,27 +60,25 @@ def held_out(laws: Mapping[float, LawFit]) -> pd.DataFrame:
         raise ErltoolError(f"held_out: {len(laws)} sizes; at least 4 are needed, 3 for the trend and one to hold out")
     largest = max(laws)
     trend = fit_scaling({n: law for n, law in laws.items() if n != largest})
-    rows = {
-        name: {"predicted": float(getattr(trend, name)(largest)), "fitted": getattr(laws[largest], name)}
-        for name in ("a", "b", "ceiling")
-    }
-    table = pd.DataFrame(rows).T
+    names = ("a", "b", "ceiling")
+    predicted = [float(getattr(trend, name)(largest)) for name in names]
+    table = pd.DataFrame({"predicted": predicted, "fitted": [getattr(laws[largest], n) for n in names]}, names)
     return table.assign(error=table["predicted"] - table["fitted"])
 
 
 def law_differences(groups: Mapping[str, Sequence[LawFit]], baseline: str, level: float = 0.95) -> pd.DataFrame:
     """Whether groups of runs, such as those of an algorithm, share a and b (Fig 6): one row a group and coefficient.
 
-    Each law is of one run. Columns: `group`, `coefficient` (a, b or ceiling), `difference` of the means to
-    `baseline`, `low` and `high` of Welch's interval over runs, `runs`, and `excludes_zero`. Raises ErltoolError for an
-    unknown baseline or a group of fewer than 2 runs.
+    Each law is of one run. Columns: `group`, `coefficient` (a, b or ceiling), `difference` of the mean from that of
+    `baseline`, `low` and `high` of Welch's interval over runs, `runs`, `excludes_zero`. Raises ErltoolError for an
+    unknown baseline or a single run.
     """
     if baseline not in groups:
         raise ErltoolError(f"law_differences: no group {baseline!r}; there are {', '.join(groups)}")
     few = [name for name, laws in groups.items() if len(laws) < 2]
     if few:
         raise ErltoolError(f"law_differences: {few[0]} has {len(groups[few[0]])} runs; at least 2 are needed each")
-    from scipy import stats  # slow to import, and needed here alone
+    from scipy import stats  # slow to import
 
     rows = []
     for name, laws in groups.items():

@@ -1,4 +1,4 @@
-"""The unit of a performance: stated, or read off its name and its values."""
+"""The unit of a performance: stated, or inferred from its name and values."""
 
 import re
 
@@ -10,13 +10,12 @@ UNITS = ("fraction", "percentage points", "as given")
 
 
 def unit_of(performance, unit: str | None = None, name: str = "performance") -> str:
-    """The unit of performances in their order, one of UNITS: the one stated, else read off their name and values.
+    """The unit of performances, one of UNITS: the one stated, else inferred from their name and values in order.
 
-    Values in [0, 1] are fractions. Values up to 100 are percentage points where their name says percent or accuracy
-    (then from above 2), or says nothing and they reach above 10. All else is "as given": a reward, a score or a sum of
-    rewards is no percentage, whatever its size. What is not finite is left out. Raises ErltoolError for an unknown
-    unit, fractions outside [0, 1], a percentage that never reaches 1, or fractions mixed with percentage points:
-    neighbours that jump about hundredfold across 1, from 0.31 to 31.
+    Values in [0, 1] are fractions. Values up to 100 are percentage points if their name says percent, or accuracy and
+    they exceed 2, or nothing and they exceed 10. Everything else is "as given"; a reward or a score is no percentage.
+    Values that are not finite do not count. Raises ErltoolError for an unknown unit, fractions outside [0, 1], a
+    percentage that never exceeds 1, or neighbours that jump about hundredfold across 1 (mixed units).
     """
     values = np.asarray(performance, dtype=float)
     values = values[np.isfinite(values)]
@@ -25,16 +24,14 @@ def unit_of(performance, unit: str | None = None, name: str = "performance") -> 
         if unit not in UNITS:
             raise ErltoolError(f"unit {unit!r} is not known: use one of {', '.join(UNITS)}")
         if unit == "fraction" and not 0 <= low <= high <= 1:
-            raise ErltoolError(
-                f"{name} from {low:g} to {high:g} is no fraction; use unit='percentage points' or 'as given'"
-            )
+            raise ErltoolError(f"{name} from {low:g} to {high:g} is no fraction; use 'percentage points' or 'as given'")
         return unit
     if not len(values) or low < 0 or high > 100:
         return "as given"
     percent = re.search(r"%|percent|pct", name, re.I)
     if high <= 1:
         if percent and high > 0:
-            raise ErltoolError(f"{name} never exceeds {high:g}, which is little for a percentage; state the unit")
+            raise ErltoolError(f"{name} never exceeds {high:g}, which is low for a percentage; state the unit")
         return "fraction"
     reward = re.search(r"reward|score|return", name, re.I)
     accuracy = not reward and re.search(r"acc(?![a-z])|accura|correct|pass|solve|success|match|(mean|avg)@", name, re.I)
@@ -52,6 +49,6 @@ def _refuse_mixed(values: np.ndarray, name: str) -> None:
     if mixed.any():
         i = int(np.argmax(mixed))
         raise ErltoolError(
-            f"{name} jumps from {before[i]:g} to {after[i]:g}: fractions and percentage points are mixed; bring it to "
-            "one unit, or state the unit"
+            f"{name} jumps from {before[i]:g} to {after[i]:g}, so fractions and percentage points are mixed; use one "
+            "unit, or state the unit"
         )

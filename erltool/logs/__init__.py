@@ -1,4 +1,4 @@
-"""Other people's logs as points of entropy and performance, and as runs: formats, names of metrics, units.
+"""Other tools' logs as points of entropy and performance, and as runs: formats, names of metrics, units.
 
-What is read is hostile: never evaluated, shown as text only. Never torch or transformers.
+Logs are untrusted text, which is never evaluated. This room never imports torch or transformers.
 """

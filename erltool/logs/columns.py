@@ -1,12 +1,11 @@
-"""Which of a log's columns is taken for step, entropy and performance: by their names, and by what they hold.
+"""The choice of a log's columns for step, entropy and performance, by names and values.
 
-What the choice rests on, where it is a guess, is said in notes; what cannot be chosen is refused with the names that
-there are.
+Notes explain a guess. An error names the columns where no choice is possible.
 """
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,10 @@ from erltool.logs.metrics import MAIN, candidates, is_certain, is_loss, plain, s
 from erltool.logs.rows import COUNTED
 from erltool.text import listed, shown
 
-ROUNDING = 1e-3  # nats below 0 that an entropy of nearly 0 may come out as
+ROUNDING = 1e-3  # nats below 0 to which rounding may take an entropy
 MOST = 14.0  # nats a token; the uniform distribution over a million tokens has 13.8
-LITTLE = 0.05  # nats; what is called a loss and never exceeds it may be a small multiple of the entropy
-BESIDE = 0.9  # share of the entropies, and of the performances, that a column of steps has to stand beside
+LITTLE = 0.05  # nats; a loss that never exceeds it may be a coefficient times the entropy
+BESIDE = 0.9  # fraction of entropies, and of performances, whose rows must have a step
 
 
 @dataclass(frozen=True)
@@ -29,16 +28,12 @@ class Choice:
     """Columns by role."""
 
     columns: Mapping[str, str]
-    found: Mapping[str, tuple[str, ...]]
-    """Columns whose names fit a role, the likeliest first."""
+    candidates: Mapping[str, tuple[str, ...]]  # columns whose names fit a role, the likeliest first
     notes: tuple[str, ...]
 
 
 def with_negated(table: Table, asked: Mapping[str, str], path: Path) -> Table:
-    """A log's table with the columns that are asked for as minus another: "-entropy_loss".
-
-    Raises ErltoolError for a column that is not there.
-    """
+    """A log's table with requested columns such as "-entropy_loss". Raises ErltoolError for a missing column."""
     numbers = table.numbers
     for name in asked.values():
         if name in numbers:
@@ -46,44 +41,42 @@ def with_negated(table: Table, asked: Mapping[str, str], path: Path) -> Table:
         if not name.startswith("-") or name[1:] not in numbers:
             raise ErltoolError(f"{shown(path)}: no column {shown(name)!r} with numbers; {nearest(name, numbers)}")
         numbers = numbers.assign(**{name: -numbers[name[1:]]})
-    return table.holding(numbers)
+    return replace(table, numbers=numbers)
 
 
 def choose_columns(table: Table, kind: str, run: str, asked: Mapping[str, str], path: Path) -> Choice:
-    """The columns by role: those asked for, else the likeliest. Of a chart of several runs those of `run`.
+    """The columns by role, requested or likeliest; of a chart of several runs those of `run`.
 
-    Raises ErltoolError, naming the columns there are, where a role is left without one or one cannot play it.
+    Raises ErltoolError, naming the columns, where none fits a role or the values of one do not.
     """
-    numbers, columns, notes = table.numbers, dict(asked), []
-    found = candidates(list(numbers), kind, run)
+    numbers, columns = table.numbers, dict(asked)
+    fitting = candidates(list(numbers), kind, run)
+    notes: list[str] = []
     if "entropy" not in asked:
-        columns["entropy"], said = _entropy(numbers, found["entropy"], kind, path)
-        notes += said
+        columns["entropy"], notes = _entropy(numbers, fitting["entropy"], kind, path)
     elif asked["entropy"] in numbers and _is_below_zero(numbers[asked["entropy"]]):
         raise _below_zero(asked["entropy"], path)
-    for role, names in found.items():
+    for role, names in fitting.items():
         if role not in (*columns, "step") and names:
             columns[role] = names[0]
     _require("performance", columns, numbers, path)
     if "step" not in asked:
-        columns["step"], said = _step(numbers, found["step"], columns, kind, path)
-        notes += said
+        columns["step"], more = _step(numbers, fitting["step"], columns, kind, path)
+        notes += more
     for role in MAIN:
         _require(role, columns, numbers, path)
         _check(role, columns[role], table, path)
     order = sorted(columns, key=lambda role: MAIN.index(role) if role in MAIN else len(MAIN))
-    return Choice({role: columns[role] for role in order}, {r: tuple(n) for r, n in found.items()}, tuple(notes))
+    return Choice({role: columns[role] for role in order}, {r: tuple(n) for r, n in fitting.items()}, tuple(notes))
 
 
-def _entropy(numbers: pd.DataFrame, found: list[str], kind: str, path: Path) -> tuple[str, list[str]]:
-    """The likeliest column that can be an entropy, none that lies below 0."""
-    possible = [name for name in found if not _is_below_zero(numbers[name])]
-    if found and not possible:
-        raise _below_zero(found[0], path)
-    if not found:
-        raise _none_for("entropy", numbers, path)
+def _entropy(numbers: pd.DataFrame, fitting: list[str], kind: str, path: Path) -> tuple[str, list[str]]:
+    """The likeliest column of an entropy that is not below 0."""
+    possible = [name for name in fitting if not _is_below_zero(numbers[name])]
+    if not possible:
+        raise _below_zero(fitting[0], path) if fitting else _none_for("entropy", numbers, path)
     name = possible[0]
-    notes = [f"entropy: not {shown(other)}, which lies below 0" for other in found[: found.index(name)]]
+    notes = [f"entropy: not {shown(other)}, which lies below 0" for other in fitting[: fitting.index(name)]]
     metric = split_run(name, kind)[1]
     if is_loss(metric) and not tool_of(kind, [split_run(other, kind)[1] for other in numbers]):
         if (most := numbers[name].max()) < LITTLE:
@@ -99,41 +92,39 @@ def _entropy(numbers: pd.DataFrame, found: list[str], kind: str, path: Path) -> 
 
 
 def _is_below_zero(entropy: pd.Series) -> bool:
-    """Whether values are no entropies: below 0 by more than rounding, or most of them at all."""
+    """Whether values lie below 0 by more than rounding, or most of them at all."""
     return bool(entropy.min() < -ROUNDING or entropy.median() < 0)
 
 
 def _step(
-    numbers: pd.DataFrame, found: list[str], columns: Mapping[str, str], kind: str, path: Path
+    numbers: pd.DataFrame, fitting: list[str], columns: Mapping[str, str], kind: str, path: Path
 ) -> tuple[str, list[str]]:
-    """The best column of steps that stands beside the entropies and beside the performances."""
-    if not found:
+    """The likeliest column of steps with values in the rows of entropies and of performances."""
+    if not fitting:
         raise _none_for("step", numbers, path)
     beside = [numbers[columns[role]].notna() for role in ("entropy", "performance")]
-    shares = [min(numbers.loc[rows, name].notna().mean() for rows in beside) for name in found]
+    shares = [min(numbers.loc[rows, name].notna().mean() for rows in beside) for name in fitting]
     if not np.max(shares) > 0:
         raise ErltoolError(
             f"{shown(path)}: no column of steps stands beside both entropy and performance; name one with --step COL "
-            f"or columns={{'step': COL}}: {listed(found)}"
+            f"or columns={{'step': COL}}: {listed(fitting)}"
         )
     at = next((i for i, share in enumerate(shares) if share > BESIDE), int(np.argmax(shares)))
-    name, notes = found[at], []
+    name, notes = fitting[at], []
     if name == COUNTED:
         notes.append("step: counted, one a row of training, since the log has none")
     elif plain(split_run(name, kind)[1]) == "_step" or (kind == "W&B CSV" and name == "Step"):
         notes.append("step: W&B's own, which counts calls of its log and not updates")
-    elif len(found) > 1 and kind != "erltool run":
-        notes.append(f"step: {shown(name, 40)}, of {len(found)} the likeliest count of updates beside both")
+    elif len(fitting) > 1 and kind != "erltool run":
+        notes.append(f"step: {shown(name, 40)}, of {len(fitting)} the likeliest count of updates beside both")
     return name, notes
 
 
 def _check(role: str, name: str, table: Table, path: Path) -> None:
-    """Refuses numbers that cannot be what their role asks for."""
+    """Raises ErltoolError for values that do not fit their role."""
     where = f"{shown(path)}: column {shown(name)!r}"
     if name in table.unclear:
-        raise ErltoolError(
-            f"{where} does not tell whether 1,234 is 1.234 or 1234; write decimal points and no thousands separators"
-        )
+        raise ErltoolError(f"{where} does not tell whether 1,234 is 1.234 or 1234; write decimal points only")
     if role == "entropy" and (most := table.numbers[name].median()) > MOST:
         raise ErltoolError(
             f"{where} is about {most:.3g}, more nats a token than any vocabulary allows; if it is a sum or in percent, "
@@ -165,6 +156,6 @@ def _below_zero(name: str, path: Path) -> ErltoolError:
 
 
 def nearest(name: str, table: pd.DataFrame) -> str:
-    """The columns of a table for an error's text, those most like `name` first."""
+    """The columns of a table for an error's line, those most like `name` first."""
     near = difflib.get_close_matches(name, list(table), n=8, cutoff=0.3)
     return f"the columns are {listed(near + [c for c in table if c not in near])}"

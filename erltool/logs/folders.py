@@ -1,4 +1,4 @@
-"""Folders of logs: TensorBoard's event files and MLflow's metrics, of one run or of several, as rows."""
+"""Rows of folders of logs: TensorBoard's event files and MLflow's metrics, of one run or several."""
 
 import contextlib
 import re
@@ -6,18 +6,15 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from erltool.errors import ErltoolError
-from erltool.logs.rows import SOURCE, STEP, Row
+from erltool.logs.rows import SOURCE, Row, joined
 from erltool.logs.text import Counts, lines_of
 from erltool.text import listed, shown
 
 MLFLOW_LINE = re.compile(r"(\d{9,}) (\S+)(?: (\d+))?\s*")
 
-# --- event files ---------------------------------------------------------------------------------
-
 
 def event_runs(path: Path, skipped: Counts) -> dict[str, list[Path]]:
-    """The event files of a folder, or one file, by the folder they lie in. A folder inside another run's is left out:
-    there trainers keep hyperparameters."""
+    """The event files of a folder, or one file, by their folder. Left out: folders in a run's own (hyperparameters)."""
     if path.is_file():
         return {"": [path]}
     files = sorted(f for f in path.rglob("*tfevents*") if f.is_file())
@@ -28,10 +25,7 @@ def event_runs(path: Path, skipped: Counts) -> dict[str, list[Path]]:
 
 
 def event_rows(files: list[Path], prefix: str, skipped: Counts) -> Iterator[Row]:
-    """A row a step, or several where its scalars stand apart. A torn or damaged file is read as far as it goes.
-
-    Of several files each is a source; its name follows on `prefix`.
-    """
+    """Rows of event files, each read up to its first damage. Each of several files is a source under `prefix`."""
     try:
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboard.compat.proto.event_pb2 import Event
@@ -39,32 +33,28 @@ def event_rows(files: list[Path], prefix: str, skipped: Counts) -> Iterator[Row]
         where = shown(files[0].parent)
         raise ErltoolError(f"{where}: reading event files needs tensorboard; pip install tensorboard") from e
     for file in files:
-        source = {SOURCE: prefix + file.name.removeprefix("events.out.tfevents.")} if len(files) > 1 else {}
-        row: Row = {}
-        size, read = file.stat().st_size, 0
-        with contextlib.suppress(MemoryError, OverflowError):  # a length that no file has
-            for record in RawEventFileLoader(str(file)).Load():
-                read += len(record) + 16
-                try:
-                    event = Event.FromString(record)
-                    scalars = {value.tag: _scalar(value) for value in event.summary.value}
-                except Exception:  # protobuf's errors are its own, by version
-                    skipped["unreadable records"] += 1
-                    continue
-                for tag, value in scalars.items():
-                    if value is not None and (row.get(STEP) != event.step or tag in row):
-                        if row:
-                            yield row
-                        row = {STEP: float(event.step)} | source
-                    if value is not None:
-                        row[tag] = value
-        skipped["bytes at the end of a torn event file"] += size - read
-        if row:
-            yield row
+        source: Row = {SOURCE: prefix + file.name.removeprefix("events.out.tfevents.")} if len(files) > 1 else {}
+        records = RawEventFileLoader(str(file)).Load()
+        yield from joined(_scalars(records, Event.FromString, file.stat().st_size, skipped), source)
+
+
+def _scalars(records, parsed, size: int, skipped: Counts) -> Iterator[tuple[float, str, float | str]]:
+    """Step, tag and value of each scalar in the records of an event file."""
+    with contextlib.suppress(MemoryError, OverflowError):  # a length that no file has
+        for record in records:
+            size -= len(record) + 16
+            try:
+                event = parsed(record)
+                scalars = {value.tag: _scalar(value) for value in event.summary.value}
+            except Exception:  # the types of protobuf's errors depend on its version
+                skipped["unreadable records"] += 1
+                continue
+            yield from ((event.step, tag, value) for tag, value in scalars.items() if value is not None)
+    skipped["bytes at the end of a torn event file"] += size
 
 
 def _scalar(value) -> float | None:
-    """The number of a summary's value, in either of its forms; None where it is a text, an image and so on."""
+    """The number in a summary's value, in either form; None for text, images and so on."""
     from tensorboard.util.tensor_util import make_ndarray
 
     if value.HasField("simple_value"):
@@ -75,13 +65,10 @@ def _scalar(value) -> float | None:
     return float(array) if array.ndim == 0 and array.dtype.kind in "fiu" else None
 
 
-# --- MLflow --------------------------------------------------------------------------------------
-
-
 def mlflow_runs(path: Path) -> dict[str, Path]:
-    """The folders of metrics of MLflow's runs by the runs' names, or their ids where names are missing or the same.
+    """The folders of metrics of MLflow's runs, by name, or by id where names are missing or equal.
 
-    `path` is such a folder, a run's, an experiment's or that of all experiments.
+    `path` is such a folder, that of a run, of an experiment, or of all experiments.
     """
     if path.name == "metrics" and _has_metrics(path):
         return {path.parent.name: path}
@@ -108,47 +95,37 @@ def _mlflow_name(run: Path) -> str:
 
 
 def mlflow_rows(folder: Path, skipped: Counts) -> Iterator[Row]:
-    """A row for what was logged together: MLflow keeps a file a metric, lines of time, value and step."""
+    """Rows of what was logged together. MLflow keeps a file a metric, with lines of time, value and step."""
     logged = []
     for file in sorted(f for f in folder.rglob("*") if f.is_file()):
         name = file.relative_to(folder).as_posix()
         with lines_of(file, skipped) as lines:
             for line in lines:
-                if (found := MLFLOW_LINE.fullmatch(line)) and found[3]:
-                    logged.append((int(found[1]), float(found[3]), name, found[2]))
+                if (match := MLFLOW_LINE.fullmatch(line)) and match[3]:
+                    logged.append((int(match[1]), float(match[3]), name, match[2]))
                 else:
                     skipped["unreadable lines"] += bool(line.strip())
-    row: Row = {}
-    for _, step, name, value in sorted(logged, key=lambda one: one[0]):
-        if row.get(STEP) != step or name in row:
-            if row:
-                yield row
-            row = {STEP: step}
-        row[name] = value
-    if row:
-        yield row
+    logged.sort(key=lambda entry: entry[0])
+    yield from joined((step, name, value) for _, step, name, value in logged)
 
 
-# --- several runs --------------------------------------------------------------------------------
+def chosen(runs: Collection[str], run: str | None, path: Path) -> str:
+    """The name of the requested run, of the run that holds it, or of the only one.
 
-
-def chosen(found: Collection[str], run: str | None, path: Path) -> str:
-    """The name of the run asked for among those found, or of the only one, which may hold the one that is asked for.
-
-    Raises ErltoolError that names them where none is asked for, or the one that is asked for is not there.
+    Raises ErltoolError, naming the runs, where none was requested or the requested one is missing.
     """
-    if not found:
+    if not runs:
         raise ErltoolError(f"{shown(path)}: holds no run of this kind; is it the right folder?")
-    if run in found or len(found) == 1:
-        return run if run in found else next(iter(found))
-    outer = [name for name in found if run is not None and run.startswith(f"{name}/")]
+    if run is not None and run in runs:
+        return run
+    outer = [name for name in runs if len(runs) == 1 or (run is not None and run.startswith(f"{name}/"))]
     if not outer:
-        raise not_chosen(found, run, path)
+        raise not_chosen(runs, run, path)
     return outer[0]
 
 
-def not_chosen(found: Collection[str], run: str | None, path: Path) -> ErltoolError:
-    names = listed(found, 8)
+def not_chosen(runs: Collection[str], run: str | None, path: Path) -> ErltoolError:
+    names = listed(runs, 8)
     if run is None:
-        return ErltoolError(f"{shown(path)}: holds {len(found)} runs; choose one with --run NAME or run=NAME: {names}")
+        return ErltoolError(f"{shown(path)}: holds {len(runs)} runs; choose one with --run NAME or run=NAME: {names}")
     return ErltoolError(f"{shown(path)}: no run {shown(run)!r}; its runs are {names}")

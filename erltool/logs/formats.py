@@ -1,9 +1,8 @@
-"""Other tools' log files as tables of numbers: which format a file has, and what it holds.
+"""The format of another tool's log file, and its content as a table of numbers.
 
-verl (console, JSONL), TRL (trainer_state.json, what it prints, notebooks), OpenRLHF (console), W&B and SwanLab (their
-exports), MLflow's and TensorBoard's folders, CSV, TSV, Parquet, Markdown, HTML, JSON and JSONL, of whatever tool. A
-file is untrusted text: nothing of it is evaluated, and text for a terminal goes through `shown`. It is read as a
-stream, in chunks; of a large one only the columns asked for are kept.
+verl (console, JSONL), TRL (trainer_state.json, console, notebooks), OpenRLHF (console), W&B and SwanLab (exports),
+MLflow and TensorBoard (folders), and any tool's CSV, TSV, Parquet, Markdown, HTML, JSON and JSONL. A file is untrusted
+text: nothing of it is evaluated, and text for a terminal goes through `shown`. Files are read as streams, in chunks.
 """
 
 import contextlib
@@ -22,12 +21,12 @@ from erltool.logs import folders as logfolders
 from erltool.logs import rows as logrows
 from erltool.logs import tables as logtables
 from erltool.logs.numbers import NUMBER_WIDTH, decimal_signs, number
-from erltool.logs.rows import SOURCE, STEP, document_of, document_rows, first_row, has_step
-from erltool.logs.tables import CHUNK_ROWS, MAX_COLUMNS, STEP_WORD, csv_kind, has_markdown_table, is_csv
+from erltool.logs.rows import SOURCE, STEP, Row, document_of, document_rows, first_row, has_step
+from erltool.logs.tables import CHUNK_ROWS, MAX_COLUMNS, STEP_WORD, Chunks, Keep, csv_kind, has_markdown_table, is_csv
 from erltool.logs.text import CONTROLS, Counts, first_lines, is_wide, lines_of
 from erltool.text import shown
 
-LARGE = 64 << 20  # bytes; of a larger file only the columns that have a role are kept
+LARGE = 64 << 20  # bytes; of a larger file only columns with a role are kept
 MAX_ROWS = 1_000_000
 
 ROWS = {
@@ -47,35 +46,25 @@ KINDS = (*ROWS, *FOLDERS, *TABLES, "erltool run")
 
 @dataclass(frozen=True)
 class Table:
-    """What a log holds."""
+    """The content of a log."""
 
-    numbers: pd.DataFrame
-    """(rows, columns) float64 in the file's order; what is missing or not a finite number is NaN."""
+    numbers: pd.DataFrame  # (rows, columns) float64 in the file's order; NaN where no finite number is
     texts: pd.DataFrame
-    """The columns without a number, of the same rows; SOURCE is the part of the log that a row comes from."""
-    percents: Mapping[str, int]
-    """Columns of numbers with a percent sign: how many of their numbers lack it."""
-    unclear: frozenset[str]
-    """Columns whose decimal sign cannot be told."""
+    """The columns without a number, of the same rows. SOURCE is the section of the log that a row comes from."""
+    percents: Mapping[str, int]  # columns with percent signs: how many of their numbers lack one
+    unclear: frozenset[str]  # columns with an unclear decimal sign
     skipped: Counts
-    run: str = ""
-    """The run of a folder that holds one or several."""
+    run: str = ""  # the chosen run of a folder
     notes: tuple[str, ...] = ()
 
     def rows(self, at) -> "Table":
-        """Of the rows at these positions the columns that hold a number there."""
-        numbers, texts = (part.iloc[at].reset_index(drop=True) for part in (self.numbers, self.texts))
+        """The rows at these positions, and the columns with a number there."""
+        numbers, texts = (table.iloc[at].reset_index(drop=True) for table in (self.numbers, self.texts))
         return replace(self, numbers=numbers.dropna(axis=1, how="all"), texts=texts)
-
-    def holding(self, numbers: pd.DataFrame) -> "Table":
-        return replace(self, numbers=numbers)
-
-
-# --- which format --------------------------------------------------------------------------------
 
 
 def detect(path: Path) -> str:
-    """The kind of a log file or folder, one of KINDS. Raises ErltoolError for what is empty, binary or not a log."""
+    """The kind of a log file or folder, one of KINDS. Raises ErltoolError for an empty or binary file, or no log."""
     if path.is_dir():
         return _detect_folder(path)
     with open(path, "rb") as f:
@@ -103,9 +92,7 @@ def detect(path: Path) -> str:
     with contextlib.suppress(csv.Error, ValueError):  # a single line, or a field beyond csv's limit
         if is_csv(*(*lines, "")[:2]):
             return table
-    raise ErltoolError(
-        f"{shown(path)}: not a log that is known: no metrics found in it; give one of: {', '.join(KINDS)}"
-    )
+    raise ErltoolError(f"{shown(path)}: not a known log, without metrics; give one of: {', '.join(KINDS)}")
 
 
 def _detect_folder(path: Path) -> str:
@@ -118,12 +105,11 @@ def _detect_folder(path: Path) -> str:
     if logfolders.mlflow_runs(path):
         return "MLflow"
     raise ErltoolError(
-        f"{shown(path)}: holds no erltool run, no trainer_state.json and no TensorBoard event files or MLflow metrics"
+        f"{shown(path)}: holds no erltool run, trainer_state.json, TensorBoard event files or MLflow metrics"
     )
 
 
 def _detect_lines(path: Path) -> str | None:
-    """The kind of text that has metrics in one of its lines."""
     before = ""
     with lines_of(path, Counter()) as lines:
         for line in lines:
@@ -136,7 +122,7 @@ def _detect_lines(path: Path) -> str | None:
 
 
 def _detect_json(path: Path) -> str | None:
-    """The kind of a file that begins like JSON; None where it is no JSON after all, as a console's printed config."""
+    """The kind of a file that begins like JSON; None where it is something else, such as a console's printed config."""
     try:
         document = document_of(path)
     except ErltoolError:
@@ -154,15 +140,11 @@ def _detect_json(path: Path) -> str | None:
     return "W&B history" if rows and "_step" in rows[0] else "JSON"
 
 
-# --- what it holds -------------------------------------------------------------------------------
-
-
 def read_table(path: Path, kind: str, keep: Callable[[str], bool], run: str | None = None) -> Table:
-    """The numbers of a log, its texts, and what was skipped by reason. `run` names one of a folder that holds several.
+    """The numbers and texts of a log, and counts of what was skipped. `run` chooses from a folder of several.
 
-    Numbers that are not finite are NaN and counted. Of a file larger than LARGE only the columns are kept for which
-    `keep(name)`, and rows up to MAX_ROWS. Raises ErltoolError for a file that cannot be read as this kind, and for a
-    folder of several runs that does not hold `run`.
+    Numbers that are not finite are NaN and counted. Rows are kept up to MAX_ROWS. Of a file larger than LARGE, only
+    columns with `keep(name)` are. Raises ErltoolError for a file of another kind, or a folder without `run`.
     """
     skipped: Counts = Counter()
     left_out: set[str] = set()
@@ -173,22 +155,22 @@ def read_table(path: Path, kind: str, keep: Callable[[str], bool], run: str | No
         return name not in left_out
 
     large = path.is_file() and path.stat().st_size > LARGE
-    parts, count = [], 0
+    kept_chunks, count = [], 0
     folder, chunks = _chunks(path, kind, run, skipped, kept if large else None)
     with contextlib.closing(chunks):
         for chunk in chunks:
-            parts.append(_compact(chunk)[: MAX_ROWS - count])
+            kept_chunks.append(_compact(chunk)[: MAX_ROWS - count])
             count += len(chunk)
             if count > MAX_ROWS:
                 skipped[f"the rest of the file, after {MAX_ROWS:,} rows"] = 1
                 break
-    whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    whole = pd.concat(kept_chunks, ignore_index=True) if kept_chunks else pd.DataFrame()
     skipped["columns without a role, of a large file"] = len(left_out)
     return replace(_numbers_and_texts(whole, skipped), run=folder)
 
 
-def _chunks(path: Path, kind: str, run: str | None, skipped: Counts, keep) -> tuple[str, Iterator[pd.DataFrame]]:
-    """The run that was chosen in a folder of several, and its chunks."""
+def _chunks(path: Path, kind: str, run: str | None, skipped: Counts, keep: Keep) -> tuple[str, Chunks]:
+    """The chosen run of a folder, and its chunks."""
     if kind in TABLES:
         return "", TABLES[kind](path, skipped, keep)
     name = ""
@@ -206,19 +188,17 @@ def _chunks(path: Path, kind: str, run: str | None, skipped: Counts, keep) -> tu
     return name, _framed(path, rows, keep)
 
 
-def _framed(path: Path, rows: Iterator[dict], keep: Callable[[str], bool] | None) -> Iterator[pd.DataFrame]:
+def _framed(path: Path, rows: Iterator[Row], keep: Keep) -> Chunks:
     names: set[str] = set()
-    while part := list(itertools.islice(rows, CHUNK_ROWS)):
-        names.update(*part)
+    while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+        names.update(*chunk)
         if len(names) > MAX_COLUMNS:
-            raise ErltoolError(
-                f"{shown(path)}: over {MAX_COLUMNS:,} different metrics, as {shown(min(names))}; no log has"
-            )
-        yield pd.DataFrame([row if keep is None else {k: v for k, v in row.items() if keep(k)} for row in part])
+            raise ErltoolError(f"{shown(path)}: over {MAX_COLUMNS:,} metrics, such as {shown(min(names))}; no log has")
+        yield pd.DataFrame([row if keep is None else {k: v for k, v in row.items() if keep(k)} for row in chunk])
 
 
 def _compact(chunk: pd.DataFrame) -> pd.DataFrame:
-    """A chunk with floats where it has numbers alone, so that rows of the longest logs fit into memory."""
+    """A chunk with floats in columns of numbers, so that the longest logs fit into memory."""
     columns = {}
     for name, values in chunk.items():
         plain = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
@@ -227,7 +207,6 @@ def _compact(chunk: pd.DataFrame) -> pd.DataFrame:
 
 
 def _numbers_and_texts(whole: pd.DataFrame, skipped: Counts) -> Table:
-    """The columns of a log's chunks read as numbers, where they are some, and as texts."""
     plain = {name: values for name, values in whole.items() if values.dtype == float}
     tokens = {name: {v for v in values.unique() if isinstance(v, str) and len(v) <= NUMBER_WIDTH}
               for name, values in whole.items() if name not in plain}  # fmt: skip
@@ -244,20 +223,19 @@ def _numbers_and_texts(whole: pd.DataFrame, skipped: Counts) -> Table:
             marked = values.map(lambda v: isinstance(v, str) and v.rstrip().endswith("%"))
             percents[name] = int((finite.notna() & ~marked).sum())
     texts = whole[[name for name in whole if name not in numbers]]
-    commas = any(signs.get(name) == "," for name in numbers)
     skipped["values that are not finite numbers"] += bad
     unclear = frozenset(name for name in numbers if not signs.get(name, "."))
-    notes = ("numbers: read with decimal commas",) if commas else ()
-    said = Counter({reason: n for reason, n in skipped.items() if n})
-    return Table(pd.DataFrame(numbers, index=whole.index), texts, percents, unclear, said, notes=notes)
+    notes = ("numbers: read with decimal commas",) if "," in map(signs.get, numbers) else ()
+    counts = Counter({reason: n for reason, n in skipped.items() if n})
+    return Table(pd.DataFrame(numbers, index=whole.index), texts, percents, unclear, counts, notes=notes)
 
 
 def _read(name: str, values: pd.Series, sign: str) -> pd.Series:
-    """A column of texts and numbers as floats, NaN for what is no number."""
+    """A column of texts and numbers as floats, NaN where no number is."""
     counts_steps = bool(STEP_WORD.search(name.replace("_", " ")))
-    codes, found = pd.factorize(values)
-    read = np.full(len(found) + 1, np.nan)  # the last is of code -1, what is missing
-    for i, value in enumerate(found):
+    codes, different = pd.factorize(values)
+    read = np.full(len(different) + 1, np.nan)  # the last one is for missing values, code -1
+    for i, value in enumerate(different):
         if isinstance(value, str):
             value = number(value, sign, counts_steps) if len(value) <= NUMBER_WIDTH else None
         elif isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):

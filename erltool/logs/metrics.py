@@ -1,34 +1,29 @@
-"""Which column of a log is what, by the names that the tools give: step, entropy, performance, and what lies beside.
+"""The role of a log's column by its name: step, entropy, performance, and further metrics.
 
-The names were read in the sources of verl, TRL, OpenRLHF, prime-rl, ms-swift, LLaMA-Factory, slime, AReaL, ROLL,
-NeMo-RL, open-instruct, tinker-cookbook and unsloth. A name that says of itself that it is something else (a
-coefficient, a cross-entropy, a spread, a part of a reward) never plays the role, or only where nothing better is there.
+The names come from the sources of verl, TRL, OpenRLHF, prime-rl, ms-swift, LLaMA-Factory, slime, AReaL, ROLL, NeMo-RL,
+open-instruct, tinker-cookbook and unsloth. A name of something else (a coefficient, a cross-entropy, a spread, a term
+of a reward) never has the role, or only where nothing better is there.
 """
 
 import re
 from collections.abc import Collection, Iterable
 
-# --- names ---------------------------------------------------------------------------------------
-
 
 def split_run(name: str, kind: str = "") -> tuple[str, str]:
-    """The run and the metric of a column of a chart's export, "run - metric" by W&B; no run elsewhere.
-
-    SwanLab writes run-metric_step for the metric's value. Both parts may hold a dash: the split is where a metric is
-    known best.
-    """
+    """The run and the metric in a column's name: "run - metric" in W&B's exports, run-metric_step in SwanLab's; else no
+    run. SwanLab's names are split at the dash behind which the best known metric stands."""
     if kind != "SwanLab CSV":
         run, _, metric = name.rpartition(" - ")
         return run, metric
     metric = name[:400].removesuffix("_step")
-    parts = metric.split("-")
-    splits = [("-".join(parts[:i]), "-".join(parts[i:])) for i in range(len(parts))]
+    pieces = metric.split("-")
+    splits = [("-".join(pieces[:i]), "-".join(pieces[i:])) for i in range(len(pieces))]
     ranked = [(r, i) for i, (_, m) in enumerate(splits) for role in MAIN if (r := rank(role, m)) is not None]
     return splits[min(ranked)[1]] if ranked else ("", metric)
 
 
 def plain(metric: str) -> str:
-    """A metric's name as the rules below know it: lower case, no unit, / between parts, _ between words, @ before k."""
+    """A metric's name for the rules below: lower case, no unit, / in paths, _ between words, @ before k."""
     name = re.sub(r"\s*(\([^()]*\)|\[[^\[\]]*\]|%)\s*$", "", metric.strip()[:400])
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     name = re.sub(r"\s*/\s*", "/", name)
@@ -38,8 +33,6 @@ def plain(metric: str) -> str:
 def words(name: str) -> list[str]:
     return re.findall(r"[a-z]+\d*|\d+", name)
 
-
-# --- roles ---------------------------------------------------------------------------------------
 
 MAIN = ("step", "entropy", "performance")
 ROLES = {
@@ -61,14 +54,13 @@ ROLES = {
     "kl_k1": (r"^actor/ppo_kl$", r"^kl_k1$"),
     "grad_norm": (r"^(actor/|train/)?grad_norm$",),
 }  # fmt: skip
-"""What a role's column is called, the best name first: regular expressions on the plain name. Entropy and performance
-have rules of their own, below."""
+"""Regular expressions on a column's plain name, the best first. Entropy and performance have rules below."""
 ALL_ROLES = (*MAIN, *(role for role in ROLES if role not in MAIN))
 RUN_NAME = re.compile(r"(run|experiment|exp|trial)([_ ]?(name|id))?|display[_ ]?name|seed", re.I)
 
 
 def rank(role: str, metric: str) -> int | None:
-    """The place of a metric's name among those that fit a role, 0 the best; None where it does not fit."""
+    """How well a metric's name fits a role, 0 the best; None where it does not."""
     name = plain(metric)
     if role == "entropy":
         return None if "bits" in words(metric.lower()) else _entropy_rank(name)
@@ -79,23 +71,22 @@ def rank(role: str, metric: str) -> int | None:
 
 def candidates(names: Iterable[str], kind: str, run: str) -> dict[str, list[str]]:
     """Columns by role, the likeliest first; of a chart of several runs those of `run`."""
-    metrics = [(name, metric) for name in names for of, metric in [split_run(name, kind)] if of in ("", run)]
-    found = {}
+    split = {name: split_run(name, kind) for name in names}
+    metrics = {name: metric for name, (of, metric) in split.items() if of in ("", run)}
+    columns = {}
     for role in ALL_ROLES:
-        ranked = [(rank(role, metric), i, name) for i, (name, metric) in enumerate(metrics)]
-        found[role] = [name for _, _, name in sorted(one for one in ranked if one[0] is not None)]
-    return found
+        ranks = {name: place for name, metric in metrics.items() if (place := rank(role, metric)) is not None}
+        columns[role] = sorted(ranks, key=ranks.__getitem__)
+    return columns
 
 
 def has_role(name: str) -> bool:
-    """Whether a column can play a role, names a run, or counts OpenRLHF's evaluations, by its name alone."""
+    """Whether a column's name fits a role, names runs, or counts OpenRLHF's evaluations."""
     if RUN_NAME.fullmatch(name) or name == "eval/global_step":
         return True
     metrics = {split_run(name, kind)[1] for kind in ("", "SwanLab CSV")}
     return any(rank(role, metric) is not None for role in ALL_ROLES for metric in metrics)
 
-
-# --- entropy -------------------------------------------------------------------------------------
 
 HELD_OUT = re.compile(
     r"(^|/)(eval|evaluation|val|valid|validation|test|held_?out)(-core|-aux|-rollout)?(?=[/_])"
@@ -107,11 +98,11 @@ OF_TOKENS = frozenset(
     "old step".split()
 )
 OTHER_ENTROPIES = frozenset(
-    # not an entropy of the policy's tokens
+    # entropies of something other than the policy's tokens
     "cross reward rewards advantage answer semantic router routing gate gating expert experts moe attention attn ref "
     "reference teacher value critic_value prompt data dataset group cluster kl accuracy acc correct incorrect wrong "
     "right "
-    # what acts on an entropy, or a number about it
+    # numbers that change an entropy or describe it
     "coef coeff coeffs coefficient beta alpha lambda lam weight weights bonus target threshold scale decay schedule lr "
     "penalty cost term reg regularizer regularization tau eps temperature multiplier clip mask initial init std stddev "
     "var variance min max median change delta diff difference grad gradient norm frac fraction ratio percent pct top "
@@ -119,45 +110,40 @@ OTHER_ENTROPIES = frozenset(
     "floor ceiling limit cap goal desired relative ce gap drop slope speed percentile error collapse log exp "
     "normalized normalised sum total".split()
 )
-NOT_ABOVE_PATH = OTHER_ENTROPIES - {"data", "group", "value"}  # these may name the folder of a chart
+NOT_ABOVE_PATH = OTHER_ENTROPIES - {"data", "group", "value"}  # a chart's folder may have these names
+KNOWN_ENTROPIES = {"policy_entropy": 0, "actor/entropy": 1, "response_entropy": 8}  # the last has a role of its own
 
 
 def _entropy_rank(name: str) -> int | None:
     path = name.split("/")
-    at = next((i for i, part in enumerate(path) if "entropy" in words(part)), None)
+    at = next((i for i, folder in enumerate(path) if "entropy" in words(folder)), None)
     if at is None:
         return None
-    said = [word for part in path[at:] for word in words(part)]
-    above = [word for part in path[:at] for word in words(part)]
-    if OTHER_ENTROPIES & set(said) or NOT_ABOVE_PATH & set(above):
+    own, above = words("/".join(path[at:])), words("/".join(path[:at]))
+    if OTHER_ENTROPIES & set(own) or NOT_ABOVE_PATH & set(above):
         return None
-    held_out = HELD_OUT.search(name)
-    if name in ("policy_entropy", "actor/entropy"):
-        return ("policy_entropy", "actor/entropy").index(name)
-    if name == "response_entropy":  # has a role of its own
-        return 8
-    if held_out:
+    if name in KNOWN_ENTROPIES:
+        return KNOWN_ENTROPIES[name]
+    if HELD_OUT.search(name):
         return 7
-    if said in (["entropy"], ["entropy", "mean"], ["entropy", "avg"]):
+    if own in (["entropy"], ["entropy", "mean"], ["entropy", "avg"]):
         return 2
-    if OF_TOKENS.issuperset(said):
+    if OF_TOKENS.issuperset(own):
         return 3
-    if "loss" in said:
-        return 4 if OF_TOKENS.issuperset(set(said) - {"loss"}) else 6
+    if "loss" in own:
+        return 4 if OF_TOKENS.issuperset(set(own) - {"loss"}) else 6
     return 5
 
 
 def is_loss(entropy: str) -> bool:
-    """Whether a column of entropy is called a loss: some tools log minus the entropy under that name, or a multiple."""
+    """Whether a column is called a loss, as which some tools log minus the entropy or a multiple of it."""
     return "loss" in words(plain(entropy))
 
 
 def is_certain(entropy: str) -> bool:
-    """Whether every word of a column's name is one of an entropy of tokens."""
+    """Whether every word of a column's name fits an entropy of tokens."""
     return (_entropy_rank(plain(entropy)) or 0) < 5
 
-
-# --- performance ---------------------------------------------------------------------------------
 
 NO_PERFORMANCE = re.compile(
     r"(std|stderr|var|min|max|median|worst|lengths?|len|times?|timing|clip(ped)?|frac|num|entropy|loss|kl|logps?|"
@@ -173,13 +159,13 @@ ACCURACY = re.compile(
 )
 TOTAL = r"(?:mean|avg|average|total|sum|raw|all|overall|task|train|episode|verifiable)"
 REWARD = re.compile(rf"(?:.*/)?(?:{TOTAL}_)*(?:rewards?|scores?|reward_score)(?:[/_-]{TOTAL})*")
-PART = re.compile(
+TERM = re.compile(
     rf"(?:^|/)rewards?/(?!{TOTAL}$)(?!(?:{TOTAL}_)*(?:rewards?|scores?)(?:/|$))[^/]+(/{TOTAL})?$"
     rf"|(?:^|[/_])(?!{TOTAL}_)[a-z0-9]+_rewards?(_func)?(/mean|_mean)?$"
     rf"|^rewards?_(?!{TOTAL}$)[a-z0-9_]+$"
 )
 FORM = re.compile(r"format|length|tag|repetition|language|xml|style|penalty|overlong|strict|soft")
-# Of an answer's form, of a reward model, of several responses, so far.
+# Of an answer's form, a reward model, several responses, or the best so far.
 OTHER_ACCURACIES = {"format", "formatting", "xml", "tag", "rm", "best", "maj", "majority", "oracle", "topk"}
 BENCHMARK = re.compile(
     r"(aime|amc|math|gsm|minerva|olympiad|gpqa|mmlu|livecode|lcb|humaneval|mbpp|countdown|arc|bbh|hmmt)[^/]*"
@@ -187,27 +173,27 @@ BENCHMARK = re.compile(
 
 
 def _performance_rank(name: str) -> int | None:
-    """Held-out accuracy before held-out reward, accuracy, reward, best of several responses, parts of a reward."""
+    """Held-out accuracy before held-out reward, accuracy, reward, best of several responses, terms of a reward."""
     if name == "eval_accuracy":
         return 0
-    found = VERL_VALIDATION.match(name)  # the name of its data source says nothing
-    core, inner = (found[1], found[2]) if found else ("", HELD_OUT.sub("", name).strip("/_"))
+    verl = VERL_VALIDATION.match(name)  # without the data source, whose name says nothing
+    core, inner = (verl[1], verl[2]) if verl else ("", HELD_OUT.sub("", name).strip("/_"))
     if any(NO_PERFORMANCE.fullmatch(word) for word in re.findall(r"[a-z]+\d*(?:@\d+)?", inner)):
         return None
-    held_out = bool(found or HELD_OUT.search(name))
+    held_out = bool(verl or HELD_OUT.search(name))
     several = SEVERAL.search(inner)
     mean = MEAN_OF.search(inner) or (several and several[1] == "1")
     if several and not mean:
         return 9
-    if not found and PART.search(inner):
+    if not verl and TERM.search(inner):
         return 12 if FORM.search(inner) else 10 if ACCURACY.search(inner) else 11
-    if not found and OTHER_ACCURACIES & set(words(inner)):
+    if not verl and OTHER_ACCURACIES & set(words(inner)):
         return 12
     if core == "core":
         return 1 if re.match(r"acc/", inner) else 2
     if held_out and (ACCURACY.search(inner) or (mean and not re.match(r"(reward|score)", inner))):
         return 3
-    if held_out and (mean or REWARD.fullmatch(inner) or re.match("score/", inner)):  # score/ and a data source: verl
+    if held_out and (mean or REWARD.fullmatch(inner) or re.match("score/", inner)):  # verl has score/DATA_SOURCE
         return 4
     if held_out and BENCHMARK.fullmatch(inner):
         return 5
@@ -217,8 +203,6 @@ def _performance_rank(name: str) -> int | None:
         return None
     return 8 if "score" in inner and inner != "critic/score/mean" else 7
 
-
-# --- which average an entropy is -----------------------------------------------------------------
 
 UNKNOWN_AVERAGE = "not known: {} does not say over what it averages"
 TOKEN_MEAN = "token mean, {}; not Eq 5's mean over responses"
@@ -243,6 +227,11 @@ MARKS = (
     ("NeMo-RL", r"train/approx_entropy$"),
     ("tinker", r"optim/entropy$"),
 )  # fmt: skip
+ENTROPY_COLUMNS = {
+    "verl": r"actor/entropy(_loss)?|entropy_loss", "OpenRLHF": r"(train/)?entropy_loss", "TRL": r"(train/)?entropy",
+    "prime-rl": r"entropy/(all/)?mean", "ms-swift": r"(train/)?entropy/mean", "slime": r"train/entropy_loss",
+    "NeMo-RL": r"train/approx_entropy", "tinker": r"optim/entropy",
+}  # fmt: skip
 KIND_OF = {"verl console": "verl", "verl JSONL": "verl", "OpenRLHF console": "OpenRLHF"}
 TRAINER = ("TRL trainer_state", "TRL console")
 OWN = {
@@ -252,7 +241,7 @@ OWN = {
 
 
 def tool_of(kind: str, metrics: Collection[str]) -> str:
-    """The tool that logged these metrics, by the kind of log and by names that it alone uses; "" where not known."""
+    """The tool that logged these metrics, by the kind of log or by names that it alone uses; "" where unknown."""
     if kind in KIND_OF:
         return KIND_OF[kind]
     names = [plain(metric) for metric in metrics]
@@ -260,21 +249,11 @@ def tool_of(kind: str, metrics: Collection[str]) -> str:
 
 
 def entropy_average(kind: str, tool: str, entropy: str) -> str:
-    """Over what an entropy is averaged, as far as the kind of log, its tool and the column tell."""
+    """The average that an entropy is, as far as the kind of log, its tool and the column show."""
     name = plain(entropy)
     if kind == "erltool run":
         return OWN.get(name, UNKNOWN_AVERAGE.format("the run"))
-    known = _is_the_tools(tool, name)
+    known = tool in ENTROPY_COLUMNS and bool(re.fullmatch(ENTROPY_COLUMNS[tool], name))
     if not tool and kind in TRAINER and name == "entropy":
         tool, known = "TRL", True
     return AVERAGES[tool] if known else UNKNOWN_AVERAGE.format(f"the log ({kind})")
-
-
-def _is_the_tools(tool: str, name: str) -> bool:
-    """Whether a column is the one that a tool logs its entropy in."""
-    columns = {
-        "verl": r"actor/entropy(_loss)?|entropy_loss", "OpenRLHF": r"(train/)?entropy_loss", "TRL": r"(train/)?entropy",
-        "prime-rl": r"entropy/(all/)?mean", "ms-swift": r"(train/)?entropy/mean", "slime": r"train/entropy_loss",
-        "NeMo-RL": r"train/approx_entropy", "tinker": r"optim/entropy",
-    }  # fmt: skip
-    return tool in columns and bool(re.fullmatch(columns[tool], name))

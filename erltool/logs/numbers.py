@@ -1,13 +1,12 @@
-"""Numbers as people write them in text: percent signs, decimal commas, thousands separators, the Unicode minus.
+"""Numbers as people write them: percent signs, decimal commas, thousands separators, the Unicode minus.
 
-Which of comma and point is the decimal one is decided over a column, or over the whole file where a column alone does
-not tell.
+A column decides whether comma or point is its decimal sign, or else the whole file does.
 """
 
 import re
 from collections.abc import Collection, Mapping
 
-NUMBER_WIDTH = 40  # characters; what is longer is prose
+NUMBER_WIDTH = 40  # characters; longer text is prose
 EXPONENT = r"(?:e[-+]?[0-9]+)?"
 DIGITS = r"(?=[-+]?[.,]?[0-9])"
 POINT = re.compile(rf"{DIGITS}[-+]?(?:[1-9][0-9]{{0,2}}(?:,[0-9]{{3}})+|[0-9]*)(?:\.[0-9]*)?{EXPONENT}", re.I)
@@ -17,13 +16,15 @@ OF_TOTAL = re.compile(r"([0-9]+)(?: ?/ ?| of )[0-9]+")
 
 
 def decimal_signs(columns: Mapping[str, Collection[str]], fractions: bool) -> dict[str, str]:
-    """The decimal sign of each column of texts, "." or ","; "" where it cannot be told.
+    """The decimal sign of each column of texts, "." or ","; "" where it is unclear.
 
-    `fractions`: whether the file also holds numbers with decimal points that need no reading.
+    `fractions` says whether the file has other columns of numbers with decimal points.
     """
     sure = {name: _sure_signs(tokens) for name, tokens in columns.items()}
-    everywhere = set().union(*sure.values(), "." if fractions else "")
-    commas = any("," in bare(token) for tokens in columns.values() for token in tokens if _is_number(bare(token)))
+    everywhere = {"."} if fractions else set()
+    everywhere.update(*sure.values())
+    texts = [text for tokens in columns.values() for text in map(bare, tokens)]
+    commas = any("," in text and (POINT.fullmatch(text) or COMMA.fullmatch(text)) for text in texts)
     signs = {}
     for name, tokens in columns.items():
         if len(sure[name]) == 1:
@@ -39,7 +40,7 @@ def decimal_signs(columns: Mapping[str, Collection[str]], fractions: bool) -> di
 
 
 def _sure_signs(tokens: Collection[str]) -> set[str]:
-    """The decimal signs that the numbers of a column leave no doubt of."""
+    """The decimal signs that some number of a column must have."""
     signs = set()
     for token in map(bare, tokens):
         point, comma = POINT.fullmatch(token), COMMA.fullmatch(token)
@@ -48,30 +49,22 @@ def _sure_signs(tokens: Collection[str]) -> set[str]:
     return signs
 
 
-def _is_number(token: str) -> bool:
-    return bool(POINT.fullmatch(token) or COMMA.fullmatch(token))
-
-
 def _is_unclear(token: str) -> bool:
-    """Whether a number reads as another one with the other decimal sign, as 1,234."""
-    both = POINT.fullmatch(token) and COMMA.fullmatch(token)
-    return bool(both) and ("," in token or "." in token)
+    """Whether the other decimal sign makes it another number, as in 1,234."""
+    return bool(POINT.fullmatch(token) and COMMA.fullmatch(token)) and ("," in token or "." in token)
 
 
 def bare(token: str) -> str:
-    """A number's text without its percent sign, its spaces and the Unicode minus."""
+    """A number's text without percent sign and spaces, with an ASCII minus."""
     token = token.strip().removesuffix("%").rstrip().replace("\u2212", "-")
     return SPACED.sub("", token)
 
 
 def number(token: str, sign: str = ".", counts_steps: bool = False) -> float | None:
-    """The number that a text is, NaN and infinities included; None where it is none.
-
-    `sign` is its decimal sign; of a column that counts steps, "1/438" is step 1 of 438.
-    """
+    """The number (NaN, infinity) in a text with this decimal sign, or None. Where steps are counted, "1/438" is 1."""
     token = bare(token)
-    if counts_steps and (found := OF_TOTAL.fullmatch(token)):
-        return float(found[1])
+    if counts_steps and (match := OF_TOTAL.fullmatch(token)):
+        return float(match[1])
     if re.fullmatch(r"[-+]?(nan|inf(inity)?)", token, re.I):
         return float(token)
     if not (POINT if sign == "." else COMMA).fullmatch(token):

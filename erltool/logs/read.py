@@ -1,9 +1,8 @@
-"""Other people's logs as points of entropy and performance, and as runs.
+"""Other tools' logs as points of entropy and performance, and as runs.
 
-`read_log` reads what other trainers leave behind (formats.py lists the formats), guesses by name which columns are
-step, entropy and performance (metrics.py), tells several runs apart (several.py), and says what it took; a wrong
-guess is corrected by `columns`, `unit` and `run`. Performance is often measured at fewer steps than entropy:
-`align_points` then averages the entropy over a stated window before each measurement.
+`read_log` reads the logs of other trainers (formats.py), guesses by name which columns are step, entropy and
+performance (metrics.py), tells several runs apart (several.py), and reports its choices; `columns`, `unit` and `run`
+correct them. `align_points` averages the entropy before each measurement of performance.
 """
 
 import contextlib
@@ -32,36 +31,27 @@ from erltool.text import listed, shown
 
 @dataclass(frozen=True)
 class Log:
-    """A log that was read: which column plays which role, its numbers, and what was skipped."""
+    """A log: the roles of its columns, its numbers, and what was skipped."""
 
     path: Path
-    kind: str
-    """The format, one of logformats.KINDS."""
-    columns: Mapping[str, str]
-    """Column by role: step, entropy, performance, and the keys of METRICS that were found beside them."""
-    candidates: Mapping[str, tuple[str, ...]]
-    """Columns whose names fit a role, the likeliest first."""
+    kind: str  # the format, one of formats.KINDS
+    columns: Mapping[str, str]  # column by role: step, entropy, performance, and further keys of METRICS
+    candidates: Mapping[str, tuple[str, ...]]  # columns whose names fit a role, the likeliest first
     metrics: pd.DataFrame
-    """One row a step, sorted; the columns are the file's own, numbers or NaN."""
+    """One row a step, sorted. The columns are the file's, numbers or NaN."""
     unit: str
     """Of performance: "fraction", "percentage points" or "as given"."""
-    entropy_average: str
-    """Which average the entropy is, as far as the kind of log, its tool and the column tell."""
-    skipped: Mapping[str, int]
-    """What was not used, and what was mended, as counts by reason."""
+    entropy_average: str  # which average the entropy is, as far as the log shows
+    skipped: Mapping[str, int]  # counts of what was not used or was corrected, by reason
     unit_stated: bool = False
-    """Whether the unit was stated, by the caller or a percent sign; else it was read off name and values."""
-    run: str = ""
-    """The run's name, where the log names it or holds several."""
-    runs: tuple[str, ...] = ()
-    """The names of the runs in it, where there are several."""
-    notes: tuple[str, ...] = ()
-    """What was guessed and decided on the way, a sentence each."""
-    percents: frozenset[str] = frozenset()
-    """Columns with percent signs."""
+    """Whether the caller or a percent sign states the unit; otherwise name and values suggest it."""
+    run: str = ""  # the run's name, where the log names it or has several runs
+    runs: tuple[str, ...] = ()  # the names of all runs, where there are several
+    notes: tuple[str, ...] = ()  # guesses and decisions, a sentence each
+    percents: frozenset[str] = frozenset()  # columns with percent signs
 
     def points(self, window: float | None = None) -> pd.DataFrame:
-        """The aligned points as `align_points` makes them; `.attrs` has their `unit` and `entropy_average` too."""
+        """The points of `align_points`, with `unit` and `entropy_average` in `.attrs`, too."""
         step, entropy, performance = (self.metrics[self.columns[r]] for r in MAIN)
         points = align_points(step, entropy, performance, window)
         points.attrs.update(unit=self.unit, entropy_average=self.entropy_average)
@@ -71,21 +61,18 @@ class Log:
 def align_points(step, entropy, performance, window: float | None = None) -> pd.DataFrame:
     """A point for each measurement of performance, with the mean entropy of the `window` steps up to it.
 
-    step, entropy and performance are (n,), in any order, NaN where a step has no measurement. The mean is over the
-    entropies measured at steps in (s - window, s], where s is the measurement's step. By default `window` is the
-    median gap between measurements of performance, so that the windows tile the run: 1 where both are measured at
-    every step, and for a single measurement. A measurement without an entropy in its window gives no point.
+    step, entropy and performance are (n,), in any order, NaN where a step has no measurement. A measurement at step s
+    averages the entropies at steps in (s - window, s]; without any it gives no point. By default `window` is the median
+    gap between measurements, so that the windows tile the run, and 1 for a single measurement.
 
-    Returns columns step, entropy (nats), performance (unit as given) and averaged, the entropies in the mean;
-    `.attrs` has the `window` and the number of measurements `dropped`. Raises ErltoolError for arrays of different
-    lengths or a window that is not a positive number.
+    Returns columns step, entropy (nats), performance (unit as given) and averaged, the number of entropies in the mean.
+    `.attrs` has the `window` and the number of measurements `dropped`. Raises ErltoolError for different lengths or a
+    window not above 0.
     """
     step, entropy, performance = (np.asarray(a, dtype=float).ravel() for a in (step, entropy, performance))
     if not len(step) == len(entropy) == len(performance):
-        raise ErltoolError(
-            f"align_points: {len(step)} steps, {len(entropy)} entropies and {len(performance)} performances; "
-            "give as many of each"
-        )
+        counts = f"{len(step)} steps, {len(entropy)} entropies and {len(performance)} performances"
+        raise ErltoolError(f"align_points: {counts}; give as many of each")
     order = np.argsort(step, kind="stable")
     step, entropy, performance = step[order], entropy[order], performance[order]
     measured = np.isfinite(performance) & np.isfinite(step)
@@ -100,10 +87,10 @@ def align_points(step, entropy, performance, window: float | None = None) -> pd.
     first, last = (np.searchsorted(at, edge, side="right") for edge in (ends - window, ends))
     kept = last > first
     means = [values[i:j].mean() for i, j in zip(first[kept], last[kept], strict=True)]
-    points = pd.DataFrame(
-        {"step": ends[kept], "entropy": np.array(means, dtype=float), "performance": performance[kept]}
-    )
-    points["averaged"] = (last - first)[kept]
+    points = pd.DataFrame({
+        "step": ends[kept], "entropy": np.array(means, dtype=float), "performance": performance[kept],
+        "averaged": (last - first)[kept],
+    })  # fmt: skip
     points.attrs.update(window=float(window), dropped=int((~kept).sum()))
     return points
 
@@ -114,14 +101,14 @@ def read_log(
 ) -> Log:  # fmt: skip
     """The log of another tool, or the folder of an erltool run.
 
-    `columns` corrects the guess: a column's name in the file by role, {"performance": "val-core/aime24/acc/mean@32"};
-    {"entropy": "-entropy_loss"} takes minus the column of that name. `kind`, one of logformats.KINDS, corrects the
-    format, and `unit`, one of law.units.UNITS, the unit of performance. `run` names one of several runs. A run that was
-    resumed in the same log is one run (several.py); of several values of a column at one step the last one wins.
+    `columns` names columns of the file by role, {"performance": "val-core/aime24/acc/mean@32"}; {"entropy":
+    "-entropy_loss"} takes minus that column. `kind`, one of formats.KINDS, corrects the format, and `unit`, one of
+    law.units.UNITS, the unit of performance. `run` names one of several runs. A run that was resumed in the same log is
+    one run (several.py). Of several values of a column at one step the last one counts.
 
-    Raises ErltoolError, in one line with the remedy, for what is missing, empty, damaged or no log, for a column that
-    is not there, where no step, entropy or performance is found, for an entropy below 0, for numbers whose decimal
-    sign cannot be told, for several runs of which none was asked for, and for performance in two units.
+    Raises ErltoolError for a missing, empty or damaged file or one that is no log, a missing column, a log without
+    step, entropy or performance, an entropy below 0, an unclear decimal sign, several runs without `run`, or mixed
+    units.
     """
     path, asked, run = Path(path), dict(columns or {}), None if run is None else str(run)
     _check_asked(path, asked, kind)
@@ -142,15 +129,14 @@ def _check_asked(path: Path, asked: Mapping[str, str], kind: str | None) -> None
     if not path.exists():
         raise ErltoolError(f"{shown(path)}: no such file or folder")
     if unknown := set(asked) - set(ALL_ROLES):
-        raise ErltoolError(
-            f"columns: no role {', '.join(map(shown, sorted(unknown)))}; the roles are {', '.join(ALL_ROLES)}"
-        )
+        roles = ", ".join(map(shown, sorted(unknown)))
+        raise ErltoolError(f"columns: no role {roles}; the roles are {', '.join(ALL_ROLES)}")
     if kind not in (None, *KINDS):
         raise ErltoolError(f"kind {shown(kind)!r}: not known; use one of {', '.join(KINDS)}")
 
 
 def _table(path: Path, kind: str, asked: Mapping[str, str], run: str | None) -> tuple[Table, dict]:
-    """What a log holds; and of an erltool run that was made of another log, what its config says of that."""
+    """A log's table, and for an imported erltool run the origin in its config."""
     mapped = {*asked.values(), *(name.removeprefix("-") for name in asked.values())}
     imported = None
     if kind == "erltool run":
@@ -165,7 +151,7 @@ def _table(path: Path, kind: str, asked: Mapping[str, str], run: str | None) -> 
         why = "".join(f"; skipped: {n} {reason}" for reason, n in table.skipped.items() if n)
         raise ErltoolError(f"{shown(path)}: read as {kind}, and holds no numbers{why}; is it the right file?")
     train, evaluation = (f"{where}/global_step" for where in ("train", "eval"))
-    if {train, evaluation} <= set(table.numbers):  # OpenRLHF on W&B: evaluations count in their own
+    if {train, evaluation} <= set(table.numbers):  # OpenRLHF on W&B: evaluations have a step of their own
         table.numbers[train] = table.numbers[train].fillna(table.numbers[evaluation])
     return table, imported if isinstance(imported, dict) else {}
 
@@ -187,33 +173,29 @@ def _log(path: Path, kind: str, taken: Taken, choice: Choice, unit: str | None, 
     if imported and entropy == "policy_entropy":
         average = shown(imported.get("entropy_average", average), 200)
     return Log(
-        path, kind, columns, choice.found, metrics, unit, average, {r: n for r, n in skipped.items() if n},
+        path, kind, columns, choice.candidates, metrics, unit, average, {r: n for r, n in skipped.items() if n},
         stated is not None, taken.name, taken.names, (*table.notes, *choice.notes), frozenset(table.percents),
     )  # fmt: skip
 
 
 def _by_step(table: pd.DataFrame, step: str, skipped: Counts) -> pd.DataFrame:
-    """One row a step, sorted; of several values of a column at one step the last. Counts what that took."""
+    """One row a step, sorted, with the last value of each column. `skipped` counts what is lost."""
     rows = table.dropna(subset=[step])
     skipped["rows without a step"] += len(table) - len(rows)
     skipped["rows out of order"] += int((rows[step].diff() < 0).sum())
-    again = rows[rows.duplicated(step, keep=False)].groupby(step).nunique()  # evaluations may have a row of their own
+    again = rows[rows.duplicated(step, keep=False)].groupby(step).nunique()  # or an evaluation's row
     skipped["duplicated steps, of which the last value wins"] += int((again > 1).any(axis=1).sum())
     return rows.groupby(step, sort=True).last().reset_index().astype(float)
 
 
-# --- a log as a run ------------------------------------------------------------------------------
-
-
 def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict:
-    """Writes a log as the folder of a run, which `read_run` opens. Returns its config.json's "imported" part.
+    """Writes a log as the folder of a run, which `read_run` opens. Returns "imported" of its config.json.
 
-    metrics.jsonl has the mapped columns under the names of METRICS: entropy as policy_entropy, performance as
-    eval_accuracy in fractions. An evaluation stands there where it has an aligned point; if the log has no entropy at
-    that very step, policy_entropy is that point's mean, and how many are so is in config.json, beside source, run,
-    unit and mapping. Mapped columns that leave the [0, 1] of their name are left out. `iteration` counts the rows.
-    Raises ErltoolError for performance that is no fraction and no percentage, as a sum of rewards; for steps that are
-    not whole; for a folder that holds something.
+    metrics.jsonl has the columns with a role under the names of METRICS: entropy as policy_entropy, performance as
+    eval_accuracy in fractions, for evaluations with an aligned point. Where the log has no entropy at an evaluation's
+    step, policy_entropy is the point's mean; config.json counts these, and has source, run, unit and columns. Columns
+    outside the [0, 1] of their name are left out. `iteration` counts the rows. Raises ErltoolError for performance that
+    is neither fraction nor percentage, steps that are not whole, or a folder that is not empty.
     """
     folder, step, name = Path(folder), log.columns["step"], log.columns["performance"]
     scale = {"fraction": 1, "percentage points": 100}.get(log.unit)
@@ -223,9 +205,7 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
             "eval_accuracy; fit the log itself, or choose another with --performance, or state its --unit"
         )
     if (log.metrics[step] % 1 != 0).any():
-        raise ErltoolError(
-            f"{shown(log.path)}: steps in {shown(step)!r} are not whole numbers; choose another with --step"
-        )
+        raise ErltoolError(f"{shown(log.path)}: steps in {shown(step)!r} are not whole; choose another with --step")
     points = log.points(window)
     rows = pd.DataFrame({"step": log.metrics[step].astype(int), "iteration": range(len(log.metrics))})
     for role, column in log.columns.items():
@@ -250,17 +230,13 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
     return imported
 
 
-# --- what is said of it --------------------------------------------------------------------------
-
-
 def log_report(log: Log, window: float | None = None) -> str:
-    """What was read of a log, as lines of at most 80 columns that are safe for a terminal: columns and what else they
-    might have been, unit, which entropy, which run, what was guessed and skipped, and the first and last points."""
+    """A log's columns and their alternatives, unit, average of the entropy, run, guesses, counts of what was skipped,
+    and first and last points, as lines of at most 80 columns that are safe for a terminal."""
     points, steps = log.points(window), log.metrics[log.columns["step"]]
+    width = log.metrics.shape[1]
     lines = [f"{log.kind}: {shown(log.path)}"]
-    lines += [
-        f"{len(steps)} steps from {steps.min():.6g} to {steps.max():.6g}, {log.metrics.shape[1]} columns of numbers"
-    ]
+    lines += [f"{len(steps)} steps from {steps.min():.6g} to {steps.max():.6g}, {width} columns of numbers"]
     for role, name in log.columns.items():
         others = [other for other in log.candidates.get(role, ()) if other != name]
         lines += [f"  {role:21}{shown(name, 56)}"] + [f"{'':20}or {shown(other, 56)}" for other in others[:3]]
@@ -270,9 +246,8 @@ def log_report(log: Log, window: float | None = None) -> str:
     lines += [f"skipped: {n:,} {shown(reason, 56)}" for reason, n in log.skipped.items()]
     if dropped := points.attrs["dropped"]:
         lines += [f"skipped: {dropped:,} measurements of performance without an entropy in the window"]
-    lines += [
-        f"{len(points)} points, entropy averaged over the {points.attrs['window']:g} steps up to each measurement"
-    ]
+    window = points.attrs["window"]
+    lines += [f"{len(points)} points, entropy averaged over the {window:g} steps up to each measurement"]
     if len(points):
         rows = points if len(points) <= 6 else pd.concat([points[:3], points[-3:]])
         lines += [rows.to_string(index=False, float_format="{:.6g}".format)]
@@ -280,14 +255,13 @@ def log_report(log: Log, window: float | None = None) -> str:
 
 
 def said_of(log: Log) -> list[str]:
-    """What was decided about a log beyond its columns, as lines of at most 80 columns that are safe for a terminal."""
-    said = [f"entropy: {shown(log.entropy_average, 200)}", f"performance: {_unit_words(log)}"]
+    """The decisions about a log beside its columns, as lines of at most 80 columns that are safe for a terminal."""
+    decisions = [f"entropy: {shown(log.entropy_average, 200)}", f"performance: {_unit_words(log)}"]
     if log.run:
         others = [name for name in log.runs if name != log.run]
         beside = f", of {len(log.runs)}; others are {listed(others, 4)}" if others else ""
-        said.append(f"run: {shown(log.run)}{beside}")
-    lines = [textwrap.wrap(text, 80, subsequent_indent="  ") for text in [*said, *log.notes]]
-    return [line for part in lines for line in part]
+        decisions.append(f"run: {shown(log.run)}{beside}")
+    return [line for text in (*decisions, *log.notes) for line in textwrap.wrap(text, 80, subsequent_indent="  ")]
 
 
 def _unit_words(log: Log) -> str:
@@ -296,7 +270,7 @@ def _unit_words(log: Log) -> str:
         how = "by its percent signs" if name in log.percents else "as stated"
         return f"{'fractions' if log.unit == 'fraction' else log.unit}, {how}"
     return {
-        "fraction": "taken as fractions, since every value lies in [0, 1]",
+        "fraction": "taken as fractions, because every value lies in [0, 1]",
         "percentage points": "taken as percentage points, by its name and values above 1",
         "as given": "taken as given; by name and values neither fractions nor percentages",
     }[log.unit]

@@ -1,15 +1,14 @@
-"""Several runs in one log: told from a run that was resumed, named, and the one that was asked for.
+"""Several runs in one log: how they are told apart and named, and which one is read.
 
-A column that names runs divides them. Without one, the steps at which entropy was measured do, in the file's order;
-where they fall back, or another event file, table or cell begins, either the same run goes on or another begins:
+A column with names of runs divides them. Without one, the steps with an entropy do, in the file's order. Where they
+fall back, or another event file, table or cell begins, the same run goes on or another one begins:
 
-- all steps lie behind those before them, or all before them: the same run;
-- they begin after the first and in the later half of the steps before them, and go on beyond the last: the same run,
-  resumed from a checkpoint; what it did again replaces what it had done;
-- anything else, as a start over from the first step, or from the middle without going further: not clear, so they are
-  two runs, and a reader has to choose.
+- All steps come after the earlier ones, or all before: the same run.
+- They begin in the later half of the earlier steps and go on beyond the last: the same run, resumed from a checkpoint;
+  steps that it did again replace the earlier ones.
+- Anything else, such as a new start from the first step: two runs, and the reader has to choose.
 
-Where most steps have several entropies without any of these, nothing tells the runs apart, and the log is refused.
+Where most steps still have several entropies, nothing tells the runs apart, and the log is refused.
 """
 
 from collections.abc import Mapping
@@ -26,27 +25,26 @@ from erltool.logs.metrics import RUN_NAME, rank, split_run
 from erltool.logs.rows import SOURCE
 from erltool.text import shown
 
-LATER = 0.5  # share of a run's steps that a resumed one may do again
-SHUFFLED = 0.25  # falls back per measurement above which rows are in no order at all
-MOST_PARTS = 1000
+LATER = 0.5  # fraction of a run's steps that a resumed one may do again
+SHUFFLED = 0.25  # falls per measurement, above which rows have no order
+MOST_SECTIONS = 1000
 MOST_NAMES = 64  # different texts in a column that may name runs
 
 
 @dataclass
 class Run:
-    """Rows of one run, by position, and the steps at which its entropy was measured, sorted."""
+    """The rows of one run, by position, and its sorted steps with an entropy."""
 
     rows: list[np.ndarray]
     steps: np.ndarray
-    again: int = 0
-    """Rows that a resumed run did again, which are left out."""
+    again: int = 0  # rows left out because the resumed run did them again
 
     @property
     def positions(self) -> np.ndarray:
         return np.sort(np.concatenate(self.rows))
 
     def goes_on(self, steps: np.ndarray) -> bool:
-        """Whether steps, sorted, are of this run too."""
+        """Whether sorted steps belong to this run, too."""
         if not len(self.steps) or not len(steps) or steps[0] > self.steps[-1] or steps[-1] < self.steps[0]:
             return True
         again = np.mean(self.steps >= steps[0])
@@ -55,7 +53,7 @@ class Run:
 
     def join(self, rows: np.ndarray, steps: np.ndarray, step: np.ndarray) -> None:
         if np.isin(steps, self.steps).any():
-            kept = [part[~(step[part] >= steps[0])] for part in self.rows]
+            kept = [positions[~(step[positions] >= steps[0])] for positions in self.rows]
             self.again += sum(map(len, self.rows)) - sum(map(len, kept))
             self.rows, self.steps = kept, self.steps[self.steps < steps[0]]
         self.rows.append(rows)
@@ -68,16 +66,15 @@ class Taken:
 
     table: Table
     name: str = ""
-    names: tuple[str, ...] = ()
-    """Of all runs, where there are several."""
+    names: tuple[str, ...] = ()  # of all runs, where there are several
     again: int = 0
-    """Rows that the run did again after it was resumed, which are left out."""
+    """As in Run."""
 
 
 def named_run(table: Table, kind: str, columns: Mapping[str, str], run: str | None, path: Path) -> Taken:
-    """Of runs that a folder, a column or a chart's columns name, the one asked for, or the only one.
+    """The requested or only run, of those that a folder, a column or a chart's columns name.
 
-    A chart's column that is asked for by name, in `columns`, says of which run. Raises ErltoolError that names them.
+    A chart's column in `columns` requests its run. Raises ErltoolError, naming the runs.
     """
     if (texts := _naming_column(table)) is not None:
         names = tuple(map(str, texts.dropna().unique()))
@@ -86,20 +83,18 @@ def named_run(table: Table, kind: str, columns: Mapping[str, str], run: str | No
             return Taken(table, name)
         table.skipped["rows that name no run"] += int(texts.isna().sum())
         return Taken(table.rows(np.flatnonzero(texts.astype(str) == name)), name, names)
-    charted = dict.fromkeys(of for of, metric in (split_run(n, kind) for n in table.numbers) if of and _is_main(metric))
+    metrics = (split_run(name, kind) for name in table.numbers)
+    main = ("entropy", "performance")
+    charted = dict.fromkeys(of for of, m in metrics if of and any(rank(role, m) is not None for role in main))
     if charted:
-        mapped = (split_run(columns[role], kind)[0] for role in ("entropy", "performance") if role in columns)
+        mapped = (split_run(columns[role], kind)[0] for role in main if role in columns)
         name = chosen(charted, run or next(filter(None, mapped), None), path)
         return Taken(table, name, tuple(charted) if len(charted) > 1 else ())
     return Taken(table, table.run.removeprefix("."))
 
 
-def _is_main(metric: str) -> bool:
-    return any(rank(role, metric) is not None for role in ("entropy", "performance"))
-
-
 def _naming_column(table: Table) -> pd.Series | None:
-    """The names of runs by row, of a column with several before one with a single one; None where no column does."""
+    """The names of runs by row, from a column with several names or else one; None without such a column."""
     texts = {name: table.texts[name] for name in table.texts if RUN_NAME.fullmatch(name)}
     numbers = {name: values for name, values in table.numbers.items()
                if RUN_NAME.fullmatch(name) and (values.dropna() % 1 == 0).all()}  # fmt: skip
@@ -110,10 +105,7 @@ def _naming_column(table: Table) -> pd.Series | None:
 
 
 def run_by_steps(taken: Taken, columns: Mapping[str, str], run: str | None, path: Path) -> Taken:
-    """Of runs that only the steps, or the parts of the log, tell apart, the one asked for, or the only one.
-
-    Raises ErltoolError that names the runs.
-    """
+    """The requested or only run, by steps and sections of the log. Raises ErltoolError, naming the runs."""
     table = taken.table
     step, entropy = (table.numbers[columns[role]].to_numpy() for role in ("step", "entropy"))
     measured = np.isfinite(entropy) & np.isfinite(step)
@@ -133,7 +125,7 @@ def run_by_steps(taken: Taken, columns: Mapping[str, str], run: str | None, path
 
 
 def _separating_text(texts: pd.DataFrame, step: np.ndarray, measured: np.ndarray) -> pd.Series | None:
-    """The texts of a column within each of which every step is measured once, where over all of them most are not."""
+    """A column of texts that separates runs: most steps are measured several times, but once for each text."""
     if not measured.any() or pd.Series(step[measured]).duplicated(keep=False).mean() <= LATER:
         return None
     for name in texts.columns.drop(SOURCE, errors="ignore"):
@@ -144,23 +136,23 @@ def _separating_text(texts: pd.DataFrame, step: np.ndarray, measured: np.ndarray
 
 
 def _refuse_mixed(step: np.ndarray, entropy: np.ndarray, path: Path) -> None:
-    """Refuses rows of which nothing tells the run, where most steps have several entropies."""
+    """Raises ErltoolError where most steps of a run have several entropies."""
     beside = pd.Series(entropy).groupby(step, sort=False).nunique() > 1
     if beside.sum() >= 3 and beside.mean() > LATER:
         raise ErltoolError(
             f"{shown(path)}: {beside.sum():,} of {len(beside):,} steps have several entropies side by side; give the "
-            "log of one run, or rows with a column run that names theirs"
+            "log of one run, or add a column run with the runs' names"
         )
 
 
 def runs_of(step: np.ndarray, measured: np.ndarray, source: np.ndarray, path: Path) -> list[Run]:
     """The runs among rows in the file's order.
 
-    `step` (n,) is NaN where there is none, `measured` (n,) whether a row has an entropy and a step, `source` (n,) the
-    part of the log it comes from. Raises ErltoolError where steps fall back so often that no run can be told.
+    By row, (n,): `step` or NaN, whether an entropy and a step are `measured`, and `source`, the section of the log.
+    Raises ErltoolError where steps fall back too often to tell runs apart.
     """
     runs: list[Run] = []
-    for rows in _parts(step, measured, source, path):
+    for rows in _sections(step, measured, source, path):
         steps = np.unique(step[rows[measured[rows]]])
         if runs and runs[-1].goes_on(steps):
             runs[-1].join(rows, steps, step)
@@ -169,18 +161,18 @@ def runs_of(step: np.ndarray, measured: np.ndarray, source: np.ndarray, path: Pa
     return runs
 
 
-def _parts(step: np.ndarray, measured: np.ndarray, source: np.ndarray, path: Path) -> list[np.ndarray]:
-    """Rows between one fall of the measured steps, or change of source, and the next."""
+def _sections(step: np.ndarray, measured: np.ndarray, source: np.ndarray, path: Path) -> list[np.ndarray]:
+    """Rows between falls of the measured steps or changes of source."""
     seen = np.flatnonzero(measured)
     falls = np.diff(step[seen]) < 0
     if falls.sum() > SHUFFLED * len(seen):
         falls = np.zeros_like(falls)
     new = falls | (source[seen][1:] != source[seen][:-1])
-    if new.sum() >= MOST_PARTS:
+    if new.sum() >= MOST_SECTIONS:
         raise ErltoolError(f"{shown(path)}: its steps fall back {new.sum():,} times; sort it by run and step")
     begins = []
     for before, at in zip(seen[:-1][new], seen[1:][new], strict=True):
-        # Rows without an entropy, as an evaluation before the first update, belong to what follows them.
+        # Rows without an entropy, such as an evaluation before the first update, belong to the next section.
         first = step[at]
         while at - 1 > before and source[at - 1] == source[at] and step[at - 1] <= first:
             at -= 1
@@ -189,9 +181,9 @@ def _parts(step: np.ndarray, measured: np.ndarray, source: np.ndarray, path: Pat
 
 
 def _pick(runs: list[Run], texts: pd.DataFrame, run: str | None, path: Path) -> tuple[Run, str, tuple[str, ...]]:
-    """The run that was asked for, its name, and those of all. Raises ErltoolError that names them."""
+    """The requested run, its name, and the names of all. Raises ErltoolError, naming the runs."""
     names = _names(runs, texts)
-    if run in names:
+    if run is not None and run in names:
         return runs[names.index(run)], run, tuple(names) if len(runs) > 1 else ()
     if len(runs) == 1:
         raise ErltoolError(f"{shown(path)}: no run {shown(run)!r}; it holds a single one, so leave the name out")
@@ -200,7 +192,7 @@ def _pick(runs: list[Run], texts: pd.DataFrame, run: str | None, path: Path) -> 
 
 
 def _names(runs: list[Run], texts: pd.DataFrame) -> list[str]:
-    """Names of runs: their source, or another text that is one in each and differs between them; else numbers."""
+    """Names of runs: their source, another text that is different in each, or else numbers."""
     for name in sorted(texts, key=lambda name: name != SOURCE):
         values = [list(texts[name].iloc[r.positions].dropna().unique()) for r in runs]
         firsts = [str(v[0]) for v in values if v]

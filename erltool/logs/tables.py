@@ -1,13 +1,13 @@
-"""Tables in other tools' logs, as chunks of a table: CSV and TSV, Parquet, Markdown, HTML, Jupyter notebooks.
+"""Tables in other tools' logs, in chunks: CSV and TSV, Parquet, Markdown, HTML, Jupyter notebooks.
 
-Their cells are numbers, or texts that formats.py reads as numbers where they are some.
+Cells are numbers, or texts that formats.py may read as numbers.
 """
 
 import csv
 import html
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -19,23 +19,20 @@ from erltool.text import shown
 
 CHUNK_ROWS = 5_000
 MAX_COLUMNS = 10_000
-HTML_LIMIT = 64 << 20  # characters, which are held whole
+HTML_LIMIT = 64 << 20  # characters, because a page is read whole
 STEP_WORD = re.compile(r"(?<![a-z])(steps?|iter(ation)?s?|updates?)(?![a-z])", re.I)
 
-Chunks = Iterator[pd.DataFrame]
-Keep = Callable[[str], bool] | None
-"""Whether a column is wanted, by its name; None for all of them."""
-
-
-# --- CSV and Parquet -----------------------------------------------------------------------------
+Chunks = Generator[pd.DataFrame, None, None]
+Cells = list[list[str]]  # by rows
+Keep = Callable[[str], bool] | None  # whether to keep a column, by its name; None for all
 
 
 def csv_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
     encoding = encoding_of(path, skipped)
     separator, above = separator_of(first_lines(path, 2))
-    # What pandas reads of 1.234 is not what is meant beside decimal commas: there all cells come as texts.
+    # Beside decimal commas pandas would misread 1.234, so there all cells come as texts.
     kind = str if _has_commas(path, separator) else None
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", pd.errors.ParserWarning)
         try:
             with pd.read_csv(
@@ -43,33 +40,33 @@ def csv_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
                 keep_default_na=False, na_values=[""], on_bad_lines="warn", skiprows=above, skipinitialspace=True,
             ) as chunks:  # fmt: skip
                 for chunk in chunks:
-                    if not isinstance(chunk.index, pd.RangeIndex):  # pandas takes the first column for names of rows
+                    if not isinstance(chunk.index, pd.RangeIndex):  # pandas took the first column for an index
                         raise ErltoolError(f"{shown(path)}: its rows have more fields than its header; mend the header")
-                    # Not by usecols, which makes pandas cut a row with too many fields instead of skipping it.
+                    # usecols would make pandas cut a row with too many fields instead of skipping it.
                     yield chunk[[c for c in chunk if not c.endswith(NO_METRIC) and (keep is None or keep(c))]]
         except (pd.errors.ParserError, pd.errors.EmptyDataError) as e:
             skipped[f"the rest of the file ({shown(str(e).rpartition('C error: ')[2])})"] += 1
-        skipped["unreadable lines"] += sum(str(w.message).count("Skipping line") for w in said)
+        skipped["unreadable lines"] += sum(str(w.message).count("Skipping line") for w in caught)
 
 
-NO_METRIC = ("__MIN", "__MAX", "_timestamp")  # W&B's bounds; the times that SwanLab and others write beside values
+NO_METRIC = ("__MIN", "__MAX", "_timestamp")  # W&B's bounds; times in SwanLab's and other exports
 
 
 def separator_of(head: list[str]) -> tuple[str, int]:
-    """The separator of a CSV's fields by its first lines, and how many lines stand above its header: Excel's sep=;"""
-    if head and (found := re.fullmatch(r'"?sep=(.)"?\s*', head[0])):
-        return found[1], 1
+    """A CSV's separator by its first lines, and the number of lines above its header, such as Excel's sep=;"""
+    if head and (match := re.fullmatch(r'"?sep=(.)"?\s*', head[0])):
+        return match[1], 1
     return max("\t;,", key=head[0].count) if head else ",", 0
 
 
 def is_csv(first: str, second: str) -> bool:
-    """Whether a header that speaks of steps or entropy and a row have as many fields, more than one."""
+    """Whether a header with steps or entropy and a row have equally many fields, more than one."""
     header, row = csv.reader([first, second], delimiter=separator_of([first])[0])
     return len(header) == len(row) > 1 and bool(re.search(r"step|entropy", first, re.I))
 
 
 def csv_kind(header: str) -> str:
-    """CSV, or the tool whose export it is by its header."""
+    """The kind of a CSV by its header: CSV, or a tool's export."""
     if " - " in header:
         return "W&B CSV"
     names = {name.strip('" \n') for name in header.split(separator_of([header])[0])}
@@ -94,12 +91,9 @@ def parquet_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
             for batch in file.iter_batches(CHUNK_ROWS, columns=names):
                 yield batch.to_pandas(ignore_metadata=True)
     except (OSError, ValueError, KeyError, pyarrow.ArrowException) as e:
-        raise ErltoolError(
-            f"{shown(path)}: not readable as Parquet ({shown(str(e).splitlines()[0])}); restore it"
-        ) from e
+        reason = shown(str(e).splitlines()[0])
+        raise ErltoolError(f"{shown(path)}: not readable as Parquet ({reason}); restore it") from e
 
-
-# --- Markdown ------------------------------------------------------------------------------------
 
 RULE = re.compile(r"\s*[|+]?(\s*:?-+:?\s*[|+])+(\s*:?-+:?\s*)?")
 CELL_END = re.compile(r"(?<!\\)\|")
@@ -108,8 +102,7 @@ CELL_END = re.compile(r"(?<!\\)\|")
 def markdown_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
     """The tables of a Markdown file that have a column of steps."""
     with lines_of(path, skipped) as lines:
-        tables = _markdown_tables(lines)
-        yield from _frames(((f"table {i}", table) for i, table in enumerate(tables, 1)), path, keep)
+        yield from _frames(_numbered(_markdown_tables(lines)), path, keep)
 
 
 def has_markdown_table(header: str, rule: str) -> bool:
@@ -117,8 +110,8 @@ def has_markdown_table(header: str, rule: str) -> bool:
     return "|" in header and bool(STEP_WORD.search(header)) and bool(RULE.fullmatch(rule.rstrip()[:4000]))
 
 
-def _markdown_tables(lines) -> Iterator[list[list[str]]]:
-    table: list[list[str]] = []
+def _markdown_tables(lines: Iterator[str]) -> Iterator[Cells]:
+    table: Cells = []
     before = ""
     for line in lines:
         if table and "|" in line:
@@ -139,28 +132,25 @@ def _cells(line: str) -> list[str]:
     return [cell.replace("\\|", "|").strip(" *`\t") for cell in (cells if cells[-1].strip() else cells[:-1])]
 
 
-# --- HTML ----------------------------------------------------------------------------------------
-
-# Not html.parser: its time is quadratic in the length of a hostile file ("<a " for 300 KB: over ten minutes).
+# Not html.parser, whose time is quadratic in the length of a hostile file ("<a " for 300 KB: over ten minutes).
 TAG = re.compile(r"<(/?)(table|tr|th|td)(?:\s[^<>]*)?>", re.I)
 ANY_TAG = re.compile(r"<[^<>]*>")
 
 
 def html_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
-    """The tables of a page that have a column of steps, as notebooks show them while a trainer runs."""
+    """The tables of a page that have a column of steps."""
     with lines_of(path, skipped) as lines:
         text = ""
         for line in lines:
             text += line
             if len(text) > HTML_LIMIT:
                 raise ErltoolError(f"{shown(path)}: over {HTML_LIMIT >> 20} MiB of HTML; save its table alone, or CSV")
-    yield from _frames(((f"table {i}", table) for i, table in enumerate(html_tables(text), 1)), path, keep)
+    yield from _frames(_numbered(html_tables(text)), path, keep)
 
 
-def html_tables(text: str) -> Iterator[list[list[str]]]:
-    """The tables of HTML as rows of cells' texts."""
-    rows: list[list[str]] = []
-    at = None  # where the text of the cell that is open begins
+def html_tables(text: str) -> Iterator[Cells]:
+    rows: Cells = []
+    at = None  # where the open cell's text begins
     for tag in TAG.finditer(text):
         name, closing = tag[2].lower(), bool(tag[1])
         if at is not None and rows:
@@ -177,34 +167,35 @@ def html_tables(text: str) -> Iterator[list[list[str]]]:
 
 
 def notebook_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
-    """What a trainer left in the outputs of a Jupyter notebook: its tables, or else the rows that it printed."""
+    """A trainer's tables in the outputs of a Jupyter notebook, or else the rows that it printed."""
     cells = document_of(path).get("cells", [])
     outputs = [(f"cell {i}", output) for i, cell in enumerate(cells, 1) if isinstance(cell, dict)
                for output in cell.get("outputs", ()) if isinstance(output, dict)]  # fmt: skip
     tables = [(name, table) for name, output in outputs
               for table in html_tables(_text(output.get("data"), "text/html"))]  # fmt: skip
-    yield from _frames(iter(tables), path, keep)
+    yield from _frames(tables, path, keep)
     for name, output in outputs:
         rows = list(printed_rows(_text(output, "text").splitlines()))
         if rows and not any(_has_steps(table) for _, table in tables):
             yield pd.DataFrame(rows).assign(**{SOURCE: name})
 
 
-def _text(part, name: str) -> str:
+def _text(output, name: str) -> str:
     """A text of a notebook's output, which is a string or a list of lines."""
-    found = part.get(name, "") if isinstance(part, dict) else ""
-    return "".join(map(str, found)) if isinstance(found, list) else str(found)
+    text = output.get(name, "") if isinstance(output, dict) else ""
+    return "".join(map(str, text)) if isinstance(text, list) else str(text)
 
 
-# --- what they share -----------------------------------------------------------------------------
+def _numbered(tables: Iterable[Cells]) -> Iterator[tuple[str, Cells]]:
+    return ((f"table {i}", table) for i, table in enumerate(tables, 1))
 
 
-def _has_steps(table: list[list[str]]) -> bool:
+def _has_steps(table: Cells) -> bool:
     return len(table) > 1 and any(map(STEP_WORD.search, table[0]))
 
 
-def _frames(tables: Iterator[tuple[str, list[list[str]]]], path: Path, keep: Keep) -> Chunks:
-    """The named tables that have a column of steps; cells beyond a table's header are left out."""
+def _frames(tables: Iterable[tuple[str, Cells]], path: Path, keep: Keep) -> Chunks:
+    """The tables that have a column of steps, without cells beyond the header."""
     for name, table in tables:
         if not _has_steps(table):
             continue

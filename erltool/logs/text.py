@@ -1,13 +1,15 @@
-"""Text of other people's logs: shown safely, decoded, read line by line."""
+"""Text of other tools' logs, decoded and read line by line."""
 
 import contextlib
 import itertools
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-LINE_LIMIT = 16 << 20  # characters; a longer line comes in pieces
-CONTROLS = [bytes([c]) for c in range(32) if c not in b"\b\t\n\v\f\r\x1b"]  # a tenth of binary data, hardly any of text
+LINE_LIMIT = 16 << 20  # characters; longer lines come in pieces
+CONTROLS = [bytes([c]) for c in range(32) if c not in b"\b\t\n\v\f\r\x1b"]  # a tenth of binary data, rare in text
+MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 Counts = Counter
@@ -15,19 +17,16 @@ Counts = Counter
 
 
 def is_wide(head: bytes) -> bool:
-    """Whether text is UTF-16, by its mark or by half of its bytes being 0."""
-    return head[:2] in (b"\xff\xfe", b"\xfe\xff") or (
-        len(head) > 8 and head[1:2000:2].count(0) > len(head[:2000]) * 0.4
-    )
+    """Whether text is UTF-16, by its mark or its many zero bytes."""
+    return head[:2] in MARKS or (len(head) > 8 and head[1:2000:2].count(0) > len(head[:2000]) * 0.4)
 
 
 def encoding_of(path: Path, skipped: Counts) -> str:
-    """utf-8, or what else a file's first MiB is, which is then said in `skipped`."""
+    """The encoding of a file by its first MiB. `skipped` notes any but UTF-8."""
     with open(path, "rb") as f:
         head = f.read(1 << 20)
     if is_wide(head):
-        marked = head[:2] in (b"\xff\xfe", b"\xfe\xff")
-        encoding = "utf-16" if marked else "utf-16-le"
+        encoding = "utf-16" if head[:2] in MARKS else "utf-16-le"
     else:
         try:
             head.decode("utf-8-sig")
@@ -41,7 +40,7 @@ def encoding_of(path: Path, skipped: Counts) -> str:
 
 
 @contextlib.contextmanager
-def lines_of(path: Path, skipped: Counts):
+def lines_of(path: Path, skipped: Counts) -> Iterator[Iterator[str]]:
     """The lines of a text file, as a stream."""
     with open(path, encoding=encoding_of(path, skipped), errors="replace") as f:
         yield iter(lambda: f.readline(LINE_LIMIT), "")

@@ -1,4 +1,4 @@
-"""A run's folder, and what recorded runs say: METRICS, the reader, the writer, comparisons with intervals, alarms.
+"""Recorded runs: the metrics, the reader, the one writer, comparisons with intervals, and alarms.
 
-Never torch or transformers: a run is read where it was not made.
+This room never imports torch or transformers, so that a run can be read on any machine.
 """

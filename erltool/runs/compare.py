@@ -1,7 +1,6 @@
-"""Comparing runs honestly: one row of end values a run, and differences paired by seed, with intervals.
+"""Comparisons of runs: one row of end values a run, and differences paired by seed, with intervals.
 
-Runs of one seed share their prompts' order and the random numbers of their evaluation, so a difference between two
-controls at one seed is less noisy than the difference of two means.
+Runs of one seed share prompts and random numbers of evaluation, so their difference is less noisy than that of means.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,18 +15,17 @@ from erltool.runs.folder import Run
 from erltool.tables import Table
 from erltool.text import visible
 
-EDGE = 5  # iterations averaged at the start and at the end, for what a single update measures noisily
+EDGE = 5  # iterations averaged at the start and at the end, because single updates are noisy
 
 
 def setting_of(run: Run) -> str:
-    """A run's control as text, "kl-cov:fraction=0.1,coef=2.0": what `parse_control` reads; where a controller changes
-    it, " under " and the controller's."""
+    """A run's control as `parse_control` reads it, "kl-cov:fraction=0.1,coef=2.0", and " under " its controller."""
     control, controller = control_text(run.config["control"]), run.config.get("controller")
     return f"{control} under {control_text(controller)}" if controller else control
 
 
 def control_text(control: Mapping) -> str:
-    """What `parse_control` or `parse_controller` reads, of what `control_to_dict` returns."""
+    """The result of `control_to_dict` as text for `parse_control` or `parse_controller`."""
     if "members" in control:
         return "+".join(control_text(member) for member in control["members"])
     inside = ",".join(f"{k}={v}" for k, v in control.items() if k != "name" and v is not None)
@@ -35,16 +33,15 @@ def control_text(control: Mapping) -> str:
 
 
 def end_values(runs: Mapping[str, Run]) -> pd.DataFrame:
-    """One row a run, by name: what it was, where it began and where it ended.
+    """One row a run, by name: its setting, where it began and where it ended.
 
     Columns: `setting`, `seed`, `failed` (why, or ""), `entropy_start`, `entropy_end` (nats/token, means of EDGE
-    iterations), `entropy_spent` (fraction of the start that is gone), `accuracy_start`, `accuracy_best` and
-    `accuracy_late` (held-out, while training; `accuracy_late` is the mean over the second half of the steps, because
-    a single policy's may swing by more than controls differ), `tempered_late` (the same at `eval_temperature`),
-    `average` and `pass@k` of the last policy's evaluation, `average@0` and the like of those at other temperatures (0:
-    greedy), `length_end` (tokens), `zero_spread_end` and `all_wrong_end` (fractions of the groups), `thinking_end`
-    (fraction of the responses), `covariance_start`, `covariance_end` (nats), `selected` (mean fraction of the tokens
-    that the control acted on). NaN for what was not measured.
+    iterations), `entropy_spent` (fraction of the start), `accuracy_start`, `accuracy_best` and `accuracy_late`
+    (held-out; the latter is the mean over the second half of the steps, because a single policy's varies by more than
+    controls differ), `tempered_late` (the same at `eval_temperature`), `average` and `pass@k` of the last policy's
+    evaluation, `average@T` at other temperatures (0: greedy), `length_end` (tokens), `zero_spread_end` and
+    `all_wrong_end` (fractions of groups), `thinking_end` (fraction of responses), `covariance_start`, `covariance_end`
+    (nats), `selected` (mean fraction of tokens that the control acted on). NaN where nothing was measured.
     """
     return Table({name: _end_values(run) for name, run in runs.items()}).T.infer_objects()
 
@@ -60,29 +57,25 @@ def _end_values(run: Run) -> dict:
         return values
     first, last = rows.head(EDGE).mean(), rows.tail(EDGE).mean()
     values |= {
-        "entropy_start": first["policy_entropy"],
-        "entropy_end": last["policy_entropy"],
+        "entropy_start": first["policy_entropy"], "entropy_end": last["policy_entropy"],
         "entropy_spent": 1 - last["policy_entropy"] / first["policy_entropy"],
-        "accuracy_start": accuracy.iloc[0] if len(accuracy) else np.nan,
-        "accuracy_late": accuracy[late].mean(),
+        "accuracy_start": accuracy.iloc[0] if len(accuracy) else np.nan, "accuracy_late": accuracy[late].mean(),
         "tempered_late": evaluated.get("eval_accuracy_tempered", accuracy * np.nan)[late].mean(),
-        "accuracy_best": accuracy.max() if len(accuracy) else np.nan,
-        "length_end": last["response_length"],
+        "accuracy_best": accuracy.max() if len(accuracy) else np.nan, "length_end": last["response_length"],
         "zero_spread_end": last.get("zero_spread_fraction", np.nan),
         "all_wrong_end": last.get("all_wrong_fraction", np.nan),
         "thinking_end": last.get("thinking_fraction", np.nan),
-        "covariance_start": first["mean_covariance"],
-        "covariance_end": last["mean_covariance"],
+        "covariance_start": first["mean_covariance"], "covariance_end": last["mean_covariance"],
         "selected": rows["selected_fraction"].mean(),
-    }
+    }  # fmt: skip
     measured = {k: v for k, v in run.evaluation.items() if k == "average" or k.startswith("pass@")}
-    tempered = {f"average@{t}": found["average"] for t, found in run.evaluation.get("tempered", {}).items()}
+    tempered = {f"average@{t}": result["average"] for t, result in run.evaluation.get("tempered", {}).items()}
     return values | measured | tempered
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference over n seeds, and its interval by Student's t with n - 1 degrees of freedom."""
+    """A mean difference over n seeds, with the interval of Student's t, n - 1 degrees of freedom."""
 
     mean: float
     low: float
@@ -101,10 +94,9 @@ class Difference:
 def paired_difference(values: pd.Series, baseline: pd.Series, level: float = 0.95) -> Difference:
     """Mean of values - baseline over the seeds that both have, each a Series indexed by seed.
 
-    The interval assumes that differences are normal over seeds, which a handful of them cannot show: read it as a
-    measure of spread. With one seed it is (-inf, inf); where all differences are equal it has no width and says
-    nothing. Raises ErltoolError for no common seed, a seed that occurs
-    twice, a level outside (0, 1), or values that are not finite.
+    The interval assumes that differences are normal over seeds, which few seeds cannot show, so read it as a measure of
+    spread. With one seed it is (-inf, inf). Raises ErltoolError for no common seed, a repeated seed, a level outside
+    (0, 1), or NaN.
     """
     if not 0 < level < 1:
         raise ErltoolError(f"paired_difference: level {level} must be between 0 and 1, as 0.95")
@@ -112,38 +104,35 @@ def paired_difference(values: pd.Series, baseline: pd.Series, level: float = 0.9
         raise ErltoolError("paired_difference: a seed occurs twice; give one value a seed")
     difference = (values.astype(float) - baseline.astype(float)).reindex(values.index.intersection(baseline.index))
     if not len(difference):
-        raise ErltoolError("paired_difference: no seed is in both; runs are compared seed by seed")
+        raise ErltoolError("paired_difference: no seed is in both; give runs of the same seeds")
     if not np.isfinite(difference).all():
         raise ErltoolError("paired_difference: a value is not finite; leave failed runs out, and say how many")
     mean, n = float(difference.mean()), len(difference)
-    half = np.inf
-    if n > 1:
-        half = float(special.stdtrit(n - 1, (1 + level) / 2) * difference.std(ddof=1) / np.sqrt(n))
+    quantile = special.stdtrit(n - 1, (1 + level) / 2) if n > 1 else np.inf
+    half = float(quantile * difference.std(ddof=1) / np.sqrt(n)) if n > 1 else np.inf
     return Difference(mean, mean - half, mean + half, n, level)
 
 
 def differences(
     table: pd.DataFrame, value: str, baseline: str, by: str = "setting", level: float = 0.95
 ) -> dict[str, Difference]:
-    """`paired_difference` of a column of `end_values` against the rows whose `by` is `baseline`, for each other one."""
-    of = {name: part.set_index("seed")[value].dropna() for name, part in table.groupby(by, sort=False)}
-    if baseline not in of:
-        raise ErltoolError(f"no runs of {baseline!r} to compare with; there are {', '.join(of)}")
-    return {n: paired_difference(v, of[baseline], level) for n, v in of.items() if n != baseline and len(v)}
+    """`paired_difference` of a column of `end_values`, for each group `by`, against the group `baseline`."""
+    groups = {str(name): rows.set_index("seed")[value].dropna() for name, rows in table.groupby(by, sort=False)}
+    if baseline not in groups:
+        raise ErltoolError(f"no runs of {baseline!r} to compare with; there are {', '.join(groups)}")
+    return {n: paired_difference(v, groups[baseline], level) for n, v in groups.items() if n != baseline and len(v)}
 
 
 def share_by_step(run: Run, shares: Iterable[float], smooth: int = 10) -> pd.DataFrame:
-    """How much of a run's entropy is spent, and of its accuracy gained, by each share of its steps (Fig 1 left, 2).
+    """Entropy spent and accuracy gained by each share of a run's steps (Fig 1 left, Fig 2).
 
-    One row a share in (0, 1]: `share`, `entropy_spent`, fraction of the run's whole fall, and `accuracy_gained`,
-    fraction of the rise to its best, of means of `smooth` iterations and of three evaluations; NaN where entropy did
-    not fall, or accuracy never rose. Raises ErltoolError for a run with fewer than four evaluations.
+    One row a share in (0, 1]: `share`, `entropy_spent` (fraction of the run's whole fall) and `accuracy_gained`
+    (fraction of the rise to its best), from means of `smooth` iterations and of three evaluations. NaN where entropy
+    never fell, or accuracy never rose. Raises ErltoolError for a run with fewer than four evaluations.
     """
     accuracy = run.evaluated().set_index("step")["eval_accuracy"]
     if len(accuracy) < 4:
-        raise ErltoolError(
-            f"share_by_step: {len(accuracy)} evaluations; at least 4 are needed to see when a run gained"
-        )
+        raise ErltoolError(f"share_by_step: {len(accuracy)} evaluations; give a run with at least 4")
     entropy = run.metrics.groupby("iteration")[["step", "policy_entropy"]].mean().set_index("step")["policy_entropy"]
     smoothed = (entropy.rolling(smooth, min_periods=1).mean(), accuracy.rolling(3, min_periods=1).mean())
     steps, rows = run.metrics["step"].max(), []
@@ -159,23 +148,21 @@ def share_by_step(run: Run, shares: Iterable[float], smooth: int = 10) -> pd.Dat
 
 
 def covariance_and_fall(run: Run, window: int = 20) -> pd.DataFrame:
-    """Covariance beside the fall of the entropy, smoothed (Fig 8, left): one row an iteration that has both windows.
+    """Covariance beside the fall of the entropy, smoothed (Fig 8, left): one row an iteration with full windows.
 
-    `step`; `token_covariance` (Eq 10) and `group_covariance` (Eq 8), means of the `window` iterations around it, nats;
-    `fall`, nats/token an iteration: the mean entropy of the `window` iterations before it minus that of those after,
-    divided by `window`. Each iteration has other prompts, so the difference of two iterations is mostly noise. Raises
-    ErltoolError for a run of fewer than 3 * window iterations.
+    Columns: `step`; `token_covariance` (Eq 10) and `group_covariance` (Eq 8), nats, means of the `window` iterations
+    around it; `fall`, nats/token an iteration: mean entropy of the `window` iterations before minus those after, over
+    `window`. Iterations have different prompts, so without windows the difference is mostly noise. Raises ErltoolError
+    below 3 * window iterations.
     """
     rows = run.metrics.groupby("iteration").mean(numeric_only=True)
     if len(rows) < 3 * window:
-        raise ErltoolError(
-            f"covariance_and_fall: {len(rows)} iterations; at least {3 * window} are needed to smooth them"
-        )
+        raise ErltoolError(f"covariance_and_fall: {len(rows)} iterations; give a run with at least {3 * window}")
     mean = rows.rolling(window).mean()
     before, after = mean["policy_entropy"], mean["policy_entropy"].shift(-window)
     around = mean[["mean_covariance", "group_covariance"]].shift(-(window // 2))
-    found = pd.DataFrame({
+    table = pd.DataFrame({
         "step": run.metrics.groupby("iteration")["step"].max(), "token_covariance": around["mean_covariance"],
         "group_covariance": around["group_covariance"], "fall": (before - after) / window,
     })  # fmt: skip
-    return found.dropna().reset_index(drop=True)
+    return table.dropna().reset_index(drop=True)

@@ -1,7 +1,6 @@
 """A run is a folder: config.json, metrics.jsonl, timings.jsonl, tokens.parquet, adapter/, checkpoints/.
 
-What a seed decides is in metrics.jsonl, which is the same for the same seed; what the machine decides is in
-timings.jsonl. Reading joins them. Files that are replaced are replaced whole; lines are flushed one a step.
+The seed decides metrics.jsonl, the machine decides timings.jsonl, and reading joins them.
 """
 
 import io
@@ -18,7 +17,7 @@ from erltool.files import reading, write_whole, writing
 from erltool.tables import Table
 from erltool.text import shown, visible
 
-FORMAT = 2  # of config.json: 1 had controls that steered themselves, and said no format
+FORMAT = 2  # of config.json; format 1 had controls that steered themselves and did not name its format
 
 METRICS = {
     "step": ("count", "optimiser updates so far, this one included"),
@@ -39,12 +38,12 @@ METRICS = {
     "covariance_top_0.5": ("nats", "of the highest 50 %"),
     "response_length": ("tokens", "mean length of the update's responses, EOS included"),
     "response_tokens": ("tokens", "response tokens in the update"),
-    "truncated_fraction": ("in [0, 1]", "share of the update's responses cut by max_response_tokens"),
-    "zero_spread_fraction": ("in [0, 1]", "share of the iteration's sampled groups whose rewards are all equal"),
-    "selected_fraction": ("in [0, 1]", "share of response tokens that the control acts on"),
+    "truncated_fraction": ("in [0, 1]", "fraction of the update's responses cut by max_response_tokens"),
+    "zero_spread_fraction": ("in [0, 1]", "fraction of the iteration's groups whose rewards are all equal"),
+    "selected_fraction": ("in [0, 1]", "fraction of response tokens that the control acts on"),
     "selected_tokens": ("tokens", "the same as a count"),
-    "control_value": ("1", "what the control steers, as it is in this update: a share of tokens, or a coefficient"),
-    "clip_fraction": ("in [0, 1]", "share of response tokens whose gradient the surrogate's clip has cut"),
+    "control_value": ("1", "the number that a controller steers, in this update: a fraction or a coefficient"),
+    "clip_fraction": ("in [0, 1]", "fraction of response tokens whose gradient the surrogate's clip has cut"),
     "kl_k1": ("nats/token", "KL(pi_old || pi) by mean of -log_ratio"),
     "kl_k3": ("nats/token", "KL(pi_old || pi) by mean of ratio - 1 - log_ratio"),
     "grad_norm": ("1", "norm of the loss's gradient before clipping"),
@@ -52,11 +51,11 @@ METRICS = {
     "entropy_change": ("nats/token", "entropy of the update's contexts after it minus before, where measured"),
     "entropy_change_predicted": ("nats/token", "the same by Lemma 1, from the change of each context's logits"),
     "entropy_change_correlation": ("1", "of the two over contexts"),
-    "all_wrong_fraction": ("in [0, 1]", "share of the update's groups whose responses are all wrong"),
+    "all_wrong_fraction": ("in [0, 1]", "fraction of the update's groups whose responses are all wrong"),
     "all_right_fraction": ("in [0, 1]", "all right"),
     "distinct_fraction": ("in [0, 1]", "number of different responses in a group over its size, mean over groups"),
-    "thinking_fraction": ("in [0, 1]", "share of responses that work step by step, where the task can tell"),
-    "right_step_fraction": ("in [0, 1]", "share of their steps that follow from the value before"),
+    "thinking_fraction": ("in [0, 1]", "fraction of responses that work step by step, where the task can tell"),
+    "right_step_fraction": ("in [0, 1]", "fraction of their steps that follow from the value before"),
     "right_product_fraction": ("in [0, 1]", "the same of the steps that multiply"),
     "fork_entropy": ("nats/token", "mean entropy at the tokens where a response has a choice, where the task can tell"),
     "fork_covariance": ("nats", "mean token covariance there"),
@@ -65,88 +64,64 @@ METRICS = {
     "tokens_per_second": ("tokens/s", "response tokens sampled and trained on per second, without evaluation"),
 }  # fmt: skip
 TIMED = ("tokens_per_second",)
-SPARSE = (
-    "eval_accuracy",
-    "sampler_mismatch",
-    "control_value",
-    "group_covariance_hard",
-    "group_covariance_middle",
-    "group_covariance_easy",
-    "entropy_change",
-    "entropy_change_predicted",
-    "entropy_change_correlation",
-    "all_wrong_fraction",
-    "all_right_fraction",
-    "distinct_fraction",
-    "thinking_fraction",
-    "right_step_fraction",
-    "right_product_fraction",
-    "fork_entropy",
-    "fork_covariance",
-    "eval_accuracy_tempered",
-)  # fmt: skip; absent on the steps where they were not measured
+SPARSE = (  # absent on the steps where they were not measured
+    "eval_accuracy", "eval_accuracy_tempered", "sampler_mismatch", "control_value", "group_covariance_hard",
+    "group_covariance_middle", "group_covariance_easy", "entropy_change", "entropy_change_predicted",
+    "entropy_change_correlation", "all_wrong_fraction", "all_right_fraction", "distinct_fraction",
+    "thinking_fraction", "right_step_fraction", "right_product_fraction", "fork_entropy", "fork_covariance",
+)  # fmt: skip
 
 TOKEN_COLUMNS = (
     "step", "prompt_index", "response_index", "position", "prompt", "reward", "token_id", "text", "log_prob",
     "old_log_prob", "entropy", "advantage", "covariance", "selected",
 )  # fmt: skip
-DESCRIBED_COLUMNS = ("strategy", "first_wrong", "fork")  # beside these, where the task can tell
-EVALUATION = "evaluation.json"  # of a run's last policy, where an experiment made one
+DESCRIBED_COLUMNS = ("strategy", "first_wrong", "fork")  # further ones, where the task can tell
+EVALUATION = "evaluation.json"  # an experiment's evaluation of the run's last policy
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was read: its configuration, one row of metrics a step, and its recorded tokens."""
+    """A run: its configuration, one row of metrics a step, and its recorded tokens."""
 
     path: Path
-    config: dict
-    """Fields of TrainConfig as they were."""
-    made_by: dict
-    """Versions, commit, device, threads."""
-    metrics: pd.DataFrame
-    """One row a step; the columns are METRICS."""
-    skipped_lines: int
-    """Lines of metrics.jsonl that could not be read, or that a later line of their step replaces: a run that was cut
-    leaves at most one."""
+    config: dict  # fields of TrainConfig
+    made_by: dict  # versions, commit, device, threads
+    metrics: pd.DataFrame  # one row a step; the columns are METRICS
+    skipped_lines: int  # lines of metrics.jsonl that are unreadable or replaced by a later one of their step
     continued_by: tuple[dict, ...] = ()
-    """The same as `made_by` where another version or machine went on with the run, and after which `step` it did."""
+    """Like `made_by`, of other versions or machines that went on with the run, each after its `step`."""
 
     @property
     def name(self) -> str:
-        """The folder's, with what is hidden in it made visible: tables and figures have it."""
+        """The folder's name, with hidden characters made visible."""
         return visible(self.path.name)
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
-        """One row a recorded token; the columns are TOKEN_COLUMNS, and DESCRIBED_COLUMNS where the task can
-        tell. Raises ErltoolError if none were recorded."""
+        """One row a recorded token: TOKEN_COLUMNS, and DESCRIBED_COLUMNS for some tasks. Raises ErltoolError for
+        none."""
         file = self.path / "tokens.parquet"
         if not file.is_file():
-            raise ErltoolError(
-                f"{file}: not there yet; tokens are written at the first checkpoint, if record_every > 0"
-            )
+            raise ErltoolError(f"{file}: not there yet; the first checkpoint writes tokens, if record_every > 0")
         return Table(read_tokens(file))
 
     @cached_property
     def evaluation(self) -> dict:
-        """What an experiment measured of the last policy on held-out problems: average, pass@k, `right` of `samples`
-        responses to each problem; or "failed" and why. Empty where nothing was measured."""
+        """An experiment's evaluation of the last policy on held-out problems: average, pass@k, `right` of `samples`
+        responses to each problem; or "failed" and why. Empty without one."""
         file = self.path / EVALUATION
         return _read_json(file) if file.is_file() else {}
 
     def evaluated(self) -> pd.DataFrame:
-        """The rows on which held-out accuracy was measured. Their `policy_entropy` is that of one update: for points
-        of the law use `align_points`."""
+        """The rows with held-out accuracy; their entropy is one update's, for the law use `align_points`."""
         if "eval_accuracy" not in self.metrics:
             return self.metrics.iloc[:0].assign(eval_accuracy=[])
         return self.metrics.dropna(subset=["eval_accuracy"])
 
 
 def read_run(path: str | Path) -> Run:
-    """The run in a folder. A run that is still going or was cut is read as far as it came.
-
-    Raises ErltoolError where the folder is missing, holds no run, or its config.json is damaged.
-    """
+    """The run in a folder, as far as it came. Raises ErltoolError where the folder is missing, holds no run, or its
+    config.json is damaged."""
     path = Path(path)
     document = read_config(path)
     rows, skipped = read_lines(path / "metrics.jsonl")
@@ -155,14 +130,16 @@ def read_run(path: str | Path) -> Run:
     for name in TIMED:
         if name not in metrics and any(name in row for row in timings.values()):
             metrics[name] = [timings.get(step, {}).get(name, math.nan) for step in metrics["step"]]
+    return _run(path, document, metrics, skipped)
+
+
+def _run(path: Path, document: dict, metrics: pd.DataFrame, skipped: int) -> Run:
     return Run(path, document["config"], document["made_by"], metrics, skipped, tuple(document["continued_by"]))
 
 
 def read_runs(folder: str | Path) -> dict[str, Run]:
-    """The runs in a folder by name: a folder each, or recorded together by `record_runs`.
-
-    Raises ErltoolError where the folder is missing, holds no run, or a file in it is damaged.
-    """
+    """The runs in a folder by name: a folder each, or recorded together by `record_runs`. Raises ErltoolError where the
+    folder is missing, holds no run, or a file in it is damaged."""
     folder = Path(folder)
     if (folder / "runs.json").is_file():
         return _read_record(folder)
@@ -177,52 +154,48 @@ def _read_record(folder: Path) -> dict[str, Run]:
     runs = {}
     try:
         metrics = table.astype({"step": int, "iteration": int})
-        rows = {name: part.drop(columns="run").dropna(axis=1, how="all") for name, part in metrics.groupby("run")}
-        for name, said in documents.items():
-            known = _checked({"evaluation": {}} | said)
-            of_run = rows[name].reset_index(drop=True)
-            run = Run(folder / name, known["config"], known["made_by"], of_run, 0, tuple(known["continued_by"]))
-            vars(run)["evaluation"] = known["evaluation"]
+        tables = {name: rows.drop(columns="run").dropna(axis=1, how="all") for name, rows in metrics.groupby("run")}
+        for name, recorded in documents.items():
+            document = _checked({"evaluation": {}} | recorded)
+            run = _run(folder / name, document, tables[name].reset_index(drop=True), 0)
+            vars(run)["evaluation"] = document["evaluation"]
             runs[name] = run
     except (ValueError, LookupError, TypeError) as e:
-        raise ErltoolError(
-            f"{folder}: runs.json and metrics.parquet are not runs recorded together ({_kind(e)}); restore them"
-        ) from e
+        raise ErltoolError(f"{folder}: runs.json and metrics.parquet do not fit ({_kind(e)}); restore them") from e
     return runs
 
 
 def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
-    """Writes runs together, compactly: runs.json with configuration, versions and evaluation of each, and
-    metrics.parquet with one row an iteration, the mean of its updates, in fp32; `step` is the iteration's last."""
-    folder, parts = Path(folder), []
+    """Writes runs together: runs.json with configuration, versions and evaluation of each, and metrics.parquet with one
+    row an iteration, the mean of its updates, in fp32. `step` is the iteration's last."""
+    folder, tables = Path(folder), []
     for name, run in runs.items():
         kept = run.metrics.drop(columns=list(TIMED), errors="ignore")
         rows = kept.groupby("iteration").mean().reset_index()
         rows["step"] = kept.groupby("iteration")["step"].max().to_numpy()
-        parts.append(rows.astype({c: "float32" for c in rows if c not in ("step", "iteration")}).assign(run=name))
-    documents = {n: _document(r) | {"evaluation": r.evaluation} for n, r in runs.items()}
+        tables.append(rows.astype({c: "float32" for c in rows if c not in ("step", "iteration")}).assign(run=name))
+    documents = {
+        name: {"format": FORMAT, "config": run.config, "made_by": run.made_by}
+        | ({"continued_by": list(run.continued_by)} if run.continued_by else {})
+        | {"evaluation": run.evaluation}
+        for name, run in runs.items()
+    }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_table(folder / "metrics.parquet", parts, compact=True)
+        write_table(folder / "metrics.parquet", tables, compact=True)
         write_whole(folder / "runs.json", (json.dumps(documents, indent=0) + "\n").encode())
 
 
-def write_table(file: Path, parts: list[pd.DataFrame], compact: bool = False) -> None:
-    """Writes tables below one another as Parquet, whole or not at all; `compact` takes longer."""
-    whole, options = pd.concat(parts, ignore_index=True), {}
-    if compact:  # the bytes of floats one by one: those of neighbours are alike
+def write_table(file: Path, tables: list[pd.DataFrame], compact: bool = False) -> None:
+    """Writes tables below one another as Parquet, whole or not at all. `compact` takes longer and less room."""
+    whole, options = pd.concat(tables, ignore_index=True), {}
+    if compact:  # byte by byte, because the high bytes of neighbouring floats are alike
         floats = list(whole.select_dtypes("floating"))
         others = [name for name in whole if name not in floats]
         options = {"compression": "zstd", "use_byte_stream_split": floats, "use_dictionary": others}
     table = io.BytesIO()
     whole.to_parquet(table, index=False, **options)
     write_whole(file, table.getvalue())
-
-
-def _document(run: Run) -> dict:
-    """What config.json says of a run."""
-    more = {"continued_by": list(run.continued_by)} if run.continued_by else {}
-    return {"format": FORMAT, "config": run.config, "made_by": run.made_by} | more
 
 
 def read_tokens(file: Path) -> pd.DataFrame:
@@ -242,17 +215,17 @@ def _read_table(file: Path) -> pd.DataFrame:
 
 def _read_json(file: Path) -> dict:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(document, dict):
             raise ValueError("not an object")
-        return found
+        return document
     except (ValueError, RecursionError) as e:
         raise ErltoolError(f"{file}: damaged ({_kind(e)}); restore it, or delete it to have it made again") from e
 
 
 def read_config(path: Path) -> dict:
-    """What a run's config.json says, with "config", "made_by" and "continued_by". Raises ErltoolError where the folder
-    is missing, holds no run, or the file is not one of a run."""
+    """A run's config.json, with "config", "made_by" and "continued_by". Raises ErltoolError where the folder is missing
+    or holds no run, or the file is not that of a run."""
     with reading(path):
         if not path.is_dir():
             raise ErltoolError(f"run {path}: no such folder")
@@ -266,7 +239,7 @@ def read_config(path: Path) -> dict:
 
 
 def holds_run(path: Path) -> bool:
-    """Whether a folder holds a run: a model's folder has a config.json, too, of other content."""
+    """Whether a folder holds a run. A model's folder has another config.json."""
     try:
         read_config(path)
     except ErltoolError:
@@ -275,7 +248,7 @@ def holds_run(path: Path) -> bool:
 
 
 def former_control(control: dict) -> tuple[dict, dict | None]:
-    """Control and controller that a control means which steered itself: before format 2 a controller was one."""
+    """Control and controller of format 1, in which a controller was a control that steered itself."""
     if "members" in control:
         members, controllers = zip(*map(former_control, control["members"]), strict=True)
         return control | {"members": list(members)}, next(filter(None, controllers), None)
@@ -292,7 +265,7 @@ def former_control(control: dict) -> tuple[dict, dict | None]:
 
 
 def _checked(document: dict) -> dict:
-    """A run's config.json where its parts have the types that every reader counts on; raises TypeError or KeyError."""
+    """A run's config.json, if its members have the expected types. Raises TypeError or KeyError."""
     document = {"format": 1, "made_by": {}, "continued_by": []} | document
     if type(document["format"]) is not int or document["format"] > FORMAT:
         raise TypeError(f"format {document['format']!r}, and this erltool reads formats up to {FORMAT}")
@@ -310,21 +283,15 @@ def _checked(document: dict) -> dict:
 
 
 def _kind(e: BaseException) -> str:
-    """An error as a few words for one line."""
-    said = next(iter(str(e).splitlines()), "")
-    return f"{type(e).__name__}: {shown(said, 120)}"
+    """An error in a few words."""
+    return f"{type(e).__name__}: {shown(next(iter(str(e).splitlines()), ''), 120)}"
 
 
 def read_lines(file: Path) -> tuple[list[dict], int]:
-    """Rows of a JSONL file by step, of the numbers in them, and how many lines are none or were replaced by a later one
-    of the same step. What is not a finite number is left out."""
+    """Rows of a JSONL file with their finite numbers, by step, and how many lines were unreadable or replaced."""
     with reading(file):
         lines = file.read_bytes().splitlines() if file.is_file() else []
-    rows = {}
-    for line in lines:
-        row = row_of(line)
-        if row:
-            rows[row["step"]] = row
+    rows = {row["step"]: row for row in map(row_of, lines) if row}
     return [rows[step] for step in sorted(rows)], len(lines) - len(rows)
 
 
@@ -340,5 +307,5 @@ def row_of(line: bytes) -> dict | None:
 def _is_number(value) -> bool:
     try:
         return type(value) in (int, float) and math.isfinite(value)
-    except OverflowError:  # a whole number of hundreds of digits
+    except OverflowError:  # an integer of hundreds of digits
         return False

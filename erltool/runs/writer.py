@@ -1,7 +1,7 @@
-"""The one writer of a run's folder: what may begin or go on in it, from which checkpoint, and what is kept as it goes.
+"""The one writer of a run's folder: what may begin or go on in it, from which checkpoint, and what it writes.
 
-Files that are replaced are replaced whole (files.py), lines are flushed one a step, and a checkpoint is never ahead of
-the lines that it counts on. So a run that was cut anywhere goes on from its newest checkpoint.
+Files are replaced whole (files.py), each step's lines are flushed, and the lines before a checkpoint are on the disk
+before it. So a run that was killed at any moment goes on from its newest checkpoint.
 """
 
 import json
@@ -13,18 +13,8 @@ import pandas as pd
 
 from erltool.errors import ErltoolError
 from erltool.files import LOCK, Hold, heal, new_name, reading, sync, write_whole, writing
-from erltool.runs.checkpoints import (
-    ADAPTER,
-    Checkpoint,
-    adapter_step,
-    checkpoint_steps,
-    checkpoints,
-    forget,
-    newest_whole,
-    was_ever_saved,
-    write_adapter,
-    write_checkpoint,
-)
+from erltool.runs import checkpoints
+from erltool.runs.checkpoints import ADAPTER, Checkpoint
 from erltool.runs.folder import EVALUATION, FORMAT, TIMED, read_config, read_lines, read_tokens, row_of, write_table
 
 _log = logging.getLogger(__name__)
@@ -32,12 +22,12 @@ _log = logging.getLogger(__name__)
 
 def check_place(path: Path, config: dict, resume: bool) -> None:
     """Raises ErltoolError where a run of this configuration may not begin in the folder, or go on in it. Changes
-    nothing, so that it can be asked before a large policy is loaded."""
+    nothing, so that a run can check before it loads a large policy."""
     with reading(path):
         began = (path / "config.json").is_file()
-        strange = path.exists() and not path.is_dir()
+        is_file = path.exists() and not path.is_dir()
         names = {p.name for p in path.iterdir()} if path.is_dir() else set()
-    if strange:
+    if is_file:
         raise ErltoolError(f"run {path}: is a file; choose another place")
     if began and not resume:
         raise ErltoolError(f"run {path}: already holds a run; resume it, or choose another folder")
@@ -50,13 +40,14 @@ def check_place(path: Path, config: dict, resume: bool) -> None:
 def _check_same(path: Path, config: dict) -> None:
     before = read_config(path)["config"]
     for field, value in config.items():
-        # Trust is given anew each time, and decides nothing that is measured.
+        # The user gives trust anew each time, and it changes no result.
         if field not in ("steps", "trust_remote_code") and before.get(field) != value:
             raise ErltoolError(
                 f"run {path}: was made with {field}={before.get(field)!r}, not {value!r}; "
                 "resume with the same configuration (only steps may differ), or choose another folder"
             )
-    made = [row["step"] for row in read_lines(path / "metrics.jsonl")[0]] + [c.step for c in checkpoints(path)]
+    made = [row["step"] for row in read_lines(path / "metrics.jsonl")[0]]
+    made += [checkpoint.step for checkpoint in checkpoints.checkpoints(path)]
     if made and max(made) > config["steps"]:
         raise ErltoolError(
             f"run {path}: has {max(made)} steps already, and steps={config['steps']} would take some back; give at "
@@ -65,11 +56,11 @@ def _check_same(path: Path, config: dict) -> None:
 
 
 class RunWriter:
-    """Writes a run's folder, and is the only one that does, until `close`.
+    """The only writer of a run's folder, until `close`.
 
-    A run that goes on is asked for its `newest` checkpoint, and by `go_on` made what it was then. With `beside` the
-    folder is another tool's: its files may stand beside the run's, its own checkpoints say from which step the run goes
-    on, and `beside` says how it is told to. Raises ErltoolError, naming the file and the remedy, where it cannot.
+    To resume a run, ask for its `newest` checkpoint, then call `go_on` with it. With `beside` the folder is another
+    tool's: other files may be there, the tool's own checkpoints say where the run goes on, and the text `beside` says
+    how to resume. Raises ErltoolError, naming file and remedy, where the run cannot begin or go on.
     """
 
     def __init__(self, path: Path, document: dict, resume: bool, beside: str = ""):
@@ -81,8 +72,8 @@ class RunWriter:
             self.path.mkdir(parents=True, exist_ok=True)
         self._hold = Hold(self.path)
         try:
-            self._check_place(resume, beside)  # another process may have begun meanwhile
-            # Beside another tool's files a config.json may be a model's: there the lines show whether a run has begun.
+            self._check_place(resume, beside)  # again, since another process may have begun meanwhile
+            # Another tool's config.json may be a model's, so there the lines show whether a run has begun.
             if not (self.path / ("metrics.jsonl" if beside else "config.json")).is_file():
                 self._write_document(self.document)
         except BaseException:
@@ -107,20 +98,20 @@ class RunWriter:
     # --- going on -----------------------------------------------------------------------------------
 
     def newest(self) -> tuple[Checkpoint, bytes] | None:
-        """The newest checkpoint that is whole and whose lines metrics.jsonl still has, with its state; None where none
-        was made yet. Warns where that is not the last one. Raises ErltoolError where there were some, and none is
-        left to go on from."""
+        """The newest whole checkpoint whose lines metrics.jsonl still has, with its state; None before the first one.
+        Warns where that is not the last one. Raises ErltoolError where no checkpoint is left to go on from."""
         metrics, saved = self.path / "metrics.jsonl", self.path / "checkpoints"
-        found, last = newest_whole(self.path, metrics), max(checkpoint_steps(self.path), default=None)
-        if found and found[0].step == last:
-            return found
-        whole = newest_whole(self.path)
-        if found:
+        newest = checkpoints.newest_whole(self.path, metrics)
+        last = max(checkpoints.checkpoint_steps(self.path), default=None)
+        if newest and newest[0].step == last:
+            return newest
+        whole = checkpoints.newest_whole(self.path)
+        if whole and newest:
             why = f"{saved}: the one of step {last} is damaged"
-            if whole[0].step > found[0].step:
+            if whole[0].step > newest[0].step:
                 why = f"{metrics}: ends before step {whole[0].step}, of which a checkpoint is there"
-            _log.warning("%s; the run goes on from step %d", why, found[0].step)
-            return found
+            _log.warning("%s; the run goes on from step %d", why, newest[0].step)
+            return newest
         if whole:
             raise ErltoolError(
                 f"{metrics}: shorter than when the checkpoint of step {whole[0].step} was written, or of another run; "
@@ -135,32 +126,32 @@ class RunWriter:
         return None
 
     def _check_never_saved(self) -> None:
-        """A run that is begun anew loses its lines: only where no checkpoint is due yet are they not missed."""
+        """Raises ErltoolError where starting anew would lose lines of steps that a checkpoint should have kept."""
         config, (rows, _) = self.document["config"], read_lines(self.path / "metrics.jsonl")
         first = config.get("checkpoint_every", 1) * config.get("updates_per_iteration", 1)
-        if was_ever_saved(self.path) or (rows and rows[-1]["step"] > first):
+        if checkpoints.was_ever_saved(self.path) or (rows and rows[-1]["step"] > first):
             raise ErltoolError(
                 f"run {self.path}: its checkpoints are gone, so it cannot go on; restore them, or start another run in "
                 "another folder"
             )
 
     def go_on(self, checkpoint: Checkpoint | None) -> None:
-        """Makes the folder what it was when the checkpoint was made, or before the first step; adapter/ excepted.
+        """Takes the folder, but for adapter/, back to the checkpoint, or to before the first step.
 
-        A kill in here leaves a folder from which the same checkpoint is chosen again.
+        After a kill in here, the same checkpoint is the newest again.
         """
         step = checkpoint.step if checkpoint else 0
         with writing(self.path):
             self.cut(step)
-            forget(self.path, step)
+            checkpoints.forget(self.path, step)
             heal(self.path / ADAPTER)
             if step < self.document["config"]["steps"]:
-                (self.path / EVALUATION).unlink(missing_ok=True)  # of a policy that is no longer the last one
+                (self.path / EVALUATION).unlink(missing_ok=True)  # its policy is no longer the last one
 
     def cut(self, step: int) -> None:
-        """Takes back what was written after a step, a torn line too; config.json then says who goes on."""
+        """Removes what was written after a step, a torn line too, and notes in config.json who goes on."""
         with writing(self.path):
-            # The lines last: there must not be tokens of a step that has none.
+            # Tokens first, so that every step with tokens has a line.
             self._cut_tokens(step)
             for name in ("timings.jsonl", "metrics.jsonl"):
                 self._cut_lines(self.path / name, step)
@@ -189,7 +180,7 @@ class RunWriter:
     # --- as the run goes ----------------------------------------------------------------------------
 
     def write_step(self, metrics: dict) -> None:
-        """Appends a step to metrics.jsonl and timings.jsonl, flushed."""
+        """Appends a step to metrics.jsonl and timings.jsonl."""
         self._hold.check()
         timed = {k: v for k, v in metrics.items() if k in ("step", *TIMED)}
         self._append("metrics.jsonl", {k: v for k, v in metrics.items() if k not in TIMED})
@@ -201,7 +192,7 @@ class RunWriter:
             f.write(json.dumps(row, allow_nan=False) + "\n")
 
     def amend_last(self, metrics: dict) -> bool:
-        """Adds metrics to the last step's line; returns whether there was one."""
+        """Adds metrics to the last step's line. Returns whether there is one."""
         file = self.path / "metrics.jsonl"
         rows, _ = read_lines(file)
         if rows:
@@ -210,38 +201,37 @@ class RunWriter:
         return bool(rows)
 
     def write_tokens(self) -> None:
-        """Writes the tokens that were recorded so far."""
+        """Writes the tokens recorded so far."""
         if self.tokens:
             with writing(self.path / "tokens.parquet"):
                 write_table(self.path / "tokens.parquet", self.tokens)
 
     def sync(self) -> None:
-        """Has the disk hold the lines: a power cut must not leave fewer of them than a checkpoint counts on."""
+        """Flushes the lines to the disk, so that a power cut leaves all lines that a checkpoint needs."""
         for file in (self.path / "metrics.jsonl", self.path / "timings.jsonl"):
             if file.is_file():
                 with writing(file):
                     sync(file)
 
     def checkpoint(self, step: int, state: bytes, save_policy: Callable[[Path], None]) -> None:
-        """Writes the tokens, a checkpoint and then adapter/ as they are now; each appears whole or not at all."""
+        """Writes tokens, checkpoint and adapter/, in this order, each whole or not at all."""
         self._hold.check()
         with writing(self.path):
             self.sync()
             self.write_tokens()
-            write_checkpoint(self.path, step, state, (self.path / "metrics.jsonl").stat().st_size)
-            write_adapter(self.path, step, save_policy)
-            forget(self.path, step)
+            checkpoints.write_checkpoint(self.path, step, state, (self.path / "metrics.jsonl").stat().st_size)
+            checkpoints.write_adapter(self.path, step, save_policy)
+            checkpoints.forget(self.path, step)
 
     def mend_adapter(self, step: int, save_policy: Callable[[Path], None]) -> None:
-        """Makes adapter/ again where it is not known to be of this step."""
-        if adapter_step(self.path) != step:
+        """Writes adapter/ again unless it has the mark of this step."""
+        if checkpoints.adapter_step(self.path) != step:
             with writing(self.path / ADAPTER):
-                write_adapter(self.path, step, save_policy)
+                checkpoints.write_adapter(self.path, step, save_policy)
 
 
 def continued(before: dict, document: dict, step: int) -> dict:
-    """config.json of a run that goes on after `step`: what it began with stays, its number of steps excepted, and who
-    goes on is added where that is another version or machine, or other settings."""
+    """config.json of a run that goes on after `step`, with its new number of steps and changed versions or settings."""
     if not step:
         return document
     steps = document["config"]["steps"]
