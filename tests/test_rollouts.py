@@ -179,5 +179,11 @@ def test_top_p_keeps_to_the_likeliest_and_temperature_zero_to_the_best():
     assert (shares - logits[0].exp()).abs().max() < 0.03
     token, _ = _Draw(0.0, 1.0, None)(logits)
     assert (token == 0).all()
-    with pytest.raises(ErltoolError, match="not finite"):
-        _Draw(1.0, 1.0, None)(torch.full((1, 4), float("nan")))
+
+
+def test_broken_weights_are_said_while_sampling(tiny_policy):
+    broken = load_policy(str(tiny_policy), lora_rank=0)
+    next(iter(broken.trainable().values())).data.fill_(float("nan"))
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ErltoolError, match="not finite"):
+            sample_groups(broken, ["3 5 7=22:"], 2, max_response_tokens=3, temperature=temperature)

@@ -227,6 +227,17 @@ def test_an_update_waits_for_the_device_as_often_for_many_tokens_as_for_few(monk
     assert found[0] == found[1] and max(sum(found[0][at : at + 3]) for at in range(0, len(found[0]), 3)) <= 6
 
 
+def test_sampling_waits_for_the_device_once_a_token(tiny_policy):
+    policy = erltool.load_policy(str(tiny_policy))
+    policy.ends = (10**6,)  # no response ends, so none is dropped from the batch, for which the host waits too
+    reads = []
+    for tokens in (4, 12):
+        with HostReads() as mode:
+            erltool.sample_groups(policy, ["3 5 7=22:", "1 2 3=6:"], 4, max_response_tokens=tokens)
+        reads.append(mode.count)
+    assert reads[1] - reads[0] == 12 - 4
+
+
 class HostReads(TorchDispatchMode):
     """Counts what would wait for a GPU: values read on the host, and shapes that depend on values."""
 

@@ -137,7 +137,7 @@ def fuse(model: torch.nn.Module) -> None:
     for layer in lora_layers(model):
         fusable = type(layer.get_base_layer()) in (torch.nn.Linear, Linear4bit)
         if fusable and isinstance(layer.lora_dropout[ADAPTER], torch.nn.Identity):
-            layer.dense_weight = None
+            layer.dense_weight = layer.cast_adapter = None
             layer.forward = types.MethodType(_forward, layer)
 
 
@@ -153,19 +153,29 @@ def lora_layers(model: torch.nn.Module) -> list[LoraLayer]:
 
 
 @contextlib.contextmanager
-def dense_weights(model: torch.nn.Module) -> Iterator[None]:
-    """Inside, fused layers keep what they compute with, dequantised and cast: faster over many small steps."""
+def dense_weights(model: torch.nn.Module, base: bool = True) -> Iterator[None]:
+    """Inside, fused layers keep what they compute with: the adapter cast, and with `base` the base's weights
+    dequantised. That is faster over many small steps."""
     layers = [m for m in lora_layers(model) if "dense_weight" in vars(m)]
     try:
         for layer in layers:
-            layer.dense_weight = _base_weight(layer)
+            weight = _base_weight(layer)
+            layer.dense_weight = weight if base else None
             a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-            kind = layer.dense_weight.dtype
-            layer.dense_adapter = a.detach().T.to(kind), (b.detach().T * layer.scaling[ADAPTER]).to(kind)
+            layer.cast_adapter = (
+                a.detach().T.to(weight.dtype),
+                (b.detach().T * layer.scaling[ADAPTER]).to(weight.dtype),
+            )
         yield
     finally:
         for layer in layers:
-            layer.dense_weight = None
+            layer.dense_weight = layer.cast_adapter = None
+
+
+def dense_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the weights that `dense_weights` would dequantise."""
+    bases = [m.get_base_layer() for m in lora_layers(model) if "dense_weight" in vars(m)]
+    return sum(b.in_features * b.out_features * b.compute_dtype.itemsize for b in bases if isinstance(b, Linear4bit))
 
 
 def _base_weight(layer: LoraLayer) -> Tensor:
@@ -181,9 +191,9 @@ def _forward(self: LoraLayer, x: Tensor) -> Tensor:
     if self.disable_adapters or self.merged:
         weight = _base_weight(self)
         return torch.nn.functional.linear(x.to(weight.dtype), weight, bias)
-    if self.dense_weight is not None:
-        a, b = self.dense_adapter
-        y = torch.nn.functional.linear(x, self.dense_weight, bias)
+    if self.cast_adapter is not None:
+        a, b = self.cast_adapter
+        y = torch.nn.functional.linear(x, _base_weight(self), bias)
         y.view(-1, y.shape[-1]).addmm_(x.view(-1, x.shape[-1]) @ a, b)
         return y
     y = _LoraLinear.apply(x, self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight, self)

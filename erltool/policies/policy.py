@@ -188,9 +188,10 @@ class Policy:
 
         An adapter on a dense fp32 base is folded into its weights: sampling costs no LoRA. The base's own weights
         are put back afterwards, not computed back, so nothing drifts. In bf16 folding would round small updates
-        away, so the adapter stays beside the base; a 4-bit base on a CPU is dequantised once for the duration,
-        on a GPU, whose memory it is there to save, at every step. Compiled layers run as written. What a model's
-        generation_config asks for beside its distribution (a repetition penalty, a top-k) is left out.
+        away, so the adapter stays beside the base. A 4-bit base is dequantised once for the duration; on a GPU, whose
+        memory it is there to save, only where half of the free memory has room for it, else at every step. Compiled
+        layers run as written. What a model's generation_config asks for beside its distribution (a repetition
+        penalty, a top-k) is left out.
         """
         layers = lora.lora_layers(self.model)
         own = [m.get_base_layer().weight for m in layers]
@@ -207,9 +208,15 @@ class Policy:
                 stack.callback(_put_back, own, [w.data for w in own])
                 for layer, weight in zip(layers, own, strict=True):
                     weight.data = weight.data + layer.get_delta_weight(lora.ADAPTER)
-            elif self.device.type == "cpu" or not self.quantised:
-                stack.enter_context(lora.dense_weights(self.model))
+            else:
+                stack.enter_context(lora.dense_weights(self.model, base=self._has_room_for_dense_weights()))
             yield
+
+    def _has_room_for_dense_weights(self) -> bool:
+        if self.device.type == "cpu" or not self.quantised:
+            return True
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return 2 * lora.dense_bytes(self.model) <= torch.cuda.mem_get_info(self.device)[0] + unused
 
     @contextlib.contextmanager
     def dropping(self):

@@ -66,15 +66,16 @@ class Rollouts:
 
     def take(self, rows: Sequence[int]) -> "Rollouts":
         """Some of the responses, without the padding that only the others needed."""
-        rows = torch.as_tensor(rows).tolist()
-        width = int(self.response_mask[rows].sum(-1).max())
-        return Rollouts(*(_take(getattr(self, f.name), rows, width) for f in fields(self)))
+        rows = torch.as_tensor(rows)
+        there = rows.to(self.token_ids.device, non_blocking=True)
+        width = int(self.response_mask[there].sum(-1).max())
+        return Rollouts(*(_take(getattr(self, f.name), rows.tolist(), there, width) for f in fields(self)))
 
 
-def _take(column, rows, width):
+def _take(column, rows: list[int], there: Tensor, width: int):
     if isinstance(column, list):
         return [column[r] for r in rows]
-    return column[rows][:, :width] if column.ndim == 2 else column[rows]
+    return column[there][:, :width] if column.ndim == 2 else column[there]
 
 
 def concatenate(parts: Sequence[Rollouts]) -> Rollouts:

@@ -117,6 +117,8 @@ def _batches(prompt_ids: list[list[int]], size: int, alike: bool) -> Iterator[li
 def _rollouts(policy: Policy, prompts, prompt_ids, ids: Tensor, log_probs: Tensor) -> Rollouts:
     """Responses of drawn tokens (B, T) and their log-probs; what stands behind a response's end is left out."""
     ends = torch.isin(ids, torch.tensor(policy.ends, device=ids.device))
+    if log_probs.isnan().any():  # once, not at every token, which the host would have to wait for
+        raise Diverged("sampling: the policy's logits are not finite; its weights are broken, go back to a checkpoint")
     finished = ends.any(-1)
     lengths = torch.where(finished, ends.int().argmax(-1) + 1, ids.shape[1])
     width = int(lengths.max())
@@ -148,8 +150,9 @@ def _sample(policy: Policy, prompt_ids, group_size: int, max_tokens: int, draw) 
     going = torch.ones_like(rows, dtype=torch.bool)
     for t in range(max_tokens):
         token, log_prob = draw(logits_of(hidden, policy.head))
-        ids[rows[going], t] = token[going, 0]
-        log_probs[rows[going], t] = log_prob[going, 0]
+        # All rows are written, not those that are going on, which the host would have to wait for.
+        ids[rows, t] = torch.where(going, token[:, 0], policy.pad)
+        log_probs[rows, t] = torch.where(going, log_prob[:, 0], 0.0)
         going = going & ~torch.isin(token[:, 0], stops)
         still = int(going.sum())  # the only synchronisation of a step
         if not still or t + 1 == max_tokens:
@@ -200,10 +203,6 @@ class _Draw:
 
     def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         log_p = torch.log_softmax(logits.float() / (self.temperature or 1.0), -1)
-        if not torch.isfinite(log_p.amax(-1)).all():
-            raise Diverged(
-                "sampling: the policy's logits are not finite; its weights are broken, go back to a checkpoint"
-            )
         if not self.temperature:
             token = log_p.argmax(-1, keepdim=True)
             return token, log_p.gather(-1, token)
