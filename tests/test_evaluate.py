@@ -130,7 +130,7 @@ def test_report_has_the_paper_beside_a_benchmark():
     text = evaluation_report(results)
     assert "7B KL-Cov" in text and "AIME24" in text and "pass@8" in text
     assert max(map(len, text.splitlines())) <= 80
-    assert "Intervals are over problems (Clopper-Pearson, Gaffke), for others of their kind." in text.splitlines()
+    assert "Intervals (Clopper-Pearson, Gaffke) hold for other problems of the same kind." in text.splitlines()
     row = json.loads(evaluation_report(results, as_json=True))[0]
     assert row["interval method"] == "Gaffke" and row["pass@32 interval method"] == "Clopper-Pearson"
     assert row["average"] == results[0].average and row["pass@32"] == 1.0

@@ -81,7 +81,7 @@ def test_a_value_that_is_a_table_sets_its_fields(grid_file):
     one, none = configs["tiny-one-seed1"], configs["tiny-none-seed1"]
     assert one == dataclasses.replace(none, updates_per_iteration=1, steps=4, learning_rate=1e-3)
     grid_file.write_text(text.replace("steps = 4,", "stepps = 4,"))
-    with pytest.raises(ErltoolError, match="control.one sets stepps, which TrainConfig has not"):
+    with pytest.raises(ErltoolError, match="control.one sets stepps, which TrainConfig does not have"):
         load_grid(grid_file)
 
 

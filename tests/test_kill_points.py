@@ -210,7 +210,7 @@ def test_a_run_whose_checkpoints_were_removed_is_evaluated_by_its_adapter(config
     assert digest(run) == before  # its steps are not written again over the old ones
     (run / "adapter" / "erltool.json").unlink()  # as a run that was made before adapters said their step
     policy_for_evaluation(str(run))
-    assert caplog.messages == [f"run {run}: adapter/ does not say of which step it is, and no checkpoint can tell"]
+    assert caplog.messages == [f"run {run}: adapter/ does not say its step, and there is no checkpoint to compare"]
 
 
 @pytest.mark.parametrize("stale", [False, True])

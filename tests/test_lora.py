@@ -36,7 +36,7 @@ def roll(policy, tokens=8):
 def unfused(policy):
     for layer in lora.lora_layers(policy.model):
         vars(layer).pop("forward", None)
-        vars(layer).pop("dense_weight", None)
+        vars(layer).pop("dense", None)
     return policy
 
 
@@ -115,5 +115,5 @@ def test_kept_weights_give_the_same_and_are_let_go(tiny_policy):
         with lora.dense_weights(policy.model):
             kept, _ = response_log_probs(policy, rollouts)
     torch.testing.assert_close(plain, kept)
-    assert all(layer.dense_weight is None for layer in lora.lora_layers(policy.model))
+    assert all(layer.dense is None for layer in lora.lora_layers(policy.model))
     torch.testing.assert_close(rollouts.log_probs, plain, atol=1e-4, rtol=1e-4)

@@ -28,7 +28,7 @@ def test_it_runs_from_another_directory(path, tmp_path):
 
 
 OPTIONAL = (
-    "math_verify", "reasoning_gym", "datasets", "gguf", "tensorboard", "playwright", "psutil", "voila", "trl", "verl",
+    "math_verify", "reasoning_gym", "datasets", "gguf", "tensorboard", "playwright", "voila", "trl", "verl",
 )  # fmt: skip
 
 

@@ -21,5 +21,5 @@ def test_shipped_policies_are_found_by_name_and_the_default_one_is_for_the_defau
 
 
 def test_the_earlier_name_of_a_policy_is_said_not_taken_for_another():
-    with pytest.raises(ErltoolError, match="it is named 'countdown' now"):
+    with pytest.raises(ErltoolError, match="its name is 'countdown' now"):
         find_model("embedded")

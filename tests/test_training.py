@@ -804,7 +804,7 @@ def test_a_run_folder_alone_runs_no_code(run_with_code, tmp_path, monkeypatch, c
         lambda: read_config(run),
         lambda: read_config(run / "config.json"),
     ):
-        with pytest.raises(ErltoolError, match="a file cannot decide that a model runs code.*--trust-remote-code"):
+        with pytest.raises(ErltoolError, match="a file cannot let a model run its own code.*--trust-remote-code"):
             use()
     for command in (["train", "--resume", f"--out={run}"], ["eval", str(run)], ["export", "verl", str(run)]):
         assert cli.main(command) == 2

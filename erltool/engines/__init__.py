@@ -1,1 +1,1 @@
-"""Where users go beyond one machine: any control inside TRL's trainer, a configuration as a command line of verl."""
+"""Beyond one machine: any control inside TRL's trainer, and a configuration as a command line of verl."""

@@ -1,4 +1,4 @@
-"""The run in TRL's output folder: what the one writer is told, and when."""
+"""The run in TRL's output folder: when its writer writes which lines."""
 
 import logging
 import math
@@ -13,11 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class Folder:
-    """A run in TRL's output folder, which the main process alone writes. TRL's checkpoints say from which `step` it
-    goes on; rows are `every` so many steps. Raises ErltoolError where the folder holds a run and `step` is 0."""
+    """A run in TRL's output folder, in the main process. It resumes from the `step` of TRL's checkpoint, and has a row
+    `every` so many steps. Raises ErltoolError where the folder holds a run and `step` is 0."""
 
     def __init__(self, path: Path, every: float, step: int, document: dict):
-        self.watch, self.held_out = Watch(), {}
+        self.watch = Watch()
+        self.held_out: dict[str, float] = {}
         self.writer = RunWriter(path, document, resume=step > 0, beside=HOW)
         try:
             if step:
@@ -44,15 +45,15 @@ class Folder:
         return self.watch.see(row)
 
     def evaluated(self, accuracy: float, last: bool) -> None:
-        """Held-out accuracy belongs to the update that follows; after the last one to that."""
+        """Held-out accuracy belongs to the next update, or to the `last` one."""
         if not (last and self.writer.amend_last({"eval_accuracy": accuracy})):
             self.held_out = {"eval_accuracy": accuracy}
 
     def checkpoint(self) -> None:
-        """Has the disk hold what a checkpoint counts on."""
+        """Writes to the disk what a checkpoint needs."""
         self.writer.write_tokens()
         self.writer.sync()
 
     def close(self) -> None:
-        """Lets others write."""
+        """Lets other processes write."""
         self.writer.close()

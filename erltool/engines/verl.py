@@ -1,12 +1,12 @@
-"""A configuration as a command line of verl (0.9), and what of it has another meaning there or none.
+"""A configuration as a command line of verl (0.9), and a list of the differences.
 
-verl trains on many nodes; the control, its values, the algorithm and the data come along. Every key is one of verl's
-own `ppo_trainer` configuration, which tests/test_export.py composes where verl is installed.
+verl trains on many nodes. The command carries the control, its values, the algorithm and the data. Every key is one of
+verl's `ppo_trainer` configuration, which tests/test_export.py composes where verl is installed.
 """
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +27,14 @@ from erltool.training.start import config_of
 VERL = "0.9"
 ACTOR = "actor_rollout_ref.actor."
 ROLLOUT = "actor_rollout_ref.rollout."
-NO_DUAL_CLIP = 1e6  # verl's vanilla loss bounds the loss of A < 0 at this ratio; here nothing does
+NO_DUAL_CLIP = 1e6  # the ratio at which verl's vanilla loss bounds the loss of A < 0, which ours never does
 ESTIMATORS = {
     "grpo": ("grpo", True),
     "dr_grpo": ("grpo", False),
     "rloo": ("rloo", None),
     "reinforce++": ("reinforce_plus_plus", None),
     "reinforce++-baseline": ("reinforce_plus_plus_baseline", None),
-}  # name in verl, whether it divides by the group's standard deviation
+}  # name in verl, and whether it divides by the group's standard deviation
 KL_TYPES = {"k1": "kl", "k2": "mse", "k3": "low_var_kl"}
 REWARD = '''"""The task's own verifier, for verl."""
 
@@ -56,10 +56,10 @@ class Export:
     overrides: dict[str, object]
     """Keys of verl's ppo_trainer configuration, dotted, with their values."""
     differs: tuple[tuple[str, str], ...]
-    """What has another meaning in verl, or cannot be carried over: (what, how)."""
+    """Settings with another meaning in verl or none: (setting here, meaning there)."""
 
     def command(self, folder: str | Path = ".") -> str:
-        """The command line, with the data files that `write_export` puts into `folder`."""
+        """The command line, for the data files that `write_export` writes to `folder`."""
         words = [f"{key}={_word(value)}" for key, value in self.overrides.items()]
         files = {"data.train_files": "train.parquet", "data.val_files": "test.parquet",
                  "reward.custom_reward_function.path": "reward.py"}  # fmt: skip
@@ -68,13 +68,13 @@ class Export:
 
     def table(self) -> str:
         """`differs`, one a line, as a Markdown table."""
-        rows = [f"| {what} | {how} |" for what, how in self.differs]
+        rows = [f"| {ours} | {theirs} |" for ours, theirs in self.differs]
         return "\n".join([f"| here | in verl {VERL} |", "|---|---|", *rows])
 
 
 def read_config(source: str | Path, trust_remote_code: bool = False) -> TrainConfig:
-    """The configuration of a run's folder, or of a JSON file of TrainConfig's fields. Raises ErltoolError; also where
-    these let a model run code of its own, unless `trust_remote_code` says the same."""
+    """The configuration of a run's folder, or of a JSON file of TrainConfig's fields. Raises ErltoolError, also where
+    it lets a model run its own code and the argument `trust_remote_code` does not."""
     path = Path(source)
     if path.is_dir():
         return config_of(read_run(path), trust_remote_code)
@@ -92,10 +92,8 @@ def read_config(source: str | Path, trust_remote_code: bool = False) -> TrainCon
 
 
 def export_verl(config: TrainConfig, gpus: int = 8, prompt_tokens: int = 512) -> Export:
-    """The configuration for verl on `gpus` devices of one node, with prompts of at most `prompt_tokens` tokens.
-
-    Raises ErltoolError for a control that verl has not, and for a value of one that would mean something else there.
-    """
+    """The configuration for verl on `gpus` devices of one node, with prompts of at most `prompt_tokens` tokens. Raises
+    ErltoolError for a control that verl lacks, and for a value with another meaning there."""
     c = config
     responses = c.prompts_per_update * c.group_size
     if gpus < 1 or responses % gpus:
@@ -109,133 +107,123 @@ def export_verl(config: TrainConfig, gpus: int = 8, prompt_tokens: int = 512) ->
     overrides = {
         "algorithm.adv_estimator": estimator,
         "algorithm.use_kl_in_reward": False,
-        "data.train_batch_size": c.prompts_per_iteration,
-        "data.max_prompt_length": prompt_tokens,
-        "data.max_response_length": c.max_response_tokens,
-        "data.seed": c.seed,
-        "actor_rollout_ref.model.path": c.policy,
-        "actor_rollout_ref.model.trust_remote_code": c.trust_remote_code,
-        "actor_rollout_ref.model.enable_gradient_checkpointing": c.gradient_checkpointing,
-        "actor_rollout_ref.model.lora_rank": c.lora_rank,
-        "actor_rollout_ref.model.lora_alpha": c.lora_alpha,
-        ACTOR + "ppo_mini_batch_size": c.prompts_per_update,
-        ACTOR + "ppo_micro_batch_size_per_gpu": micro,
-        ACTOR + "ppo_epochs": 1,
-        ACTOR + "optim.lr": c.learning_rate,
-        ACTOR + "optim.weight_decay": 0.0,
-        ACTOR + "grad_clip": c.max_grad_norm,
-        ACTOR + "clip_ratio_low": c.clip_eps_low,
-        ACTOR + "clip_ratio_high": c.clip_eps_high,
-        ACTOR + "clip_ratio_c": NO_DUAL_CLIP,
-        ACTOR + "loss_agg_mode": "token-mean",
-        ACTOR + "calculate_entropy": True,
-        ROLLOUT + "name": "vllm",
-        ROLLOUT + "tensor_model_parallel_size": 1,
-        ROLLOUT + "n": c.group_size,
-        ROLLOUT + "temperature": c.temperature,
-        ROLLOUT + "top_p": c.top_p,
-        ROLLOUT + "log_prob_micro_batch_size_per_gpu": micro,
-        ROLLOUT + "val_kwargs.n": c.eval_samples,
-        ROLLOUT + "val_kwargs.temperature": c.temperature,
-        ROLLOUT + "val_kwargs.do_sample": True,
-        "trainer.n_gpus_per_node": gpus,
-        "trainer.nnodes": 1,
-        "trainer.total_training_steps": c.steps // c.updates_per_iteration,
-        "trainer.test_freq": c.eval_every or -1,
-        "trainer.save_freq": c.checkpoint_every,
-        "trainer.logger": ["console"],
-    }
+        **_under("data.", {
+            "train_batch_size": c.prompts_per_iteration, "max_prompt_length": prompt_tokens,
+            "max_response_length": c.max_response_tokens, "seed": c.seed,
+        }),
+        **_under("actor_rollout_ref.model.", {
+            "path": c.policy, "trust_remote_code": c.trust_remote_code,
+            "enable_gradient_checkpointing": c.gradient_checkpointing,
+            "lora_rank": c.lora_rank, "lora_alpha": c.lora_alpha,
+        }),
+        **_under(ACTOR, {
+            "ppo_mini_batch_size": c.prompts_per_update, "ppo_micro_batch_size_per_gpu": micro, "ppo_epochs": 1,
+            "optim.lr": c.learning_rate, "optim.weight_decay": 0.0, "grad_clip": c.max_grad_norm,
+            "clip_ratio_low": c.clip_eps_low, "clip_ratio_high": c.clip_eps_high, "clip_ratio_c": NO_DUAL_CLIP,
+            "loss_agg_mode": "token-mean", "calculate_entropy": True,
+        }),
+        **_under(ROLLOUT, {
+            "name": "vllm", "tensor_model_parallel_size": 1, "n": c.group_size, "temperature": c.temperature,
+            "top_p": c.top_p, "log_prob_micro_batch_size_per_gpu": micro, "val_kwargs.n": c.eval_samples,
+            "val_kwargs.temperature": c.temperature, "val_kwargs.do_sample": True,
+        }),
+        **_under("trainer.", {
+            "n_gpus_per_node": gpus, "nnodes": 1, "total_training_steps": c.steps // c.updates_per_iteration,
+            "test_freq": c.eval_every or -1, "save_freq": c.checkpoint_every, "logger": ["console"],
+        }),
+    }  # fmt: skip
     if scaled is not None:
         overrides["algorithm.norm_adv_by_std_in_grpo"] = scaled
-    for part in c.control.parts:
-        overrides |= _of_control(part)
+    for member in c.control.parts:
+        overrides |= _of_control(member)
     return Export(overrides, tuple(_differences(c, overrides)))
 
 
-def _of_control(part: Control) -> dict[str, object]:
-    """verl's keys for one control. Raises ErltoolError where it has none."""
+def _under(prefix: str, settings: Mapping[str, object]) -> dict[str, object]:
+    return {prefix + key: value for key, value in settings.items()}
+
+
+def _of_control(control: Control) -> dict[str, object]:
+    """verl's keys for one control. Raises ErltoolError where verl has no such control."""
     mode, loss = ACTOR + "policy_loss.loss_mode", ACTOR + "policy_loss."
-    clip = lambda low, high: {ACTOR + "clip_ratio_low": low, ACTOR + "clip_ratio_high": high}  # noqa: E731
-    found: dict[type, Callable[[], dict[str, object]]] = {
-        NoControl: lambda: {mode: "vanilla"},
-        ClipHigher: lambda: {ACTOR + "clip_ratio_high": part.clip_eps_high},
-        EntropyBonus: lambda: {ACTOR + "entropy_coeff": part.coef},
-        ReferenceKL: lambda: {
-            ACTOR + "use_kl_loss": True,
-            ACTOR + "kl_loss_coef": part.coef,
-            ACTOR + "kl_loss_type": KL_TYPES[part.estimator],
-            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 1,
-        },
-        ClipCov: lambda: {
-            mode: "clip_cov",
-            loss + "clip_cov_ratio": part.fraction,
-            loss + "clip_cov_lb": part.low,
-            loss + "clip_cov_ub": part.high,
-            **(clip(part.clip_eps, part.clip_eps) if part.clip_eps is not None else {}),
-        },
-        KLCov: lambda: {mode: "kl_cov", loss + "kl_cov_ratio": part.fraction, loss + "ppo_kl_coef": part.coef},
-        GSPO: lambda: {
-            mode: "gspo",
-            ACTOR + "loss_agg_mode": "seq-mean-token-mean",
-            **clip(part.clip_eps_low, part.clip_eps_high),
-        },
-        CISPO: lambda: {mode: "cispo", **clip(part.clip_eps_low, part.clip_eps_high)},
-    }
-    if type(part) not in found:
-        known = ", ".join(kind.name for kind in found)
-        raise ErltoolError(f"control {part.name}: verl {VERL} has none like it; it has {known}")
-    if isinstance(part, EntropyBonus) and part.below is not None:
+    known = (NoControl, ClipHigher, EntropyBonus, ReferenceKL, ClipCov, KLCov, GSPO, CISPO)
+    if type(control) not in known:  # a subclass, such as a random baseline, is another control
+        names = ", ".join(kind.name for kind in known)
+        raise ErltoolError(f"control {control.name}: verl {VERL} has none like it; it has {names}")
+    if isinstance(control, EntropyBonus) and control.below is not None:
         raise ErltoolError(f"control entropy-bonus: verl {VERL} gives it in every update; use no below")
-    if isinstance(part, ClipCov) and part.bounds != "absolute":
-        raise ErltoolError("control clip-cov: verl knows bounds in nats only; use bounds=absolute")
-    if isinstance(part, KLCov) and part.estimator != "k1":
-        raise ErltoolError(f"control kl-cov: verl has |log ratio| only, not {part.estimator}; use estimator=k1")
-    if isinstance(part, ClipCov | KLCov) and not part.fraction:
-        raise ErltoolError(f"control {part.name}: verl takes at least one token; use control none for fraction=0")
-    return found[type(part)]()
+    if isinstance(control, ClipCov) and control.bounds != "absolute":
+        raise ErltoolError("control clip-cov: verl has bounds in nats only; use bounds=absolute")
+    if isinstance(control, KLCov) and control.estimator != "k1":
+        raise ErltoolError(f"control kl-cov: verl has |log ratio| only, not {control.estimator}; use estimator=k1")
+    if isinstance(control, ClipCov | KLCov) and not control.fraction:
+        raise ErltoolError(f"control {control.name}: verl takes at least one token; use control none for fraction=0")
+    match control:
+        case ClipHigher():
+            return {ACTOR + "clip_ratio_high": control.clip_eps_high}
+        case EntropyBonus():
+            return {ACTOR + "entropy_coeff": control.coef}
+        case ReferenceKL():
+            kl = {"use_kl_loss": True, "kl_loss_coef": control.coef, "kl_loss_type": KL_TYPES[control.estimator]}
+            return _under(ACTOR, kl) | {"actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 1}
+        case ClipCov():
+            clip = {} if control.clip_eps is None else _clip(control.clip_eps, control.clip_eps)
+            keys = {"clip_cov_ratio": control.fraction, "clip_cov_lb": control.low, "clip_cov_ub": control.high}
+            return {mode: "clip_cov"} | _under(loss, keys) | clip
+        case KLCov():
+            return {mode: "kl_cov", loss + "kl_cov_ratio": control.fraction, loss + "ppo_kl_coef": control.coef}
+        case GSPO():
+            clip = _clip(control.clip_eps_low, control.clip_eps_high)
+            return {mode: "gspo", ACTOR + "loss_agg_mode": "seq-mean-token-mean", **clip}
+        case CISPO():
+            return {mode: "cispo", **_clip(control.clip_eps_low, control.clip_eps_high)}
+    return {mode: "vanilla"}
 
 
-def _differences(c: TrainConfig, overrides: dict[str, object]):
-    """(what, how) of everything that is not the same there."""
-    covariance = [part for part in c.control.parts if isinstance(part, ClipCov | KLCov)]
+def _clip(low: float, high: float) -> dict[str, object]:
+    return {ACTOR + "clip_ratio_low": low, ACTOR + "clip_ratio_high": high}
+
+
+def _differences(c: TrainConfig, overrides: dict[str, object]) -> Iterator[tuple[str, str]]:
+    """(setting here, meaning in verl) for all that differs."""
+    by_covariance = [member for member in c.control.parts if isinstance(member, ClipCov | KLCov)]
     micro = overrides[ACTOR + "ppo_micro_batch_size_per_gpu"]
-    for part in covariance:
-        yield (f"{part.name}: covariance centred over the update", f"over a micro-batch of {micro} responses on a GPU; "
-               "one response alone has covariance 0, so give as many as fit")  # fmt: skip
-        yield f"{part.name}: share of the update's tokens", "share of a micro-batch's tokens, at least one in each"
-        yield (f"{part.name}: fraction={part.fraction:g}", "the same number, a fraction; in the paper's released "
-               "scripts k_percent is in percent, a hundred times as large")  # fmt: skip
-    if any(isinstance(part, KLCov) for part in covariance):
+    for control in by_covariance:
+        name = control.name
+        yield (f"{name}: covariance centred over the update", f"over a micro-batch of {micro} responses on a GPU; one "
+               "response alone has covariance 0, so use as many as fit")  # fmt: skip
+        yield f"{name}: fraction of the update's tokens", "fraction of a micro-batch's tokens, at least one in each"
+        yield (f"{name}: fraction={control.fraction:g}", "the same number, a fraction; in the paper's released scripts "
+               "k_percent is in percent, a hundred times as large")  # fmt: skip
+    if any(isinstance(control, KLCov) for control in by_covariance):
         yield "kl-cov: coef 1 by default", "ppo_kl_coef 0.1 by default; it is set here"
-        yield "kl-cov: ratio exactly 1 on an iteration's first update", "about 1: rounding there is pushed at too"
-    if any(isinstance(part, ClipCov) for part in covariance):
-        yield "clip-cov: draws seeded by the step", "torch.randperm, not seeded by the step"
+        yield "kl-cov: ratio exactly 1 on an iteration's first update", "about 1: rounding noise triggers the penalty"
+    if any(isinstance(control, ClipCov) for control in by_covariance):
+        yield "clip-cov: random choice seeded by the step", "torch.randperm, not seeded by the step"
     if c.advantages == "reinforce++":
         yield "advantages reinforce++: scaled over responses", "whitened over tokens: a long response counts more"
-    if any(isinstance(part, EntropyBonus) for part in c.control.parts):
+    if any(isinstance(control, EntropyBonus) for control in c.control.parts):
         yield "entropy-bonus: mean over the update's tokens", "mean by loss_agg_mode, which token-mean makes the same"
-    if any(isinstance(part, ReferenceKL) for part in c.control.parts):
-        yield "reference-kl: not bounded", "k3 is clamped to 10 a token; the reference is a model of its own"
+    if any(isinstance(control, ReferenceKL) for control in c.control.parts):
+        yield "reference-kl: not bounded", "k3 is clamped to 10 a token; the reference is a separate model"
     yield "step: an optimiser update", f"an iteration, {c.updates_per_iteration} updates"
     yield (f"template {c.template}, {c.shots} worked examples",
            "the tokenizer's chat template around the prompt; without one set model.custom_chat_template")  # fmt: skip
-    yield "old log-probs: the sampler's where they agree", "made again by the actor, in its own micro-batches"
+    yield "old log-probs: the sampler's where they agree", "computed again by the actor, in its own micro-batches"
     if c.policy in (*POLICIES, "smollm2-135m"):
         yield f"policy {c.policy}", "a folder in Hugging Face's format: give its path as actor_rollout_ref.model.path"
-    lost = {"base": "none", "dtype": "auto", "lora_dropout": 0.0, "mask_truncated": False, "dynamic_sampling": False,
-            "compile": False}  # fmt: skip
-    for name, default in lost.items():
-        if getattr(c, name) != default:
+    for name in ("base", "dtype", "lora_dropout", "mask_truncated", "dynamic_sampling", "compile"):
+        if getattr(c, name) != getattr(TrainConfig, name):
             yield f"{name}={getattr(c, name)}", "not carried over"
-    yield "seed", "of the data's order only; sampling and draws have their own"
+    yield "seed", "decides only the order of the data; sampling and random choices have their own seeds"
     yield "metrics of covariance, tokens.parquet", "none; erltool import reads its console log, erltool fit fits it"
 
 
 def write_export(export: Export, config: TrainConfig, folder: str | Path) -> list[Path]:
     """Writes verl.sh, train.parquet, test.parquet and reward.py; returns them. Raises ErltoolError.
 
-    The parquets have verl's columns (data_source, prompt, ability, reward_model, extra_info); reward.py checks
-    responses by the task's own verifier, which needs erltool where verl runs.
+    The parquet files have verl's columns (data_source, prompt, ability, reward_model, extra_info). reward.py calls the
+    task's verifier, so verl's machines need erltool.
     """
     folder, task = Path(folder).absolute(), load_task(config.task)
     with writing(folder):

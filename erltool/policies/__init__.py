@@ -1,4 +1,4 @@
-"""Running a policy: where models come from, loading under 4 bits with LoRA, head and attention, sampling, scoring.
+"""Running a policy: finding and loading models, 4-bit weights, LoRA, the head, attention, sampling, scoring.
 
-torch, transformers, peft, bitsandbytes. Nothing here knows of rewards or of training.
+Uses torch, transformers, peft and bitsandbytes. Nothing here knows rewards or training.
 """

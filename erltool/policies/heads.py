@@ -1,30 +1,29 @@
-"""A model's own head: logits of hidden states by the model's own code, whatever stands behind its last product.
+"""A model's own head: logits of hidden states by the model's own code.
 
-Many families scale the logits (Granite, Cohere), cap them (Gemma 2), or add a bias (Phi, GPT-J): for them hidden @ W.T
-is not the model. Here the model's own `forward` is run with its decoder replaced by one that returns the hidden
-states it is given, so the head's code is never written a second time.
+Many families scale the logits (Granite, Cohere), cap them (Gemma 2), or add a bias (Phi, GPT-J), so hidden @ W.T is not
+the model's output. This runs the model's own `forward` with its decoder replaced by one that returns given hidden
+states, so no head is written a second time.
 """
 
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from erltool.errors import ErltoolError
 
 
 class OwnHead:
-    """Logits (N, V) of hidden states (N, D), by the model's own code after the module `decoder`.
+    """Logits (N, V) of hidden states (N, D), by the model's own code after the decoder, its module `name`."""
 
-    `decoder(...).last_hidden_state` and this, one after the other, are the model. `parameters` are those of the head.
-    """
-
-    def __init__(self, model: torch.nn.Module, name: str):
+    def __init__(self, model: PreTrainedModel, name: str):
         self.name = name
         self._shell = _without(model, name.split("."))
-        self.vocabulary = model.get_output_embeddings().weight.shape[0]
+        self.vocabulary = weight_of(model.get_output_embeddings()).shape[0]
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return self._shell(inputs_embeds=hidden[None], use_cache=False).logits[0]
@@ -34,21 +33,25 @@ class OwnHead:
         return any(p.requires_grad for p in self._shell.parameters())
 
     def clone(self) -> "OwnHead":
-        """The head as it is now, whatever the model's becomes."""
+        """A copy that does not change when the model trains."""
         twin = copy.copy(self)
         twin._shell = copy.deepcopy(self._shell)
         return twin
 
 
-@torch.no_grad()
-def find_head(model: torch.nn.Module, ids: Tensor) -> OwnHead:
-    """The head with which some decoder inside the model gives the model's own logits of `ids` (1, L).
+def weight_of(layer: torch.nn.Module) -> Tensor:
+    """A linear layer's or an embedding's weight; type checkers know only that it is some attribute."""
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight
 
-    Raises ErltoolError where there is none, and a policy cannot be made of the model, and where logits are not finite.
-    """
-    outputs: dict[str, object] = {}
+
+@torch.no_grad()
+def find_head(model: PreTrainedModel, ids: Tensor) -> OwnHead:
+    """The head that, behind a decoder inside the model, gives the model's own logits of `ids` (1, L). Raises
+    ErltoolError where there is none, so that the model cannot be a policy, and where logits are not finite."""
+    outputs: dict[str, Any] = {}
     hooks = [
-        model.get_submodule(name).register_forward_hook(lambda *found, name=name: outputs.update({name: found[-1]}))
+        model.get_submodule(name).register_forward_hook(lambda *call, name=name: outputs.update({name: call[-1]}))
         for name in _decoders(model)
     ]
     try:
@@ -57,18 +60,18 @@ def find_head(model: torch.nn.Module, ids: Tensor) -> OwnHead:
         for hook in hooks:
             hook.remove()
     if not torch.isfinite(logits).all():
-        raise ErltoolError("its logits are not finite; its weights or its config.json are damaged, restore them")
+        raise ErltoolError("its logits are not finite: its weights or its config.json are damaged; restore them")
     for name, output in outputs.items():
-        with contextlib.suppress(Exception):  # the model's own code on a part of it: this is then not the decoder
+        with contextlib.suppress(Exception):  # the model's own code refuses the output of what is not its decoder
             head = OwnHead(model, name)
             if torch.equal(head(output.last_hidden_state[0]), logits[0]):
                 return head
-    raise ErltoolError("its logits are not a function of its decoder's last hidden state")
+    raise ErltoolError("its logits are not a function of its decoder's last hidden state; use another model")
 
 
-def is_linear(head: OwnHead, model: torch.nn.Module) -> bool:
-    """Whether the head is hidden @ weight.T and nothing else: by its module, and on random hidden states, small ones
-    and such that a cap would cut."""
+def is_linear(head: OwnHead, model: PreTrainedModel) -> bool:
+    """Whether the head is only hidden @ weight.T. Looks at its module, and compares logits on random hidden states,
+    some so large that a cap would cut them."""
     layer = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear) or layer.bias is not None:
         return False
@@ -80,29 +83,30 @@ def is_linear(head: OwnHead, model: torch.nn.Module) -> bool:
     return bool(((ours - own).abs() <= 16 * torch.finfo(weight.dtype).eps * ours.abs().amax(-1, keepdim=True)).all())
 
 
-def _decoders(model: torch.nn.Module) -> Iterator[str]:
-    """Names of what may be the decoder, the largest first: all that holds the embedding of the tokens."""
-    inner = model.get_input_embeddings()
-    parts = next(name for name, module in model.named_modules() if module is inner).split(".")
-    return (".".join(parts[:n]) for n in range(1, len(parts)))
+def _decoders(model: PreTrainedModel) -> Iterator[str]:
+    """Names of the modules that hold the embedding of the tokens, and so may be the decoder, the largest first."""
+    embedding = model.get_input_embeddings()
+    path = next(name for name, module in model.named_modules() if module is embedding).split(".")
+    return (".".join(path[:n]) for n in range(1, len(path)))
 
 
 def _without(model: torch.nn.Module, path: list[str]) -> torch.nn.Module:
-    """A shallow copy of the model, which shares its parameters, with a `_Given` at the path."""
+    """A shallow copy of the model, sharing its parameters, with a `_PassThrough` for the decoder at the path."""
     twin = copy.copy(model)
     twin._modules = dict(model._modules)
     vars(twin).pop("forward", None)  # a hook's, which would call the model itself
     name, *rest = path
-    twin._modules[name] = _without(model._modules[name], rest) if rest else _Given(model._modules[name])
+    child = model.get_submodule(name)
+    twin._modules[name] = _without(child, rest) if rest else _PassThrough(child)
     return twin
 
 
-class _Given(torch.nn.Module):
-    """Stands for a decoder: its output is the hidden states it is given; its settings are the decoder's."""
+class _PassThrough(torch.nn.Module):
+    """Takes a decoder's place: returns its `inputs_embeds` as the hidden states; has the decoder's settings."""
 
     def __init__(self, decoder: torch.nn.Module):
         super().__init__()
-        vars(self)["decoder"] = decoder  # not a module of this one: its parameters are not the head's
+        vars(self)["decoder"] = decoder  # not registered as a submodule: its parameters are not the head's
 
     def forward(self, *args, inputs_embeds=None, **kwargs):
         return _Output(inputs_embeds)
@@ -115,13 +119,13 @@ class _Given(torch.nn.Module):
 
 
 class _Output:
-    """What a decoder returns, under every name by which a head's code may ask for it; all else is None."""
+    """A decoder's output under every name that a head's code may use; every other attribute is None."""
 
     def __init__(self, hidden: Tensor):
         self.last_hidden_state = hidden
 
-    def __getitem__(self, at):
-        return (self.last_hidden_state,)[at]
+    def __getitem__(self, index):
+        return (self.last_hidden_state,)[index]
 
     def __getattr__(self, name: str):
         if name.startswith("__"):

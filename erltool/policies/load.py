@@ -1,7 +1,7 @@
-"""Loading a policy: model, tokenizer and adapter from where they are, and the way in which its log-probs are made.
+"""Loading a policy: its model, tokenizer and adapter, and the way in which its log-probs are computed.
 
-What comes out is the model's own distribution or an error: weights that are missing or too many are refused, dropout
-of the base is off, and probe.py has compared what the policy says with what the model says.
+A policy has its model's own distribution, or loading fails: missing and surplus weights are refused, the base has no
+dropout, and probe.py compares the policy's log-probs with the model's logits.
 """
 
 import ctypes
@@ -13,13 +13,13 @@ import transformers
 
 from erltool.errors import ErltoolError
 from erltool.policies import lora
-from erltool.policies.heads import find_head
+from erltool.policies.heads import find_head, weight_of
 from erltool.policies.policy import Policy
 from erltool.policies.probe import choose_path, probe_ids
-from erltool.policies.sources import check_loaded, find_model, is_offline, loading
+from erltool.policies.sources import find_model, is_offline, loading, read_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-DROPOUT = re.compile(r"drop")  # in the names of settings; a jitter is of training alone, and PhiMoE routes by its size
+DROPOUT = re.compile(r"drop")  # names of settings; not jitter, which acts in training only and routes PhiMoE's tokens
 
 
 def load_policy(
@@ -39,40 +39,32 @@ def load_policy(
     """A policy with LoRA on all its linear layers, in eval mode, ready to sample and to train.
 
     `source` is a shipped policy's name ("sharpening", "discovery", "trap", "countdown"), a folder in Hugging Face
-    format, a GGUF file, "smollm2-135m", or a hub id. `base` is "none", "nf4" (bitsandbytes, double quantisation) or
-    "int8". `dtype` is that of weights and computation, as in `resolve_dtype`.
-    `lora_rank` 0 trains all weights, which a quantised base cannot: that one can only be evaluated. `seed` decides
-    the adapter's first weights; the global random state is left alone. `compile` compiles each decoder layer for
-    training (needs a C++ compiler; half a minute, once). Only safetensors and GGUF weights; a model's own code runs
-    only with `trust_remote_code`.
-    `policy.path` says how log-probs are made of the model; it was compared with the model's own logits.
-    Raises ErltoolError where the source is missing, out of reach, damaged or no model, and for a model whose
+    format, a GGUF file, "smollm2-135m", or a hub id; weights are safetensors or GGUF. `base` is "none", "nf4"
+    (bitsandbytes, double quantisation) or "int8". `dtype` is that of weights and computation, as in `resolve_dtype`.
+    `lora_rank` 0 trains all weights; a quantised base can then only be evaluated. `seed` decides the adapter's first
+    weights and leaves the global random state alone. `compile` compiles each decoder layer for training (needs a C++
+    compiler; takes half a minute once). A model's own code runs only with `trust_remote_code`. `policy.path` says how
+    log-probs are computed.
+
+    Raises ErltoolError for a source that is missing, out of reach, damaged or not a model, and for a model whose
     distribution cannot be reproduced.
     """
-    where = resolve_device(device)
+    target = resolve_device(device)
     tokenizer = load_tokenizer(source, trust_remote_code)
     place = find_model(source)
-    common = {"trust_remote_code": trust_remote_code, "local_files_only": is_offline(place)}
     with loading(source, place):
         _check_folder(Path(place), source)
-        config = without_dropout(transformers.AutoConfig.from_pretrained(place, **common))
-        wanted = resolve_dtype(dtype, config.dtype or torch.float32, where, whole=not lora_rank)
-        settings = {"config": config, "dtype": wanted, "use_safetensors": True}
-        settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # looked at by check_loaded
-        if base != "none":
-            settings |= {"quantization_config": _quantization(base, wanted), "device_map": {"": where}}
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(place, **settings, **common)
-        check_loaded(found, source)
-        if base == "none":
-            model.to(where)
-        lora.keep_4_bit_weights(model.eval())
+        model = _base_model(
+            source, place, base, dtype, target, whole=not lora_rank, trust_remote_code=trust_remote_code
+        )
         ids = probe_ids(tokenizer, model, 3)
         head = find_head(model, ids)
         ends = ends_of_response(tokenizer, model, source)
+        policy = Policy(model, tokenizer, source, head, ends, compile)
         if lora_rank:
             targets = lora.targets(model, ids)
-            model = lora.attach(model, targets, place, lora_rank, lora_alpha, lora_dropout, seed).to(where).eval()
-    policy = Policy(model, tokenizer, source, head, ends, compile)
+            adapted = lora.attach(model, targets, place, lora_rank, lora_alpha, lora_dropout, seed)
+            policy.model = adapted.to(target).eval()
     policy.path = choose_path(policy)
     if gradient_checkpointing:
         _checkpoint(policy)
@@ -87,7 +79,30 @@ def _check_folder(place: Path, source: str) -> None:
     if (place / "adapter_config.json").is_file():
         raise ErltoolError(f"policy {source!r}: holds an adapter beside a model; merge it, or take it away")
     if (place / "generation_config.json").is_file():
-        transformers.GenerationConfig.from_pretrained(place)  # a damaged one would be left out without a word
+        transformers.GenerationConfig.from_pretrained(place)  # loading the model would skip a damaged one silently
+
+
+def _base_model(
+    source: str, place: str, base: str, dtype: str, device: torch.device, *, whole: bool, trust_remote_code: bool
+) -> transformers.PreTrainedModel:
+    """The model in eval mode on the device, quantised as `base` says; `whole` as in `resolve_dtype`."""
+    common = {"trust_remote_code": trust_remote_code, "local_files_only": is_offline(place)}
+    config = without_dropout(transformers.AutoConfig.from_pretrained(place, **common))
+    computed = resolve_dtype(dtype, stored_dtype(config), device, whole)
+    # Sizes that do not match are for check_loaded to name.
+    settings = {"config": config, "dtype": computed, "use_safetensors": True, "ignore_mismatched_sizes": True}
+    if base != "none":
+        settings |= {"quantization_config": _quantization(base, computed), "device_map": {"": device}}
+    model = read_model(place, source, **settings, **common)
+    if base == "none":
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides that it is a method
+    lora.keep_4_bit_weights(model.eval())
+    return model
+
+
+def stored_dtype(config: transformers.PretrainedConfig) -> torch.dtype:
+    """The type in which a model's weights are stored."""
+    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 
 def load_tokenizer(source: str, trust_remote_code: bool = False) -> transformers.PreTrainedTokenizerBase:
@@ -95,19 +110,13 @@ def load_tokenizer(source: str, trust_remote_code: bool = False) -> transformers
     place = find_model(source)
     with loading(source, place):
         return transformers.AutoTokenizer.from_pretrained(
-            place,
-            padding_side="left",
-            trust_remote_code=trust_remote_code,
-            local_files_only=is_offline(place),
+            place, padding_side="left", trust_remote_code=trust_remote_code, local_files_only=is_offline(place)
         )
 
 
 def without_dropout(config: transformers.PretrainedConfig) -> transformers.PretrainedConfig:
-    """The configuration with no dropout, in its parts too.
-
-    The policy is the distribution that is sampled from, so its log-probs must not be random. An adapter's own dropout
-    is LoRA's and stays.
-    """
+    """The configuration, changed in place, without dropout, which would make log-probs random. LoRA's own dropout is
+    not part of it."""
     for name, value in list(vars(config).items()):
         if isinstance(value, transformers.PretrainedConfig):
             without_dropout(value)
@@ -116,15 +125,15 @@ def without_dropout(config: transformers.PretrainedConfig) -> transformers.Pretr
     return config
 
 
-def ends_of_response(tokenizer, model: torch.nn.Module, source: str) -> tuple[int, ...]:
-    """Tokens that end a response: the tokenizer's EOS, those of the model's generation_config, and the token by which
-    its chat template ends an assistant's turn. Raises ErltoolError where there is none."""
+def ends_of_response(tokenizer, model: transformers.PreTrainedModel, source: str) -> tuple[int, ...]:
+    """Tokens that end a response: the EOS of tokenizer, generation_config and config, and the token with which the chat
+    template ends an assistant's turn. Raises ErltoolError where there is none."""
     listed = [tokenizer.eos_token_id]
     for config in (model.generation_config, model.config.get_text_config(decoder=True)):
         ids = getattr(config, "eos_token_id", None)
         listed += ids if isinstance(ids, list | tuple) else [ids]
     listed.append(_turn_end(tokenizer))
-    known = model.get_input_embeddings().weight.shape[0]
+    known = weight_of(model.get_input_embeddings()).shape[0]
     ends = dict.fromkeys(i for i in listed if isinstance(i, int) and 0 <= i < known)
     if not ends:
         raise ErltoolError(f"policy {source!r}: no token ends a response; give its tokenizer an EOS token")
@@ -132,36 +141,36 @@ def ends_of_response(tokenizer, model: torch.nn.Module, source: str) -> tuple[in
 
 
 def _turn_end(tokenizer) -> int | None:
-    """The special token behind an assistant's words in the chat template; None without one."""
+    """The special token that follows an assistant's answer in the chat template; None without one."""
     if not tokenizer.chat_template:
         return None
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template that refuses this asks for nothing here
+    except Exception:  # the template, a program that came with the model, refuses these turns
         return None
-    said, answer, behind = text.rpartition("answer")
-    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if answer else []
+    _, answer, rest = text.rpartition("answer")
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"] if answer else []
     return next((i for i in ids if i in tokenizer.all_special_ids), None)
 
 
 def _checkpoint(policy: Policy) -> None:
-    """Has decoder layers keep their inputs only, and compute the rest again in the backward pass."""
+    """Makes decoder layers keep their inputs only, and recompute the rest in the backward pass."""
     model = policy.causal_lm
     if not model.supports_gradient_checkpointing:
-        raise ErltoolError(f"policy {policy.source!r}: its layers know no gradient_checkpointing; leave it out")
-    # transformers 5.24 renamed it, and warns of the old name.
+        raise ErltoolError(f"policy {policy.source!r}: its layers do not support gradient_checkpointing; leave it out")
+    # transformers 5.24 renamed it, and warns about the old name.
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
-            module.training = True  # of this one alone: it asks for it, and has no dropout
+            module.training = True  # not its submodules: checkpointing needs the flag, and they stay in eval mode
 
 
 def _compile(policy: Policy) -> None:
     layers = getattr(policy.causal_lm.get_decoder(), "layers", None)
     if layers is None or policy.path.rows != "packed":
-        raise ErltoolError(f"policy {policy.source!r}: compile is for models like Llama; leave it out")
+        raise ErltoolError(f"policy {policy.source!r}: compile works for models like Llama only; leave it out")
     for layer in layers:
         layer.compile(dynamic=True)
 
@@ -172,19 +181,15 @@ def _quantization(base: str, dtype: torch.dtype) -> transformers.BitsAndBytesCon
     if base != "nf4":
         raise ErltoolError(f"base {base!r}: use none, nf4 or int8")
     return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
 
 
 def _settle_memory() -> None:
-    """Has glibc give back what loading left, and from then on keep up to 1 GiB of freed memory instead of handing
-    every tensor's pages back and forth. Elsewhere than on glibc it does nothing.
+    """Makes glibc return the memory that loading freed, and from then on keep up to 1 GiB of freed memory for reuse.
 
-    Measured: quantising SmolLM2's layers one by one leaves 309 MiB of freed pieces; keeping freed memory saves a fifth
-    of the time of sampling from the policy `countdown`.
+    Other C libraries are left alone. Returning frees 309 MiB after quantising SmolLM2 layer by layer. Keeping saves
+    a fifth of the sampling time of the policy `countdown`.
     """
     m_trim_threshold, m_mmap_threshold = -1, -3
     try:
@@ -198,7 +203,8 @@ def _settle_memory() -> None:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one. Raises ErltoolError where there is none."""
+    """The device of that name; "auto" is CUDA where PyTorch sees one, else the CPU. Raises ErltoolError for CUDA where
+    PyTorch sees none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -207,9 +213,12 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, stored: torch.dtype, device: torch.device, whole: bool = False) -> torch.dtype:
-    """The type of weights and computation: "fp32", "bf16", or "stored", the one the weights are stored in, but fp32
-    on a CPU without instructions for bf16, where PyTorch's products take up to 45 times as long as fp32's. "auto" is
-    "stored", but fp32 where the whole model trains (`whole`)."""
+    """The type of weights and computation.
+
+    `dtype` is "fp32", "bf16", "stored" or "auto". "stored" is the type in which the weights are stored, but fp32 on a
+    CPU without bf16 instructions, where PyTorch's products take up to 45 times as long. "auto" is "stored", but fp32
+    where the whole model trains (`whole`). Raises ErltoolError for any other name.
+    """
     if dtype in DTYPES:
         return DTYPES[dtype]
     if dtype not in ("auto", "stored"):

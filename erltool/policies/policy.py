@@ -1,27 +1,28 @@
-"""A policy: a causal language model, its tokenizer, and the part of it that trains.
+"""A policy: a causal language model, its tokenizer, and the weights that train.
 
-With LoRA the base never changes, may be quantised, and the reference policy is the same model with its adapter
-off; without, all weights train and there is no reference unless a second copy is kept.
+With LoRA the base never changes and may be quantised, and the reference policy is the model with its adapter off.
+Without LoRA all weights train, and there is no reference policy.
 """
 
 import contextlib
 import functools
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import transformers
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from erltool.entropy.log_probs import Head
 from erltool.errors import ErltoolError
 from erltool.policies import lora
-from erltool.policies.heads import OwnHead
-from erltool.policies.sources import check_loaded, loading, quiet_transformers, reason_of
+from erltool.policies.heads import OwnHead, weight_of
+from erltool.policies.sources import loading, quiet_transformers, read_model, reason_of
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 PLAIN_FORMS = {"none": "{}", "question": f"Question: {{}}\n\n{BOXED.replace('{', '{{').replace('}', '}}')}\n\nAnswer: "}
@@ -29,10 +30,10 @@ PLAIN_FORMS = {"none": "{}", "question": f"Question: {{}}\n\n{BOXED.replace('{',
 
 @dataclass(frozen=True)
 class Template:
-    """The form in which a policy is given a prompt, behind worked examples (prompt, response).
+    """The form in which a policy sees a prompt, after worked examples (prompt, response).
 
-    "none" is the prompt as it is, "question" a plain text for base models, "chat" the tokenizer's own chat template,
-    "boxed" that with the request to reason and to box the answer, as Qwen2.5-Math was trained.
+    "none" is the prompt alone, "question" a plain text for base models, and "chat" the tokenizer's chat template.
+    "boxed" is "chat" with the request to reason and to box the answer, as Qwen2.5-Math was trained.
     """
 
     name: str = "none"
@@ -40,31 +41,31 @@ class Template:
 
     @classmethod
     def choose(cls, name: str, tokenizer, source: str, shots: tuple[tuple[str, str], ...] = ()) -> "Template":
-        """The template of that name; "auto" is "chat" where the tokenizer has a chat template, else "none".
-        Raises ErltoolError where one is asked for and missing."""
+        """The template of that name; "auto" is "chat" where the tokenizer has a chat template, else "none". Raises
+        ErltoolError for "chat" and "boxed" where it has none."""
         has_chat = bool(tokenizer.chat_template)
         if name in ("chat", "boxed") and not has_chat:
             raise ErltoolError(f"template {name}: the tokenizer of {source!r} has no chat template; use question")
         return cls(name if name != "auto" else "chat" if has_chat else "none", tuple(shots))
 
     def render(self, prompt: str, tokenizer) -> str:
-        """The text that the model is given."""
+        """The text that the model sees."""
         if self.name in PLAIN_FORMS:
             form = PLAIN_FORMS[self.name]
             return "".join(form.format(p) + r + "\n\n" for p, r in self.shots) + form.format(prompt)
-        asked = [*self.shots, (prompt, None)]
+        turns = [*self.shots, (prompt, None)]
         if self.name != "boxed":
-            return self._chat(asked, None, tokenizer)
-        with contextlib.suppress(ErltoolError):  # a template may refuse a system's words, or drop them
-            text = self._chat(asked, BOXED, tokenizer)
+            return self._chat(turns, None, tokenizer)
+        with contextlib.suppress(ErltoolError):  # a template may refuse a system message, or drop it
+            text = self._chat(turns, BOXED, tokenizer)
             if BOXED in text:
                 return text
-        first, *rest = asked
+        first, *rest = turns
         return self._chat([(f"{BOXED}\n\n{first[0]}", first[1]), *rest], None, tokenizer)
 
-    def _chat(self, asked: Sequence[tuple[str, str | None]], system: str | None, tokenizer) -> str:
+    def _chat(self, turns: Sequence[tuple[str, str | None]], system: str | None, tokenizer) -> str:
         messages = [{"role": "system", "content": system}] if system else []
-        for question, answer in asked:
+        for question, answer in turns:
             messages.append({"role": "user", "content": question})
             if answer is not None:
                 messages.append({"role": "assistant", "content": answer})
@@ -74,28 +75,23 @@ class Template:
             raise ErltoolError(f"template {self.name}: the chat template refuses a prompt: {reason_of(e)}") from e
 
     def encode(self, prompts: Sequence[str], tokenizer) -> list[list[int]]:
-        """Token ids of each prompt as the model is given it."""
-        special = self.name in PLAIN_FORMS  # a chat template writes its own
+        """Token ids of each prompt in this form."""
+        special = self.name in PLAIN_FORMS  # a chat template adds special tokens itself
         return tokenizer([self.render(p, tokenizer) for p in prompts], add_special_tokens=special)["input_ids"]
 
 
 @dataclass(frozen=True)
 class ForwardPath:
-    """How log-probs are made from a model, chosen for it as it is loaded (probe.py): in our way, which is fast, only
-    where that was found to be the model's own."""
+    """How a model's log-probs are computed. probe.py chooses it, and a faster way only if it agrees with the model."""
 
     head: str = "linear"
-    """"linear" where logits are hidden @ W.T and nothing else, or "own": the model's own code behind its decoder."""
+    """"linear": logits are hidden @ W.T. "own": the model's own code after its decoder."""
     rows: str = "packed"
-    """"packed": masks and cache of ours, by which responses share the work on their prompt. "padded": the model's own,
-    by transformers' `generate`, a response a row. "single": the same, but prompts of other lengths are never in one
-    batch, since the model takes no padding."""
+    """"packed": our masks and cache, with which responses share the work on their prompt. "padded": the model's own
+    masks and cache, by transformers' `generate`, one response a row. "single": like "padded", but a batch holds prompts
+    of one length, since the model takes no padding."""
     reason: str = ""
-    """Why it is not the fast one."""
-
-    @property
-    def fast(self) -> bool:
-        return self.head == "linear" and self.rows == "packed"
+    """Why it is not the fastest."""
 
     def __str__(self) -> str:
         return f"{self.head} head, {self.rows} rows" + (f" ({self.reason})" if self.reason else "")
@@ -105,22 +101,22 @@ class ForwardPath:
 class Policy:
     """A model ready to sample and to train, its tokenizer, and where it came from."""
 
-    model: torch.nn.Module
+    model: PreTrainedModel | lora.PeftModel
     tokenizer: transformers.PreTrainedTokenizerBase
     source: str
     own_head: OwnHead
     ends: tuple[int, ...]
-    """Tokens that end a response, the tokenizer's EOS among them."""
+    """Tokens that end a response, with the tokenizer's EOS."""
     compiled: bool = False
     template: Template = Template()
     path: ForwardPath = ForwardPath()
 
     def with_template(self, name: str, shots: tuple[tuple[str, str], ...] = ()) -> "Policy":
-        """The same policy, given its prompts in another form, behind worked examples (prompt, response)."""
+        """The same policy with another template and worked examples (prompt, response)."""
         return replace(self, template=Template.choose(name, self.tokenizer, self.source, shots))
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each prompt as the model is given it."""
+        """Token ids of each prompt in the policy's template."""
         return self.template.encode(prompts, self.tokenizer)
 
     @property
@@ -136,38 +132,40 @@ class Policy:
         return bool(getattr(self.causal_lm, "is_quantized", False))
 
     @property
-    def causal_lm(self) -> torch.nn.Module:
-        """The Hugging Face model inside, with the adapter's layers in it."""
-        return self.model.get_base_model() if self.has_adapter else self.model
+    def causal_lm(self) -> PreTrainedModel:
+        """The Hugging Face model, with the adapter's layers in it."""
+        if isinstance(self.model, lora.PeftModel):
+            return cast(PreTrainedModel, self.model.get_base_model())
+        return self.model
 
     @property
-    def head(self) -> Head:
-        """What makes logits of hidden states: a weight (V, D), or a function."""
-        return self.causal_lm.get_output_embeddings().weight if self.path.head == "linear" else self.own_head
+    def head(self) -> Tensor | OwnHead:
+        """Gives logits of hidden states: a weight (V, D), or a function."""
+        return weight_of(self.causal_lm.get_output_embeddings()) if self.path.head == "linear" else self.own_head
 
     @property
     def pad(self) -> int:
-        """Token that fills a row up; no mask ever has it."""
+        """The token that pads rows, always outside the mask."""
         pad = self.tokenizer.pad_token_id
         return self.ends[0] if pad is None else pad
 
     @property
     def longest(self) -> int | None:
-        """Tokens of prompt and response together that the model has positions for, None where nothing bounds them."""
+        """The most tokens of prompt and response together that the model has positions for; None without a limit."""
         config = self.causal_lm.config.get_text_config(decoder=True)
-        limit = getattr(config, "max_position_embeddings", None)
+        limits = [getattr(config, "max_position_embeddings", None)]
         ropes = getattr(config, "rope_parameters", None) or {}
         for rope in (ropes, *(r for r in ropes.values() if isinstance(r, dict))):
-            # Beyond the first length their angles depend on the longest row of a batch: no distribution of one's own.
+            # Beyond the original length, a response's angles would depend on the longest row of its batch.
             if rope.get("rope_type") in ("dynamic", "longrope"):
-                limit = min(limit, rope.get("original_max_position_embeddings") or limit)
-        return limit if isinstance(limit, int) and limit > 0 else None
+                limits.append(rope.get("original_max_position_embeddings"))
+        return min((n for n in limits if isinstance(n, int) and n > 0), default=None)
 
     def hidden(self, input_ids: Tensor, cache: Cache | None = None, **kwargs):
         """Output of the decoder without its head; `last_hidden_state` is (rows, length, D)."""
         decoder = self.causal_lm.get_submodule(self.own_head.name)
         if cache is not None:
-            kwargs |= {_cache_argument(type(decoder)): cache, "use_cache": True}
+            kwargs |= {_cache_argument(type(decoder).forward): cache, "use_cache": True}
         return decoder(input_ids, **kwargs)
 
     def trainable(self) -> dict[str, Tensor]:
@@ -176,22 +174,21 @@ class Policy:
 
     @contextlib.contextmanager
     def reference(self):
-        """Inside, the policy is the reference: the adapter is off. Raises ErltoolError without an adapter."""
-        if not self.has_adapter:
+        """Inside, the policy is the reference: its adapter is off. Raises ErltoolError without an adapter."""
+        if not isinstance(self.model, lora.PeftModel):
             raise ErltoolError("reference policy: full fine-tuning keeps none; use lora_rank above 0")
         with self.model.disable_adapter():
             yield
 
     @contextlib.contextmanager
     def sampling(self):
-        """Inside, the model is in eval mode, made ready for many small steps, and generates as it is.
+        """Inside, the model is in eval mode, prepared for many small steps, and ignores its generation_config.
 
-        An adapter on a dense fp32 base is folded into its weights: sampling costs no LoRA. The base's own weights
-        are put back afterwards, not computed back, so nothing drifts. In bf16 folding would round small updates
-        away, so the adapter stays beside the base. A 4-bit base is dequantised once for the duration; on a GPU, whose
-        memory it is there to save, only where half of the free memory has room for it, else at every step. Compiled
-        layers run as written. What a model's generation_config asks for beside its distribution (a repetition
-        penalty, a top-k) is left out.
+        A generation_config may change the distribution by a repetition penalty or a top-k. An adapter on a dense fp32
+        base is added to the base's weights, so that sampling costs no LoRA; afterwards the saved weights return, so
+        that nothing drifts. In bf16 the sum would round small updates away, so the adapter stays separate. A 4-bit base
+        is dequantised once on a CPU; on a GPU, to save memory, only where half of what is free has room for it, else at
+        every step. Compiled layers run uncompiled.
         """
         layers = lora.lora_layers(self.model)
         own = [m.get_base_layer().weight for m in layers]
@@ -203,10 +200,11 @@ class Policy:
             self.causal_lm.generation_config = transformers.GenerationConfig()
             if self.compiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if layers and foldable and not layers[0].disable_adapters:  # off where the reference is sampled from
+            # The adapter is off where the reference is sampled.
+            if isinstance(self.model, lora.PeftModel) and foldable and not layers[0].disable_adapters:
                 stack.enter_context(self.model.disable_adapter())
-                stack.callback(_put_back, own, [w.data for w in own])
                 for layer, weight in zip(layers, own, strict=True):
+                    stack.callback(setattr, weight, "data", weight.data)
                     weight.data = weight.data + layer.get_delta_weight(lora.ADAPTER)
             else:
                 stack.enter_context(lora.dense_weights(self.model, base=self._has_room_for_dense_weights()))
@@ -220,32 +218,33 @@ class Policy:
 
     @contextlib.contextmanager
     def dropping(self):
-        """Inside, the adapter's own dropout is at work, by the global random state; the base has none."""
-        layers = [m for layer in lora.lora_layers(self.model) for m in layer.lora_dropout.values()]
-        for layer in layers:
-            layer.train()
+        """Inside, the adapter's dropout is active and uses the global random state; the base has no dropout."""
+        dropouts = torch.nn.ModuleList(m for layer in lora.lora_layers(self.model) for m in layer.lora_dropout.values())
+        dropouts.train()
         try:
             yield
         finally:
-            for layer in layers:
-                layer.eval()
+            dropouts.eval()
 
     def fingerprint(self) -> str:
-        """Hash of the frozen weights (all weights without an adapter, as loaded): a run resumes on the same."""
+        """Hash of the frozen weights, or of all without an adapter; a run resumes only on the same weights."""
         digest = hashlib.sha256()
         for name, p in self.model.named_parameters():
             if not (self.has_adapter and p.requires_grad):
                 digest.update(name.encode())
-                digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
+                digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     def save(self, folder: Path) -> None:
-        """Writes what trained: an adapter that `PeftModel.from_pretrained` loads, or the whole model."""
-        with quiet_transformers():  # its progress bar would stand in the middle of ours, at every checkpoint
-            self.model.save_pretrained(folder, **({"save_embedding_layers": False} if self.has_adapter else {}))
+        """Writes the adapter, which `PeftModel.from_pretrained` loads, or the whole model where all weights train."""
+        with quiet_transformers():  # its progress bar would break ours at every checkpoint
+            if isinstance(self.model, lora.PeftModel):
+                self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            else:
+                self.model.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
-        """Takes the weights that `save` wrote. Raises ErltoolError where they are not this policy's."""
+        """Loads the weights that `save` wrote. Raises ErltoolError where they are not this policy's."""
         if not any(folder.glob("*.safetensors")):
             raise ErltoolError(f"{folder}: holds no safetensors weights")
         if not self.has_adapter and (folder / "adapter_config.json").is_file():
@@ -253,17 +252,16 @@ class Policy:
                 f"{folder}: holds a LoRA adapter, and lora_rank=0 trains all weights; restore the config"
             )
         with loading(str(folder), str(folder)):
-            if self.has_adapter:
+            if isinstance(self.model, lora.PeftModel):
                 lora.load_adapter(self.model, folder)
                 return
-            saved, found = type(self.model).from_pretrained(folder, dtype=self.model.dtype, output_loading_info=True)
-            check_loaded(found, str(folder))
+            saved = read_model(folder, str(folder), type(self.model), dtype=self.model.dtype)
         self.model.load_state_dict(saved.state_dict())
 
 
 @contextlib.contextmanager
 def _evaluating(model: torch.nn.Module):
-    """Inside, all of the model is in eval mode; afterwards each module is as it was."""
+    """Inside, every module of the model is in eval mode; afterwards each is as it was."""
     training = [m for m in model.modules() if m.training]
     model.eval()
     try:
@@ -274,11 +272,6 @@ def _evaluating(model: torch.nn.Module):
 
 
 @functools.cache
-def _cache_argument(decoder: type) -> str:
-    """What a decoder calls its cache: transformers 5.24 renamed it, and warns of the old name."""
-    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
-
-
-def _put_back(weights: list[Tensor], data: list[Tensor]) -> None:
-    for weight, own in zip(weights, data, strict=True):
-        weight.data = own
+def _cache_argument(forward: Callable) -> str:
+    """The decoder's name for its cache: transformers 5.24 renamed it, and warns about the old name."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

@@ -1,7 +1,6 @@
-"""Responses of a group in columns, and scoring them again with gradients.
+"""Responses in columns, and their log-probs with gradients.
 
-Where the model allows it, responses share the work on their prompt: a row holds the prompt once and its responses
-after it.
+Where the model allows it, responses share the work on their prompt: a row holds the prompt once, then its responses.
 """
 
 import itertools
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor
 
 from erltool.entropy.log_probs import token_log_probs
+from erltool.policies.heads import weight_of
 from erltool.policies.policy import Policy
 
-PACKED_ROW = 512  # most tokens in a row of several responses
+PACKED_ROW = 512  # the most tokens in a row of several responses
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Rollout:
     token_ids: list[int]
     """Tokens of the response, its EOS included."""
     log_probs: list[float]
-    """Of those tokens under the sampling policy, nats."""
+    """Of these tokens under the sampling policy, nats."""
     stop_reason: str
-    """"eos", or "length" where it was cut."""
+    """"eos", or "length" where the length limit cut it."""
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """B responses in columns; those of a group stand together."""
+    """B responses in columns; the responses of a group are adjacent."""
 
     prompts: list[str]
     """(B,) prompt of each response."""
     responses: list[str]
-    """(B,) text without EOS. Hostile: never evaluate it, never show it as markup."""
+    """(B,) text without EOS. Not to be trusted: never evaluate it, never show it as markup."""
     prompt_ids: list[list[int]]
     """(B,) tokens of the prompts."""
     token_ids: Tensor
@@ -49,27 +49,27 @@ class Rollouts:
     log_probs: Tensor
     """(B, T) under the sampling policy, nats; 0 outside the mask."""
     finished: Tensor
-    """(B,) bool: the response ended with EOS, and was not cut by the length."""
+    """(B,) bool: the response ended with EOS; the length limit did not cut it."""
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, at: int) -> Rollout:
-        n = int(self.response_mask[at].sum())
+    def __getitem__(self, row: int) -> Rollout:
+        n = int(self.response_mask[row].sum())
         return Rollout(
-            self.prompts[at],
-            self.responses[at],
-            self.token_ids[at, :n].tolist(),
-            self.log_probs[at, :n].tolist(),
-            "eos" if self.finished[at] else "length",
+            self.prompts[row],
+            self.responses[row],
+            self.token_ids[row, :n].tolist(),
+            self.log_probs[row, :n].tolist(),
+            "eos" if self.finished[row] else "length",
         )
 
-    def take(self, rows: Sequence[int]) -> "Rollouts":
-        """Some of the responses, without the padding that only the others needed."""
-        rows = torch.as_tensor(rows)
-        there = rows.to(self.token_ids.device, non_blocking=True)
+    def take(self, rows: Sequence[int] | Tensor) -> "Rollouts":
+        """The responses `rows`, in this order, with no more padding than they need."""
+        index = torch.as_tensor(rows)
+        there = index.to(self.token_ids.device, non_blocking=True)
         width = int(self.response_mask[there].sum(-1).max())
-        return Rollouts(*(_take(getattr(self, f.name), rows.tolist(), there, width) for f in fields(self)))
+        return Rollouts(*(_take(getattr(self, f.name), index.tolist(), there, width) for f in fields(self)))
 
 
 def _take(column, rows: list[int], there: Tensor, width: int):
@@ -78,26 +78,24 @@ def _take(column, rows: list[int], there: Tensor, width: int):
     return column[there][:, :width] if column.ndim == 2 else column[there]
 
 
-def concatenate(parts: Sequence[Rollouts]) -> Rollouts:
+def concatenate(batches: Sequence[Rollouts]) -> Rollouts:
     """Several Rollouts as one."""
-    width = max(p.token_ids.shape[1] for p in parts)
-    columns = []
-    for f in fields(Rollouts):
-        values = [getattr(p, f.name) for p in parts]
-        if isinstance(values[0], list):
-            columns.append([v for value in values for v in value])
-        elif values[0].ndim == 2:
-            columns.append(torch.cat([torch.nn.functional.pad(v, (0, width - v.shape[1])) for v in values]))
-        else:
-            columns.append(torch.cat(values))
-    return Rollouts(*columns)
+    width = max(batch.token_ids.shape[1] for batch in batches)
+
+    def joined(name: str):
+        columns = [getattr(batch, name) for batch in batches]
+        if isinstance(columns[0], list):
+            return [value for column in columns for value in column]
+        if columns[0].ndim == 2:
+            columns = [torch.nn.functional.pad(column, (0, width - column.shape[1])) for column in columns]
+        return torch.cat(columns)
+
+    return Rollouts(*(joined(f.name) for f in fields(Rollouts)))
 
 
 def response_log_probs(policy: Policy, rollouts: Rollouts, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probability and exact entropy of every response token, each (B, T) fp32, nats; 0 outside the mask.
-
-    One forward pass of the policy as it is now, with gradients where they are enabled.
-    """
+    """Log-probability and exact entropy of every response token, each (B, T) fp32, nats; 0 outside the mask. One
+    forward pass, with gradients where they are enabled."""
     mask = rollouts.response_mask
     log_probs, entropy = token_log_probs(
         contexts(policy, rollouts), rollouts.token_ids[mask], policy.head, temperature=temperature
@@ -108,78 +106,77 @@ def response_log_probs(policy: Policy, rollouts: Rollouts, temperature: float = 
 
 def contexts(policy: Policy, rollouts: Rollouts) -> Tensor:
     """Hidden states (N, D) that predict the N response tokens, in row-major order of the mask."""
-    width = policy.causal_lm.get_input_embeddings().weight.shape[-1]  # a model's own head has no shape
-    packed = pack(rollouts, policy.path.rows == "packed", width)
+    packed = pack(rollouts, policy.path.rows == "packed", weight_of(policy.causal_lm.get_input_embeddings()).shape[-1])
     hidden = policy.hidden(
         packed.input_ids, attention_mask=packed.attention_mask, position_ids=packed.position_ids, use_cache=False
     ).last_hidden_state
-    # Not by indexing: a prompt's last position predicts the first token of all its responses, and the backward
-    # pass of indexing adds them up in whatever order the threads come.
+    # Not by indexing, whose backward pass adds gradients in an order that depends on the threads: the last position of
+    # a prompt predicts the first token of all its responses.
     return hidden.flatten(0, 1).index_select(0, packed.predicting)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Prompts and responses laid out in rows for one forward pass."""
+    """Prompts and responses arranged in rows for one forward pass."""
 
-    input_ids: Tensor
-    """(R, L)"""
-    position_ids: Tensor | None
-    """(R, L), None where they just count"""
-    attention_mask: Tensor | None
-    """(R, 1, L, L) bool, None where plain causal attention serves"""
+    input_ids: Tensor  # (R, L)
+    position_ids: Tensor | None  # (R, L); None for 0, 1, 2, ...
+    attention_mask: Tensor | None  # (R, 1, L, L) bool; None for plain causal attention
     predicting: Tensor
     """(N,) index into R * L of the position that predicts each response token, in row-major order of (B, T)"""
 
 
 def pack(rollouts: Rollouts, shared: bool = True, hidden: int = PACKED_ROW) -> Packed:
-    """Each prompt once, followed by its responses, which see the prompt and themselves but not each other; or, not
-    `shared`, a row for each response.
+    """Rows of a prompt and its responses, which see the prompt and themselves but not each other.
 
-    Responses share a row while they share a prompt and the row would hold at most min(PACKED_ROW, `hidden`) tokens with
-    the longest of the prompts: beyond, attention to masked tokens costs more than a prompt read once saves, and sooner
-    the narrower the model is. Where one row is too small they are shared out evenly, since the longest row sets the
-    width of all. The last token of a response predicts nothing and is left out.
+    Responses to a prompt share a row of up to min(PACKED_ROW, `hidden`) tokens, counted with the longest prompt: in
+    longer rows attention to masked tokens costs more than reading a prompt once saves, and more so in a narrow model.
+    Responses that need several rows are spread evenly, since the longest row sets the width of all. Without `shared`
+    each response has its own row. The last token of a response predicts nothing and is left out.
     """
     lengths = rollouts.response_mask.sum(-1).tolist()
     ids = rollouts.token_ids.tolist()
-    rows: list[list[int]] = []  # responses of each row
-    longest = max(map(len, rollouts.prompt_ids))  # one prompt a token shorter must not make a row twice as wide
-    for _, group in itertools.groupby(rollouts.prompt_ids):
-        first = sum(map(len, rows))
-        of_group = lengths[first : first + len(list(group))]
-        parts = share_rows(longest, of_group, hidden) if shared else np.arange(len(of_group))[:, None]
-        rows += [(first + part).tolist() for part in parts]
+    rows = _responses_of_rows(rollouts, lengths, hidden) if shared else [[b] for b in range(len(rollouts))]
     tokens, positions, owners, predicting = [], [], [], []
     for members in rows:
         prompt = rollouts.prompt_ids[members[0]]
         row, position, owner = list(prompt), list(range(len(prompt))), [0] * len(prompt)
-        for i, b in enumerate(members):
+        for number, b in enumerate(members, 1):
             start, n = len(row), lengths[b] - 1
             predicting.append([len(prompt) - 1, *range(start, start + n)])
             row += ids[b][:n]
             position += range(len(prompt), len(prompt) + n)
-            owner += [i + 1] * n
+            owner += [number] * n
         tokens.append(row)
         positions.append(position)
         owners.append(owner)
     width = max(map(len, tokens))
     device = rollouts.token_ids.device
-    at = [r for r, members in enumerate(rows) for _ in members]
-    flat = np.concatenate([np.array(p) + r * width for r, p in zip(at, predicting, strict=True)])
-    predicting = torch.from_numpy(flat).to(device)
+    row_of = [r for r, members in enumerate(rows) for _ in members]
+    flat = np.concatenate([np.array(p) + r * width for r, p in zip(row_of, predicting, strict=True)])
+    index = torch.from_numpy(flat).to(device)
     input_ids = _padded(tokens, width, 0).to(device)
-    if len(rows) == len(rollouts):  # padding stands on the right, where causal attention never looks
-        return Packed(input_ids, None, None, predicting)
-    owner = _padded(owners, width, -1).to(device)
+    if len(rows) == len(rollouts):  # padding is on the right, where causal attention does not look
+        return Packed(input_ids, None, None, index)
+    owned = _padded(owners, width, -1).to(device)
     causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    seen = (owner[:, None, :] == 0) | (owner[:, None, :] == owner[:, :, None])
-    return Packed(input_ids, _padded(positions, width, 0).to(device), (causal & seen)[:, None], predicting)
+    seen = (owned[:, None, :] == 0) | (owned[:, None, :] == owned[:, :, None])
+    return Packed(input_ids, _padded(positions, width, 0).to(device), (causal & seen)[:, None], index)
+
+
+def _responses_of_rows(rollouts: Rollouts, lengths: list[int], hidden: int) -> list[list[int]]:
+    rows: list[list[int]] = []
+    longest = max(map(len, rollouts.prompt_ids))  # so that a prompt one token shorter does not make a row twice as wide
+    for _, group in itertools.groupby(rollouts.prompt_ids):
+        first = sum(map(len, rows))
+        of_group = lengths[first : first + len(list(group))]
+        rows += [(first + members).tolist() for members in share_rows(longest, of_group, hidden)]
+    return rows
 
 
 def share_rows(prompt: int, lengths: Sequence[int], hidden: int) -> list[np.ndarray]:
-    """Which responses of a prompt, of those lengths in tokens, share a row of a model `hidden` wide: in as few rows of
-    even number as min(PACKED_ROW, hidden) tokens a row allow, or one a row."""
+    """Indices of the responses in each row, for responses of these lengths to a prompt of `prompt` tokens. The rows are
+    the fewest of even size that hold at most min(PACKED_ROW, hidden) tokens, or have one response each."""
     most = min(PACKED_ROW, hidden)
     for count in range(1, len(lengths) + 1):
         rows = np.array_split(np.arange(len(lengths)), count)

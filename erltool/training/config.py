@@ -1,4 +1,4 @@
-"""TrainConfig: everything that decides a run, in one frozen value. The command line's flags are its fields."""
+"""TrainConfig: all settings of a run in one frozen value. Its fields are the flags of the command line."""
 
 import dataclasses
 import difflib
@@ -18,7 +18,7 @@ from erltool.resources import POLICIES
 BASES = ("none", "nf4", "int8")
 TEMPLATES = ("none", "chat", "boxed", "question")
 DEVICE = r"auto|cpu|cuda(:\d+)?"
-MOST = 2**63  # what generators of random numbers and tensors' sizes take
+MOST = 2**63  # the limit of random generators' seeds and of tensors' sizes
 
 
 def _about(default, text: str):
@@ -27,26 +27,24 @@ def _about(default, text: str):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Raises ErltoolError on a wrong type, an impossible value or an impossible combination.
+    """How to train. Raises ErltoolError for a wrong type, an impossible value or an impossible combination.
 
-    A step is one optimiser update; an iteration is one round of sampling followed by
-    `updates_per_iteration` steps, each on its own share of the responses.
+    A step is one optimiser update. An iteration samples responses, then makes `updates_per_iteration` steps, each on
+    other responses.
     """
 
     task: str = _about("chain:sharpening", "task with prompts and verifier")
     policy: str = _about(
         "sharpening", f"{', '.join(POLICIES)}, smollm2-135m, a model's folder, a GGUF file, or a hub id"
     )
-    base: str = _about("none", f"quantisation of the weights that do not train: {', '.join(BASES)}")
-    dtype: str = _about("auto", "of weights and computation: fp32, bf16, or auto: as stored, fp32 where bf16 is slow")
-    template: str = _about("auto", f"form in which the policy is given a prompt: auto, {', '.join(TEMPLATES)}")
+    base: str = _about("none", f"quantisation of the frozen weights: {', '.join(BASES)}")
+    dtype: str = _about("auto", "type of weights and computation: fp32, bf16, or auto: as stored, fp32 if bf16 is slow")
+    template: str = _about("auto", f"form in which the policy sees a prompt: auto, {', '.join(TEMPLATES)}")
     shots: int = _about(0, "worked examples from the training problems shown before every prompt")
     control: Control = _about(
         NoControl(), "entropy control, e.g. kl-cov:chain or kl-cov:fraction=0.1,coef=2; + composes several"
     )
-    controller: Controller | None = _about(
-        None, "changes a number of the control from update to update, e.g. target-entropy:target=0.3"
-    )
+    controller: Controller | None = _about(None, "changes the control after updates, e.g. target-entropy:target=0.3")
     advantages: str = _about("grpo", f"advantage estimator: {', '.join(ESTIMATORS)}")
     steps: int = _about(200, "optimiser updates in all")
     seed: int = _about(0, "decides every random draw")
@@ -57,48 +55,43 @@ class TrainConfig:
     learning_rate: float = _about(1e-3, "Adam's learning rate; 3e-4 suits full fine-tuning of the shipped policies")
     lora_rank: int = _about(16, "rank of LoRA on all linear layers; 0 trains all weights")
     lora_alpha: float = _about(32.0, "LoRA's scale is alpha / rank")
-    lora_dropout: float = _about(0.0, "share of an adapter's inputs dropped in training")
-    gradient_checkpointing: bool = _about(False, "keep a layer's input only and compute the rest again: less memory")
-    compile: bool = _about(False, "compile decoder layers for training; needs a C++ compiler, half a minute once")
-    trust_remote_code: bool = _about(False, "let a model run code of its own")
-    max_grad_norm: float = _about(1.0, "gradient is clipped to this norm")
+    lora_dropout: float = _about(0.0, "fraction of an adapter's inputs dropped in training")
+    gradient_checkpointing: bool = _about(False, "keep only a layer's input and recompute the rest: less memory")
+    compile: bool = _about(False, "compile decoder layers for training; needs a C++ compiler, takes half a minute")
+    trust_remote_code: bool = _about(False, "let a model run its own code")
+    max_grad_norm: float = _about(1.0, "the gradient is clipped to this norm")
     temperature: float = _about(1.0, "of sampling, and of every log-probability and entropy")
-    top_p: float = _about(1.0, "sample from the likeliest tokens that have this share together")
+    top_p: float = _about(1.0, "sample from the likeliest tokens of this total probability")
     sampling_batch: int = _about(0, "responses sampled at a time, 0 for all; changes memory and the random draws")
     max_response_tokens: int = _about(28, "longest response in tokens, EOS included; 12 suits countdown")
-    mask_truncated: bool = _about(False, "no loss on responses that the length cut")
-    clip_eps_low: float = _about(0.2, "surrogate's clip below ratio 1")
-    clip_eps_high: float = _about(0.2, "surrogate's clip above ratio 1")
+    mask_truncated: bool = _about(False, "no loss on responses that the length limit cut")
+    clip_eps_low: float = _about(0.2, "the surrogate's clip below ratio 1")
+    clip_eps_high: float = _about(0.2, "the surrogate's clip above ratio 1")
     dynamic_sampling: bool = _about(False, "replace groups with equal rewards by sampling more prompts")
     eval_every: int = _about(5, "iterations between held-out evaluations, 0 for none")
     eval_prompts: int = _about(256, "held-out prompts in an evaluation")
     eval_samples: int = _about(2, "responses to each of them")
-    eval_temperature: float | None = _about(
-        None, "temperature of a second held-out accuracy, 0 for greedy; none is measured by default"
-    )
+    eval_temperature: float | None = _about(None, "temperature of a second held-out accuracy, 0 for greedy")
     checkpoint_every: int = _about(10, "iterations between checkpoints")
     record_every: int = _about(10, "iterations between recordings of tokens, 0 for none")
     record_prompts: int = _about(4, "prompts of a step whose tokens are recorded")
-    entropy_change_every: int = _about(
-        0, "iterations between measurements of how each context's entropy changed, 0 for none; two more forward passes"
-    )
+    entropy_change_every: int = _about(0, "iterations between measurements of contexts' entropy changes, 0 for none")
     device: str = _about("auto", "cpu, cuda, or auto")
 
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, _checked(f.name, getattr(self, f.name), hints[f.name]))
-        for name in ("steps", "prompts_per_iteration", "updates_per_iteration", "checkpoint_every"):
-            self._require(getattr(self, name) >= 1, name, "at least 1")
-        for name in ("max_response_tokens", "eval_prompts", "eval_samples", "record_prompts"):
+        for name in ("steps", "prompts_per_iteration", "updates_per_iteration", "checkpoint_every",
+                     "max_response_tokens", "eval_prompts", "eval_samples", "record_prompts"):  # fmt: skip
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("seed", "shots", "micro_batch", "sampling_batch", "lora_rank", "eval_every", "record_every",
                      "entropy_change_every"):  # fmt: skip
             self._require(getattr(self, name) >= 0, name, "at least 0")
         for name in ("learning_rate", "lora_alpha", "max_grad_norm", "temperature", "clip_eps_high"):
             self._require(0 < getattr(self, name) < math.inf, name, "above 0 and finite")
-        cool = self.eval_temperature
-        self._require(cool is None or type(cool) in (int, float) and 0 <= cool < math.inf, "eval_temperature",
+        second = self.eval_temperature
+        self._require(second is None or type(second) in (int, float) and 0 <= second < math.inf, "eval_temperature",
                       "at least 0 and finite")  # fmt: skip
         self._require(self.controller is None or isinstance(self.controller, Controller), "controller",
                       "a controller, as TargetEntropy(target=0.3)")  # fmt: skip
@@ -110,60 +103,58 @@ class TrainConfig:
         self._require(0 < self.clip_eps_low <= 1, "clip_eps_low", "in (0, 1]: a ratio is never below 0")
         self._require(self.group_size >= 2, "group_size", "at least 2: a group of one has no baseline")
         self._require(self.advantages in ESTIMATORS, "advantages", f"one of {', '.join(ESTIMATORS)}")
-        self._require(re.fullmatch(DEVICE, self.device), "device", "auto, cpu, cuda or cuda:NUMBER")
+        self._require(re.fullmatch(DEVICE, self.device) is not None, "device", "auto, cpu, cuda or cuda:NUMBER")
         self._check_combinations()
 
     def _check_combinations(self):
-        self._require(
-            self.steps % self.updates_per_iteration == 0,
-            "steps",
-            f"a multiple of updates_per_iteration={self.updates_per_iteration}: a run ends with a whole iteration",
+        updates, multiple = (
+            self.updates_per_iteration,
+            f"a multiple of updates_per_iteration={self.updates_per_iteration}",
         )
-        self._require(
-            self.prompts_per_iteration % self.updates_per_iteration == 0,
-            "prompts_per_iteration",
-            f"a multiple of updates_per_iteration={self.updates_per_iteration}: an update takes whole groups",
-        )
-        if self.updates_per_iteration < self.control.min_updates:
+        self._require(self.steps % updates == 0, "steps", f"{multiple}: a run ends with a whole iteration")
+        self._require(self.prompts_per_iteration % updates == 0, "prompts_per_iteration",
+                      f"{multiple}: an update takes whole groups")  # fmt: skip
+        if updates < self.control.min_updates:
             raise ErltoolError(
-                f"updates_per_iteration={self.updates_per_iteration}: control {self.control.name} cannot act, because "
-                "on the first update after sampling pi = pi_old and what it acts on is 0; use at least "
-                f"{self.control.min_updates}"
+                f"updates_per_iteration={updates}: control {self.control.name} cannot act on the "
+                f"first update after sampling, where pi = pi_old; use at least {self.control.min_updates}"
             )
         if self.base != "none" and not self.lora_rank:
             raise ErltoolError(f"base={self.base}: quantised weights cannot train; use lora_rank above 0, or base=none")
         if self.lora_dropout and self.micro_batch:
             raise ErltoolError(
-                f"lora_dropout={self.lora_dropout:g}: what is dropped would depend on micro_batch; use micro_batch=0"
+                f"lora_dropout={self.lora_dropout:g}: the dropped inputs would depend on micro_batch; use micro_batch=0"
             )
-        for part in self.control.parts:
-            for name, why in part.conflicts(self):
+        for member in self.control.parts:
+            for name, why in member.conflicts(self):
                 where = f"control {self.control.name}" if name == "control" else f"{name}={getattr(self, name)}"
                 raise ErltoolError(f"{where}: {why}")
         if self.controller is not None:
             self.controller.check(self.control)
 
-    def _require(self, holds: bool, name: str, what: str):
+    def _require(self, holds: bool, name: str, range_: str):
         if not holds:
-            raise ErltoolError(f"{name}={getattr(self, name)!r}: must be {what}")
+            raise ErltoolError(f"{name}={getattr(self, name)!r}: must be {range_}")
 
     @property
     def prompts_per_update(self) -> int:
         return self.prompts_per_iteration // self.updates_per_iteration
 
     def to_dict(self) -> dict:
-        """Fields ready for JSON, control and controller as dictionaries with their names."""
+        """Fields for JSON, with control and controller as dictionaries."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         controller = None if self.controller is None else control_to_dict(self.controller)
         return fields | {"control": control_to_dict(self.control), "controller": controller}
 
     @classmethod
     def from_dict(cls, fields: dict, *, trust_remote_code: bool = False) -> "TrainConfig":
-        """The inverse of `to_dict`. Fields come from files, which may be anybody's: that a model's own code runs has to
-        be asked for beside them. Raises ErltoolError for what is no dictionary, for an unknown field, and where the
-        fields alone ask for `trust_remote_code`."""
+        """The inverse of `to_dict`.
+
+        Fields may come from a stranger's file, so a model's own code runs only if the argument `trust_remote_code` asks
+        for it too. Raises ErltoolError where only the fields do, for an unknown field, and for other than a dictionary.
+        """
         if not isinstance(fields, dict):
-            raise ErltoolError(f"TrainConfig: must be given its fields by name, not {type(fields).__name__}")
+            raise ErltoolError(f"TrainConfig: needs its fields by name, not {type(fields).__name__}")
         known = [f.name for f in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
@@ -172,8 +163,8 @@ class TrainConfig:
                 raise ErltoolError(f"TrainConfig has no field {shortened(name)}: {hint}")
         if fields.get("trust_remote_code") and not trust_remote_code:
             raise ErltoolError(
-                "trust_remote_code: a file cannot decide that a model runs code of its own; if you trust this model, "
-                "ask for it with --trust-remote-code, in Python with trust_remote_code=True"
+                "trust_remote_code: a file cannot let a model run its own code; if you trust this model, use "
+                "--trust-remote-code, in Python trust_remote_code=True"
             )
         fields = dict(fields)
         if isinstance(fields.get("control"), dict):
@@ -183,14 +174,14 @@ class TrainConfig:
         return cls(**fields)
 
 
-def _checked(name: str, value, kind: type):
-    """The value as the field's type (an int is a float, nothing else is turned). Raises ErltoolError."""
+def _checked(name: str, value, kind: type | types.UnionType):
+    """The value as the field's type; only an int becomes a float. Raises ErltoolError for another type."""
     if kind is float and type(value) is int and abs(value) < MOST:
         return float(value)
-    if isinstance(kind, types.UnionType) or isinstance(value, kind) and not (kind is int and type(value) is bool):
-        if kind is int and abs(value) >= MOST:
-            raise ErltoolError(f"{name}: must be below {MOST}")
-        if kind is str and (not value or "\0" in value):  # a folder's name may hold any other character
-            raise ErltoolError(f"{name}: must be text, not empty and without a NUL")
-        return value
-    raise ErltoolError(f"{name}={shortened(value)}: must be {kind.__name__}, not {type(value).__name__}")
+    if isinstance(kind, type) and (not isinstance(value, kind) or kind is int and type(value) is bool):
+        raise ErltoolError(f"{name}={shortened(value)}: must be {kind.__name__}, not {type(value).__name__}")
+    if kind is int and isinstance(value, int) and abs(value) >= MOST:
+        raise ErltoolError(f"{name}: must be below {MOST}")
+    if isinstance(value, str) and (not value or "\0" in value):  # a folder's name may hold any other character
+        raise ErltoolError(f"{name}: must be text, not empty and without a NUL")
+    return value

@@ -1,4 +1,4 @@
-"""Accuracy on held-out problems and on the paper's seven benchmarks: avg@n, the unbiased pass@k, and intervals.
+"""Accuracy on held-out problems and the paper's seven benchmarks: avg@n, unbiased pass@k, and their intervals.
 
 The paper's protocol (Cui et al. 2025, Sec 4.1): AIME 2024, AIME 2025 and AMC 2023 at temperature 0.6, 32 responses
 a problem, their mean accuracy (avg@32); MATH-500, OMNI-MATH, OlympiadBench and Minerva greedily, one response.
@@ -21,15 +21,15 @@ from erltool.policies.sampling import sample_groups
 from erltool.resources import shipped
 from erltool.tasks.task import Problem, Task, hub_dataset, load_task, problems_of, rewards_of, task_of_answers
 
-DRAWS = 10_000  # of the problems' weights, for an interval
+DRAWS = 10_000  # random weights of the problems for an interval
 
 
 class Benchmark(NamedTuple):
-    """A data set on the hub, and how the paper asks it."""
+    """A data set on the hub, and how the paper evaluates on it."""
 
     column: str  # of the paper's Table 2
     hub_id: str
-    part: str | None
+    subset: str | None
     split: str
     temperature: float
     samples: int
@@ -61,19 +61,16 @@ class Evaluation:
         return float(self.rewards.mean())
 
     def pass_at(self, k: int) -> float:
-        """Unbiased pass@k in [0, 1]: chance that one of k responses drawn without replacement is right.
+        """Unbiased pass@k in [0, 1]: the probability that one of k responses is right.
 
         Mean over problems of 1 - C(n - c, k) / C(n, k), with c of n right (Chen et al. 2021, arXiv 2107.03374,
-        Eq 1). A response counts as right at a reward of 1. Raises ErltoolError for k outside 1 ... n.
+        Eq 1). A response with reward 1 is right. Raises ErltoolError for k outside 1 ... n.
         """
         return float(self._pass_at(k).mean())
 
     def interval(self, k: int | None = None, level: float = 0.95) -> tuple[float, float]:
-        """Interval of `average`, or of `pass_at(k)`, as `mean_interval` of the problems' values.
-
-        It speaks of other problems of the same kind, not of other draws on these: n responses to a problem are one
-        value. One problem gives (0, 1). `interval_method` names the method.
-        """
+        """`mean_interval` of the problems' values, for `average` or `pass_at(k)`; one problem gives (0, 1). It holds
+        for other problems of the same kind, not for other responses: the n responses to a problem are one value."""
         return mean_interval(self._values(k), level)
 
     def interval_method(self, k: int | None = None) -> str:
@@ -91,20 +88,19 @@ class Evaluation:
 
 
 def mean_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """(low, high) of the mean of what independent `values` in [0, 1] are drawn from, at a level in (0, 1).
+    """(low, high) for the mean of the distribution of independent `values` in [0, 1], at a level in (0, 1).
 
-    Values of 0 and 1 alone give Clopper and Pearson's interval, which holds the truth at least as often as the level
-    says. Others give Gaffke's bounds (2005; Learned-Miller and Thomas 2019, arXiv 1905.06208): the quantiles of the
-    values' mean under random weights, with one value more at 0 for the low bound and at 1 for the high one. These are
-    Clopper and Pearson's where the values are 0 and 1, so the interval has a width even where all values are equal.
+    Only 0s and 1s give Clopper and Pearson's interval, whose coverage is at least the level. Other values give Gaffke's
+    bounds (2005; Learned-Miller and Thomas 2019, arXiv 1905.06208): quantiles of the mean under random weights, with an
+    additional value of 0 for the low bound and of 1 for the high one. Equal values too have an interval of some width.
     tests/test_evaluate.py measures the coverage. Fewer than 2 values give (0, 1).
     """
     if len(values) < 2:
         return 0.0, 1.0
     if _right_or_wrong(values):
-        found = stats.binomtest(round(values.sum()), len(values)).proportion_ci(level)
-        return float(found.low), float(found.high)
-    # Weights that are uniform over all of the sum 1; those of equal values are drawn as one.
+        bounds = stats.binomtest(round(values.sum()), len(values)).proportion_ci(level)
+        return float(bounds.low), float(bounds.high)
+    # Weights are uniform over the simplex; equal values share one gamma draw.
     each, count = np.unique(values, return_counts=True)
     rng = np.random.default_rng(0)
     weights, one_more = rng.standard_gamma(count, (DRAWS, len(each))), rng.standard_gamma(1.0, DRAWS)
@@ -141,49 +137,38 @@ def evaluate(
 ) -> Evaluation:
     """Rewards of `samples` responses to each problem; greedy at temperature 0.
 
-    The same seed gives every policy the same random numbers, so that two evaluations differ by the policies more
-    than by luck. `progress` is called with the number of responses that were judged. Raises ErltoolError for no
-    problems.
+    A seed gives every policy the same random numbers, so that evaluations differ less by chance. `progress` is called
+    with the number of responses judged since its last call. Raises ErltoolError for no problems.
     """
     if not problems:
-        raise ErltoolError(f"evaluation of {task.name}: no problems")
+        raise ErltoolError(f"evaluation of {task.name}: no problems; give at least one")
     generator = torch.Generator(policy.device).manual_seed(seed)
-    # Blocks of whole batches: progress can be shown, and what is sampled does not depend on it.
+    # Blocks are whole batches, so that reporting progress does not change the samples.
     size = max(1, batch // samples) if batch else len(problems)
     rewards = []
-    for at in range(0, len(problems), size):
-        block = problems[at : at + size]
+    for start in range(0, len(problems), size):
+        block = problems[start : start + size]
         rollouts = sample_groups(
-            policy,
-            [p.prompt for p in block],
-            samples,
-            max_response_tokens=max_response_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            generator=generator,
-        )
-        asked = [problem for problem in block for _ in range(samples)]
-        rewards += rewards_of(task, asked, rollouts.responses)
+            policy, [p.prompt for p in block], samples, max_response_tokens=max_response_tokens,
+            temperature=temperature, top_p=top_p, generator=generator,
+        )  # fmt: skip
+        repeated = [problem for problem in block for _ in range(samples)]
+        rewards += rewards_of(task, repeated, rollouts.responses)
         progress(len(rollouts))
     return Evaluation(task.name, np.array(rewards).reshape(len(problems), samples), temperature)
 
 
-def accuracy(policy: Policy, task: Task, problems: Sequence, samples: int, **settings) -> float:
-    """Mean reward of `samples` responses to each problem, in [0, 1]; settings as in `evaluate`."""
-    return evaluate(policy, task, problems, samples, **settings).average
-
-
 def load_benchmark(name: str) -> Task:
-    """A benchmark's problems, all held out. Raises ErltoolError for an unknown one, or one out of reach."""
+    """A benchmark's problems, all held out. Raises ErltoolError for an unknown benchmark, or one out of reach."""
     if name not in BENCHMARKS:
         raise ErltoolError(f"benchmark {name!r} is not known: use one of {', '.join(BENCHMARKS)}")
     b = BENCHMARKS[name]
-    problems: list[Problem] = problems_of(name, hub_dataset(name, b.hub_id, b.part, b.split))
+    problems: list[Problem] = problems_of(name, hub_dataset(name, b.hub_id, b.subset, b.split))
     return task_of_answers(name, (), problems)
 
 
 def evaluation_task(name: str) -> tuple[Task, float, int]:
-    """A benchmark or a task by name, with the temperature and the number of responses it is asked at."""
+    """A benchmark or a task by name, with the temperature and the number of responses of its evaluation."""
     if name in BENCHMARKS:
         return load_benchmark(name), BENCHMARKS[name].temperature, BENCHMARKS[name].samples
     return load_task(name), 1.0, 8
@@ -197,17 +182,8 @@ def paper_table() -> dict[tuple[str, str, str], float]:
 
 
 def evaluation_report(results: Sequence[Evaluation], as_json: bool = False) -> str:
-    """A table of avg@n and pass@k in percent with 95 % intervals, with the paper's Table 2 under it; or JSON."""
-    rows = []
-    for r in results:
-        count, n = r.rewards.shape
-        ks = [k for k in (1, 8, 32) if 1 < k <= n] or ([n] if n > 1 else [])
-        row = {"name": r.name, "problems": count, "samples": n, "temperature": r.temperature, "average": r.average,
-               "interval": r.interval(), "interval method": r.interval_method()}  # fmt: skip
-        for k in ks:
-            row |= {f"pass@{k}": r.pass_at(k), f"pass@{k} interval": r.interval(k)}
-            row |= {f"pass@{k} interval method": r.interval_method(k)}
-        rows.append(row)
+    """A table of avg@n and pass@k in percent with 95 % intervals, followed by the paper's Table 2; or JSON."""
+    rows = [_report_row(result) for result in results]
     if as_json:
         return json.dumps(rows, indent=1)
     lines = [f"{'':20}{'problems':>9}{'responses':>10}{'':10}{'%':>7}{'95 % interval':>16}"]
@@ -216,15 +192,26 @@ def evaluation_report(results: Sequence[Evaluation], as_json: bool = False) -> s
         numbers |= {k: (row[k], row[f"{k} interval"]) for k in row if f"{k} interval" in row}
         name = row["name"] if len(row["name"]) <= 20 else row["name"][:17] + "..."
         head = f"{name:20}{row['problems']:>9}{row['samples']:>10}"
-        for what, (value, (low, high)) in numbers.items():
+        for metric, (value, (low, high)) in numbers.items():
             interval = f"{100 * low:.1f} to {100 * high:.1f}"
-            lines.append(f"{head:39}{what:>10}{100 * value:>7.1f}{interval:>16}")
+            lines.append(f"{head:39}{metric:>10}{100 * value:>7.1f}{interval:>16}")
             head = ""
     methods = {v for row in rows for name, v in row.items() if name.endswith("interval method")}
-    lines.append(f"Intervals are over problems ({', '.join(sorted(methods))}), for others of their kind.")
+    lines.append(f"Intervals ({', '.join(sorted(methods))}) hold for other problems of the same kind.")
     if known := [r.name for r in results if r.name in BENCHMARKS]:
         lines += ["", *_paper_lines(known)]
     return "\n".join(lines)
+
+
+def _report_row(result: Evaluation) -> dict:
+    count, n = result.rewards.shape
+    row = {"name": result.name, "problems": count, "samples": n, "temperature": result.temperature,
+           "average": result.average, "interval": result.interval(),
+           "interval method": result.interval_method()}  # fmt: skip
+    for k in [k for k in (1, 8, 32) if 1 < k <= n] or ([n] if n > 1 else []):
+        row |= {f"pass@{k}": result.pass_at(k), f"pass@{k} interval": result.interval(k),
+                f"pass@{k} interval method": result.interval_method(k)}  # fmt: skip
+    return row
 
 
 def _paper_lines(names: Sequence[str]) -> list[str]:
@@ -240,5 +227,5 @@ def _paper_lines(names: Sequence[str]) -> list[str]:
 
 def eval_problems(task: Task, count: int) -> list[Problem]:
     """The same held-out problems for every run, spread evenly over the task's own order."""
-    at = np.linspace(0, len(task.held_out) - 1, min(count, len(task.held_out))).round().astype(int)
-    return [task.held_out[i] for i in at]
+    indices = np.linspace(0, len(task.held_out) - 1, min(count, len(task.held_out))).round().astype(int)
+    return [task.held_out[i] for i in indices]

@@ -1,6 +1,6 @@
 """Experiments: a declared grid of runs, made one after another, resumable at any point.
 
-A grid is a TOML file (data/experiments/ holds the shipped ones):
+A grid is a TOML file; the package's own are in data/experiments/:
 
     question = "does Clip-Cov hold more entropy than chance?"
     [train]                                # fields of TrainConfig that all runs share
@@ -14,10 +14,10 @@ A grid is a TOML file (data/experiments/ holds the shipped ones):
     [evaluate]                             # of each run's last policy, on held-out problems
     problems = 496
     samples = 8
-    temperatures = [0.0, 0.6]              # beside that of sampling; 0 is greedy
+    temperatures = [0.0, 0.6]              # besides that of sampling; 0 is greedy
 
-A run that is done is skipped, one that was cut is resumed from its last checkpoint. Several processes may work on
-one grid, in a terminal each: a run is claimed while it is worked on, and the claim ends with its process.
+A finished run is skipped, and an interrupted one resumes from its last checkpoint. Several processes may work on one
+grid: each locks the run that it works on.
 """
 
 import contextlib
@@ -32,7 +32,9 @@ from collections.abc import Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from erltool.controls.base import Control
 from erltool.controls.catalog import parse_control, parse_controller, shortened
+from erltool.controls.controllers import Controller
 from erltool.errors import Diverged, ErltoolError, InUse
 from erltool.files import Hold, write_whole, writing
 from erltool.policies.sources import find_model
@@ -50,24 +52,26 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Grid:
-    """A declared experiment: named configurations, and how each run's last policy is evaluated."""
+    """A declared experiment: named configurations, and the evaluation of each run's last policy."""
 
     name: str
     question: str
     configs: dict[str, TrainConfig]
-    """Name of each run, as in "discovery-seed10-clip-cov", and its configuration."""
+    """Configurations by the name of the run, as in "discovery-seed10-clip-cov"."""
     problems: int = 496
-    """Held-out problems of the last evaluation, spread evenly over the task's own order."""
+    """Held-out problems of the evaluation, spread evenly over the task's order."""
     samples: int = 8
-    """Responses to each of them."""
+    """Responses to each problem."""
     temperatures: tuple[float, ...] = ()
-    """Temperatures of further evaluations, beside that of sampling; 0 is greedy, with one response to each problem."""
+    """Temperatures besides that of sampling; 0 is greedy, with one response to each problem."""
 
 
 def load_grid(source: str | Path, trust_remote_code: bool = False) -> Grid:
-    """The grid of a TOML file, or of that name among the shipped ones. Raises ErltoolError, naming what is wrong in
-    it: no such file, not TOML, an unknown table or field, a value of the wrong type, an impossible configuration, two
-    runs of one name; and `trust_remote_code` in it, unless it is given here, too."""
+    """The grid in a TOML file, or the package's grid of that name.
+
+    Raises ErltoolError, naming the cause: no such file, not TOML, an unknown table or field, a value of the wrong type,
+    an impossible configuration, two runs of one name, or `trust_remote_code` in the file but not in the argument.
+    """
     file = Path(source)
     if file.suffix != ".toml":
         file = shipped("data/experiments") / f"{source}.toml"
@@ -117,28 +121,27 @@ def _check_evaluate(table: dict) -> None:
                 raise ErltoolError(
                     f"[evaluate] temperatures={shortened(value)}: must be a list of numbers of at least 0"
                 )
-            continue
-        if name not in ("problems", "samples"):
+        elif name not in ("problems", "samples"):
             raise ErltoolError(f"[evaluate] has problems, samples and temperatures, not {shortened(name)}")
-        if type(value) is not int or not 1 <= value < MOST:
+        elif type(value) is not int or not 1 <= value < MOST:
             raise ErltoolError(f"[evaluate] {name}={shortened(value)}: must be a whole number of at least 1")
 
 
 def _config(setting: dict, trust_remote_code: bool) -> TrainConfig:
-    parsed = {"control": parse_control("none")}
+    parsed: dict[str, Control | Controller] = {}
     for name, parse, example in (
         ("control", parse_control, "kl-cov:fraction=0.1,coef=2"),
         ("controller", parse_controller, "target-entropy:target=0.3"),
     ):
-        if name in setting and not isinstance(setting[name], str):
-            raise ErltoolError(f'{name}={shortened(setting[name])}: must be text, as in "{example}"')
         if name in setting:
+            if not isinstance(setting[name], str):
+                raise ErltoolError(f'{name}={shortened(setting[name])}: must be text, as in "{example}"')
             parsed[name] = parse(setting[name])
     return TrainConfig.from_dict(setting | parsed, trust_remote_code=trust_remote_code)
 
 
 def _named(field_name: str, values) -> list[tuple[str, object]]:
-    """Values of a varied field with their names; a plain list's are named by the field and the value: "seed0"."""
+    """Values of a varied field with their names; those of a list are the field and the value, as in "seed0"."""
     if isinstance(values, list):
         named = [(f"{field_name}{value}", value) for value in values]
     elif isinstance(values, dict):
@@ -153,17 +156,17 @@ def _named(field_name: str, values) -> list[tuple[str, object]]:
             raise ErltoolError(f"{shortened(label)} cannot name a folder; use letters, digits and - . _ =")
         if isinstance(value, dict) and (unknown := sorted(set(value) - known)):
             raise ErltoolError(
-                f"vary.{field_name}.{label} sets {shown(', '.join(unknown))}, which TrainConfig has not; "
+                f"vary.{field_name}.{label} sets {shown(', '.join(unknown))}, which TrainConfig does not have; "
                 "if the name has a dot, put it in quotes"
             )
     return named
 
 
 def recorded_runs(grid: Grid, folder: Path | None) -> dict[str, Run]:
-    """All runs of a record (`record_runs`), none without one. Raises ErltoolError where a run of the grid is recorded
-    with another configuration than the grid's."""
+    """All runs of a record (`record_runs`), or none where there is no record. Raises ErltoolError where it has a run of
+    the grid with another configuration."""
     runs = read_runs(folder) if folder is not None and (folder / "runs.json").is_file() else {}
-    defaults = TrainConfig().to_dict()  # of a field that is younger than the record
+    defaults = TrainConfig().to_dict()  # for fields that are newer than the record
     for name, config in grid.configs.items():
         if name in runs and defaults | runs[name].config != config.to_dict():
             raise ErltoolError(f"{folder}: {name} was made with another configuration; record to another folder")
@@ -171,11 +174,10 @@ def recorded_runs(grid: Grid, folder: Path | None) -> dict[str, Run]:
 
 
 def run_grid(grid: Grid, out: Path, done: Collection[str] = ()) -> Generator[tuple[str, "Progress"], None, None]:
-    """Makes the runs of a grid that are not in `done`, not over and not being worked on, in `out`/NAME each; yields how
-    each goes.
+    """Makes the runs of a grid in `out`/NAME, except those in `done`, finished ones, and those of other processes.
 
-    Yields (name, Progress) after each iteration and once more when the run is over. A run whose numbers are no longer
-    finite is recorded as failed, and the others go on. Raises ErltoolError for what a user can mend, as a full disk.
+    Yields (name, Progress) after each iteration and at the end of a run. A run that diverges is recorded as failed, and
+    the next one starts. Raises ErltoolError for what a user can mend, such as a full disk.
     """
     to_make = {name: config for name, config in grid.configs.items() if name not in done and not is_over(out / name)}
     check_sources(to_make.values())
@@ -184,16 +186,9 @@ def run_grid(grid: Grid, out: Path, done: Collection[str] = ()) -> Generator[tup
         with locked(folder) as mine:
             if not mine or is_over(folder):
                 continue
-            started = time.monotonic()
             try:
-                resume = (folder / "config.json").is_file()
-                with contextlib.closing(train(config, folder, resume)) as steps:
-                    for step in steps:
-                        if step.metrics["step"] % config.updates_per_iteration == 0:
-                            yield name, Progress(step.metrics["step"], config.steps, step.metrics)
-                found = evaluate_run(folder, grid)
-                _write(folder, {"seconds": round(time.monotonic() - started, 1)} | found)
-            except InUse as e:  # somebody goes on with it by hand
+                yield from _make(grid, name, folder)
+            except InUse as e:  # another process resumes this run outside the grid
                 _log.warning("%s; this run is left out", e)
                 continue
             except Diverged as e:
@@ -201,8 +196,20 @@ def run_grid(grid: Grid, out: Path, done: Collection[str] = ()) -> Generator[tup
             yield name, Progress(config.steps, config.steps, over=read_run(folder))
 
 
+def _make(grid: Grid, name: str, folder: Path) -> Iterator[tuple[str, "Progress"]]:
+    """Trains and evaluates one run, or resumes it."""
+    started, config = time.monotonic(), grid.configs[name]
+    with contextlib.closing(train(config, folder, resume=(folder / "config.json").is_file())) as steps:
+        for step in steps:
+            number = int(step.metrics["step"])
+            if number % config.updates_per_iteration == 0:
+                yield name, Progress(number, config.steps, step.metrics)
+    evaluation = evaluate_run(folder, config, grid)
+    _write(folder, {"seconds": round(time.monotonic() - started, 1)} | evaluation)
+
+
 def check_sources(configs: Iterable[TrainConfig]) -> None:
-    """Raises ErltoolError where a task or a policy of a grid is not there: before the first run, not hours later."""
+    """Raises ErltoolError for a missing task or policy: before the first run, not hours later."""
     configs = list(configs)
     for task in dict.fromkeys(config.task for config in configs):
         load_task(task)
@@ -212,40 +219,34 @@ def check_sources(configs: Iterable[TrainConfig]) -> None:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run of a grid is."""
+    """The state of a run of a grid."""
 
     step: int
     steps: int
     metrics: dict = field(default_factory=dict)
     over: Run | None = None
-    """The run, once it is done or has failed."""
+    """The run, once it is finished or has failed."""
 
 
-def evaluate_run(folder: Path, grid: Grid) -> dict:
-    """What is measured of a run's last policy on the grid's held-out problems, for evaluation.json: the same problems
-    and random numbers for all; under "tempered" the same by temperature."""
-    trusted = grid.configs[folder.name].trust_remote_code
-    policy, config = policy_for_evaluation(str(folder), trust_remote_code=trusted)
+def evaluate_run(folder: Path, config: TrainConfig, grid: Grid) -> dict:
+    """The content of evaluation.json: results of a run's last policy on the grid's held-out problems. All runs have the
+    same problems and random numbers. "tempered" holds results by temperature."""
+    policy, _ = policy_for_evaluation(str(folder), trust_remote_code=config.trust_remote_code)
     task = load_task(config.task)
     problems = eval_problems(task, grid.problems)
 
-    def at(temperature: float) -> dict:
+    def measured(temperature: float) -> dict:
         samples, length = grid.samples if temperature else 1, config.max_response_tokens
         return _document(evaluate(policy, task, problems, samples, max_response_tokens=length, temperature=temperature))
 
-    tempered = {f"{t:g}": at(t) for t in grid.temperatures}
-    return at(config.temperature) | ({"tempered": tempered} if tempered else {})
+    tempered = {f"{t:g}": measured(t) for t in grid.temperatures}
+    return measured(config.temperature) | ({"tempered": tempered} if tempered else {})
 
 
-def _document(found: Evaluation) -> dict:
-    pass_at = {f"pass@{k}": found.pass_at(k) for k in (1, 2, 4, 8, 16, 32) if k <= found.rewards.shape[1]}
-    right = (found.rewards == 1).sum(1).tolist()
-    return {
-        "average": found.average,
-        "samples": found.rewards.shape[1],
-        "problems": len(right),
-        "right": right,
-    } | pass_at
+def _document(result: Evaluation) -> dict:
+    right, samples = (result.rewards == 1).sum(1).tolist(), result.rewards.shape[1]
+    pass_at = {f"pass@{k}": result.pass_at(k) for k in (1, 2, 4, 8, 16, 32) if k <= samples}
+    return {"average": result.average, "samples": samples, "problems": len(right), "right": right} | pass_at
 
 
 def _write(folder: Path, document: dict) -> None:
@@ -254,14 +255,13 @@ def _write(folder: Path, document: dict) -> None:
 
 
 def is_over(folder: Path) -> bool:
-    """Whether a run of a grid is done, its last policy evaluated, or has failed."""
+    """Whether a run of a grid is finished, with its last policy evaluated, or has failed."""
     return (folder / EVALUATION).is_file()
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Whether this process alone works on a run of a grid, its evaluation included; held until the end, or until the
-    process dies."""
+    """Whether this process could lock a run of a grid. The lock ends with the block or with the process."""
     with writing(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -276,13 +276,13 @@ def locked(folder: Path) -> Iterator[bool]:
 
 
 def line_of(name: str, run: Run, width: int = 79) -> str:
-    """A finished run in one line: entropy from first to last iterations, held-out accuracy and pass@k."""
-    found = run.evaluation
-    if "failed" in found:
-        return f"{name}: failed: {found['failed']}"[:width]
-    if "average" not in found:
-        return f"{name}: not evaluated: {EVALUATION} says no average"[:width]
-    edge = run.metrics["policy_entropy"]
-    numbers = f"H {edge.head(20).mean():.3f} to {edge.tail(20).mean():.3f}"
-    most = max((k for k in found if k.startswith("pass@")), key=lambda k: int(k[5:]))
-    return f"{name:36} {numbers}  avg {found['average']:.3f}  {most} {found[most]:.3f}"
+    """A finished run in one line: entropy of the first and last 20 updates, held-out accuracy and pass@k."""
+    evaluation = run.evaluation
+    if "failed" in evaluation:
+        return f"{name}: failed: {evaluation['failed']}"[:width]
+    if "average" not in evaluation:
+        return f"{name}: not evaluated: {EVALUATION} has no average"[:width]
+    entropy = run.metrics["policy_entropy"]
+    change = f"H {entropy.head(20).mean():.3f} to {entropy.tail(20).mean():.3f}"
+    most = max((k for k in evaluation if k.startswith("pass@")), key=lambda k: int(k[5:]))
+    return f"{name:36} {change}  avg {evaluation['average']:.3f}  {most} {evaluation[most]:.3f}"

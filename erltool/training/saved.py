@@ -1,7 +1,6 @@
-"""What a run saved of its policy and its trainer: a checkpoint's state, read with distrust, and adapter/ beside it.
+"""What a run saved: the state of policy and trainer in a checkpoint, and the policy's weights in adapter/.
 
-A state is anybody's file. It is unpickled as tensors and plain values only, and nothing of it is used before all of it
-has the form that it must have.
+A state may be a stranger's file. It is unpickled as tensors and plain values only, and checked whole before use.
 """
 
 import contextlib
@@ -29,11 +28,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Saved:
-    """All that a run goes on from."""
+    """The state from which a run resumes."""
 
     trainable: dict[str, Tensor]
     optimizer: dict
-    """The optimiser's own state, by the parameter's number."""
+    """The optimiser's state by the number of the parameter."""
     fingerprint: str
     step: int
     iteration: int
@@ -49,19 +48,17 @@ class Saved:
         return buffer.getvalue()
 
     def give_weights(self, policy: Policy) -> None:
-        """Copies the weights into the policy."""
+        """Copies the saved weights into the policy."""
         with torch.no_grad():
             for name, p in policy.trainable().items():
                 p.copy_(self.trainable[name])
 
 
 def read_saved(blob: bytes, checkpoint: Checkpoint, policy: Policy, control: Control) -> Saved:
-    """The state of a checkpoint of this policy's run; `control` is the run's, for states older than controllers.
-
-    Raises ErltoolError where it is no state, or one of another policy.
-    """
+    """The state in a checkpoint of this policy's run; `control` is for a state that predates controllers. Raises
+    ErltoolError where the bytes are not a state of this policy."""
     try:
-        with warnings.catch_warnings():  # of what a pickle looks like
+        with warnings.catch_warnings():  # torch warns about an unusual pickle
             warnings.simplefilter("ignore")
             values = torch.load(io.BytesIO(blob), weights_only=True, map_location=policy.device)
         values = {f.name: values[f.name] for f in fields(Saved) if f.name != "control"} | {
@@ -69,17 +66,17 @@ def read_saved(blob: bytes, checkpoint: Checkpoint, policy: Policy, control: Con
             "optimizer": values["optimizer"]["state"],
         }
         _check(values, checkpoint.step, list(policy.trainable().items()))
-    except Exception as e:  # whatever a hostile pickle raises, it is not a state
+    except Exception as e:  # a hostile pickle may raise anything
         reason = shown(next(iter(str(e).splitlines()), ""), 120)
         raise ErltoolError(
             f"{checkpoint.folder / 'state.pt'}: not a state of this run's policy ({type(e).__name__}: {reason}); "
-            f"delete {checkpoint.folder} to go on from the checkpoint before, or start another run"
+            f"delete {checkpoint.folder} to resume from the previous checkpoint, or start another run"
         ) from e
     return Saved(**values)
 
 
 def _check(values: dict, step: int, parameters: list[tuple[str, Tensor]]) -> None:
-    """Raises ValueError, or whatever a value of another type raises, where the state is not one of these parameters."""
+    """Raises ValueError, or the error of a value of another type, where the state is not of these parameters."""
     kinds = {"fingerprint": str, "step": int, "iteration": int, "position": int, "moved": bool}
     for name, kind in kinds.items():
         if type(values[name]) is not kind or kind is int and values[name] < 0:
@@ -107,7 +104,7 @@ def _check_tensor(x: Tensor, name: str, shape: torch.Size) -> None:
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
-    """`policy.save`, with what safetensors cannot write as the OSError that Python's own files raise."""
+    """`policy.save`, with a write error of safetensors as an OSError, which Python's own files raise."""
     try:
         policy.save(folder)
     except SafetensorError as e:
@@ -115,11 +112,11 @@ def save_policy(policy: Policy, folder: Path) -> None:
 
 
 def load_saved(policy: Policy, run: Path, control: Control) -> None:
-    """Gives the policy the weights that the run saved last: adapter/, or, where that is not known to be of the newest
-    checkpoint, the newest whole checkpoint's, from which adapter/ is then made again.
+    """Loads the weights that the run saved last into the policy.
 
-    A kill or a full disk between the two leaves an adapter of an older step, or none. Raises ErltoolError where neither
-    can be read.
+    They are in adapter/. A kill or a full disk may have left it older than the newest checkpoint, or missing: then they
+    are those of the newest whole checkpoint, from which adapter/ is made again. Raises ErltoolError where neither can
+    be read.
     """
     if new_name(run / ADAPTER).exists() or old_name(run / ADAPTER).exists():
         with _alone(run) as alone:
@@ -133,7 +130,7 @@ def load_saved(policy: Policy, run: Path, control: Control) -> None:
             problem = e
         else:
             if step is None:
-                _warn(run, "does not say of which step it is, and no checkpoint can tell")
+                _warn(run, "does not say its step, and there is no checkpoint to compare")
             return
     if whole := newest_whole(run):
         _load_checkpoint(policy, run, *whole, control)
@@ -145,25 +142,25 @@ def load_saved(policy: Policy, run: Path, control: Control) -> None:
 
 
 def _load_checkpoint(policy: Policy, run: Path, checkpoint: Checkpoint, blob: bytes, control: Control) -> None:
-    """Gives the policy a checkpoint's weights, and makes adapter/ again from them unless another process writes there;
-    says so where adapter/ had other weights."""
+    """Loads a checkpoint's weights, and makes adapter/ from them unless another process writes there. Warns where
+    adapter/ had other weights."""
     state = read_saved(blob, checkpoint, policy, control)
     try:
         _load_adapter(policy, run)
         same = all(torch.equal(p, state.trainable[name].to(p)) for name, p in policy.trainable().items())
-        was = "" if same else "not of the newest checkpoint"
+        fault = "" if same else "not of the newest checkpoint"
     except ErltoolError:
-        was = "missing" if not (run / ADAPTER).is_dir() else "damaged"
+        fault = "missing" if not (run / ADAPTER).is_dir() else "damaged"
     state.give_weights(policy)
-    if was:
-        _warn(run, f"was {was}; its weights are those of step {checkpoint.step} instead")
+    if fault:
+        _warn(run, f"was {fault}; the weights of step {checkpoint.step} replace it")
     with _alone(run) as alone:
-        if alone and checkpoints(run)[:1] == [checkpoint]:  # nothing was saved meanwhile
+        if alone and checkpoints(run)[:1] == [checkpoint]:  # no newer one was saved meanwhile
             write_adapter(run, checkpoint.step, lambda folder: save_policy(policy, folder))
 
 
-def _warn(run: Path, what: str) -> None:
-    _log.warning("run %s: adapter/ %s", shown(run, 300), what)
+def _warn(run: Path, fault: str) -> None:
+    _log.warning("run %s: adapter/ %s", shown(run, 300), fault)
 
 
 def _load_adapter(policy: Policy, run: Path) -> None:
@@ -175,8 +172,8 @@ def _load_adapter(policy: Policy, run: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(run: Path) -> Iterator[bool]:
-    """Whether this process may write to the run, as it may not beside a live one or in a folder that is read-only; what
-    cannot be written inside is left as it is."""
+    """Whether this process may write to the run: no other process does, and the folder is writable. Ignores write
+    errors inside."""
     try:
         hold = Hold(run)
     except ErltoolError:
