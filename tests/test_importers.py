@@ -234,7 +234,7 @@ def test_wrong_names_say_which_there_are(csv, tmp_path):
     with pytest.raises(ErltoolError, match="no such file"):
         read_log(tmp_path / "nothing")
     with pytest.raises(
-        ErltoolError, match="holds no erltool run, trainer_state.json, TensorBoard event files or MLflow"
+        ErltoolError, match="holds no erltool run, trainer_state.json, TensorBoard event files or"
     ):
         read_log(tmp_path)
 

@@ -43,7 +43,7 @@ EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 class Dense(NamedTuple):
     """A layer's weights in the type of its computation, kept for many small steps."""
 
-    weight: Tensor  # (out, in)
+    weight: Tensor | None  # (out, in); None where a 4-bit base is dequantised at every step
     a: Tensor  # (in, rank)
     b: Tensor  # (rank, out), scaled
 
@@ -174,7 +174,6 @@ def adapter_weights(layer: Layer) -> tuple[Tensor, Tensor]:
     return weight_of(layer.lora_A[ADAPTER]), weight_of(layer.lora_B[ADAPTER])
 
 
-@contextlib.contextmanager
 @contextlib.contextmanager
 def dense_weights(model: torch.nn.Module, base: bool = True) -> Iterator[None]:
     """Inside, fused layers keep their adapter cast and, with `base`, the base's weights dequantised: faster over many
