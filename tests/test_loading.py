@@ -141,7 +141,7 @@ def test_a_prompt_beyond_the_models_positions_is_refused_in_one_line(tiny_policy
     policy = load_policy(str(copied(tiny_policy, tmp_path / "short", max_position_embeddings=16)), lora_rank=0)
     assert policy.longest == 16
     assert len(sample_groups(policy, ["1" * 12], 2, max_response_tokens=4)) == 2
-    with pytest.raises(ErltoolError, match=r"prompt 1 has 12 tokens.* 16 positions.* max_response_tokens up to 4$"):
+    with pytest.raises(ErltoolError, match=r"prompt 1 of 12 tokens.* 16 positions.* max_response_tokens up to 4$"):
         sample_groups(policy, ["1", "1" * 12], 2, max_response_tokens=5)
     with pytest.raises(ErltoolError, match="prompt 0 has 16 tokens.*; shorten it$"):
         sample_groups(policy, ["1" * 16], 2, max_response_tokens=1)
