@@ -96,6 +96,21 @@ def test_differences_are_against_the_baseline_of_the_same_seed():
         differences(end_values(runs), "accuracy_late", "clip-cov")
 
 
+def test_runs_that_differ_in_more_than_their_control_are_no_one_setting():
+    """One update per iteration has no control, and is not the same as none."""
+    runs = {f"none-{seed}": made_run([0.5], [0.3], seed=seed) for seed in range(3)}
+    runs |= {f"one-{seed}": made_run([0.5], [0.4], seed=seed) for seed in range(3, 5)}
+    for name, run in runs.items():
+        run.config["updates_per_iteration"] = 1 if name.startswith("one") else 4
+        run.config["eval_every"] = run.config["seed"]  # changes what is measured, not the setting
+    one = "none, updates_per_iteration=1"
+    assert end_values(runs)["setting"].tolist() == ["none"] * 3 + [one] * 2
+    with pytest.raises(ErltoolError, match="no seed is in both"):
+        differences(end_values(runs), "accuracy_late", "none")
+    del runs["none-0"]  # no value is the usual one: each is said
+    assert end_values(runs)["setting"].tolist() == ["none, updates_per_iteration=4"] * 2 + [one] * 2
+
+
 def test_a_setting_is_text_that_parses_back():
     run = read_run(shipped("data/runs/demo-clip-cov"))
     assert parse_control(setting_of(run)).fraction == run.config["control"]["fraction"] == 0.02

@@ -233,9 +233,7 @@ def test_wrong_names_say_which_there_are(csv, tmp_path):
         read_log(tmp_path, kind="CSV")
     with pytest.raises(ErltoolError, match="no such file"):
         read_log(tmp_path / "nothing")
-    with pytest.raises(
-        ErltoolError, match="holds no erltool run, trainer_state.json, TensorBoard event files or"
-    ):
+    with pytest.raises(ErltoolError, match="holds no erltool run, trainer_state.json, TensorBoard event files or"):
         read_log(tmp_path)
 
 

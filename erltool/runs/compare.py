@@ -3,6 +3,8 @@
 Runs of one seed share prompts and random numbers of evaluation, so their difference is less noisy than that of means.
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,12 +18,28 @@ from erltool.tables import Table
 from erltool.text import visible
 
 EDGE = 5  # iterations averaged at the start and at the end, because single updates are noisy
+# Fields of a configuration that are no setting of training: they are named otherwise, or change only what is measured.
+NO_SETTING = re.compile("control|controller|seed|device|trust_remote_code|(eval|record|checkpoint|entropy_change)_.*")
 
 
 def setting_of(run: Run) -> str:
     """A run's control as `parse_control` reads it, "kl-cov:fraction=0.1,coef=2.0", and " under " its controller."""
     control, controller = control_text(run.config["control"]), run.config.get("controller")
     return f"{control} under {control_text(controller)}" if controller else control
+
+
+def settings_of(runs: Mapping[str, Run]) -> dict[str, str]:
+    """`setting_of` each run, and behind it each field of its configuration that differs among the runs, as
+    "none, learning_rate=0.0003", but for a value that more than half of the runs have."""
+    configs = {name: {k: v for k, v in run.config.items() if not NO_SETTING.fullmatch(k)} for name, run in runs.items()}
+    usual = {}
+    for field in {k: None for config in configs.values() for k in config}:
+        value, count = Counter(str(config.get(field)) for config in configs.values()).most_common(1)[0]
+        usual[field] = value if 2 * count > len(configs) else None
+    return {
+        name: ", ".join([setting_of(runs[name])] + [f"{k}={v}" for k, v in config.items() if str(v) != usual[k]])
+        for name, config in configs.items()
+    }
 
 
 def control_text(control: Mapping) -> str:
@@ -35,23 +53,24 @@ def control_text(control: Mapping) -> str:
 def end_values(runs: Mapping[str, Run]) -> pd.DataFrame:
     """One row a run, by name: its setting, where it began and where it ended.
 
-    Columns: `setting`, `seed`, `failed` (why, or ""), `entropy_start`, `entropy_end` (nats/token, means of EDGE
-    iterations), `entropy_spent` (fraction of the start), `accuracy_start`, `accuracy_best` and `accuracy_late`
+    Columns: `setting` (`settings_of`), `seed`, `failed` (why, or ""), `entropy_start`, `entropy_end` (nats/token, means
+    of EDGE iterations), `entropy_spent` (fraction of the start), `accuracy_start`, `accuracy_best` and `accuracy_late`
     (held-out; the latter is the mean over the second half of the steps, because a single policy's varies by more than
     controls differ), `tempered_late` (the same at `eval_temperature`), `average` and `pass@k` of the last policy's
     evaluation, `average@T` at other temperatures (0: greedy), `length_end` (tokens), `zero_spread_end` and
     `all_wrong_end` (fractions of groups), `thinking_end` (fraction of responses), `covariance_start`, `covariance_end`
     (nats), `selected` (mean fraction of tokens that the control acted on). NaN where nothing was measured.
     """
-    return Table({name: _end_values(run) for name, run in runs.items()}).T.infer_objects()
+    settings = settings_of(runs)
+    return Table({name: _end_values(run, settings[name]) for name, run in runs.items()}).T.infer_objects()
 
 
-def _end_values(run: Run) -> dict:
+def _end_values(run: Run, setting: str) -> dict:
     rows = run.metrics.groupby("iteration").mean(numeric_only=True)
     evaluated = run.evaluated().set_index("step")
     accuracy = evaluated["eval_accuracy"]
     late = evaluated.index > run.metrics["step"].max() / 2
-    values = {"setting": visible(setting_of(run)), "seed": run.config["seed"]}
+    values = {"setting": visible(setting), "seed": run.config["seed"]}
     values["failed"] = visible(run.evaluation.get("failed", ""))
     if not len(rows):
         return values
