@@ -128,6 +128,15 @@ def test_a_run_that_leaves_its_law_by_a_fifth_of_its_gain_is_mostly_said_to(rng,
     assert least <= sum(accused) and (leaves or sum(accused) <= 1)
 
 
+def test_a_forecast_stands_beside_the_naive_one():
+    """Performance that has stopped moving is forecast as well by its last value, which the law must be seen to beat."""
+    h, r = np.linspace(0.5, 0.1, 20), np.r_[np.linspace(0.3, 0.5, 10), np.linspace(0.6, 0.9, 10)]
+    found = forecast(h, r, cut=0.5)
+    by_hand = np.sqrt(np.mean((np.linspace(0.6, 0.9, 10) - 0.5) ** 2))
+    assert found.rmse_if_it_stayed == pytest.approx(by_hand) == found.to_dict()["rmse_if_it_stayed"]
+    assert f"RMSE = {by_hand:.4f} if performance stayed at its last fitted value" in found.summary()
+
+
 def test_where_the_fitted_points_do_not_reach_it_is_said_and_nobody_accused(rng):
     run = run_on_its_law(rng, 100, shape="line", leaves=0.5, since=0.2)
     found = forecast(run.entropy, run.performance, cut=0.15, unit="as given")

@@ -60,6 +60,14 @@ class Forecast:
         return float(np.sqrt(np.mean((self.performance - self.predicted) ** 2))) if len(self.entropy) else np.nan
 
     @property
+    def rmse_if_it_stayed(self) -> float:
+        """The same for the naive forecast, that performance stays at its last fitted value. A law that forecasts no
+        better says nothing about the rest of the run."""
+        return (
+            float(np.sqrt(np.mean((self.performance - self.law.performance[-1]) ** 2))) if len(self.entropy) else np.nan
+        )
+
+    @property
     def covered(self) -> float:
         """Fraction of the measured points inside the interval; NaN without forecast points."""
         low, high = self.interval
@@ -178,6 +186,7 @@ class Forecast:
         lines = [
             f"forecast of {others} points from the first {first}: a = {self.law.a:.4f}, b = {self.law.b:.4f}",
             f"RMSE = {self.rmse:.4f}, {self.covered:.0%} inside the {self.level:.0%} interval",
+            f"RMSE = {self.rmse_if_it_stayed:.4f} if performance stayed at its last fitted value",
         ]
         return "\n".join([*lines, *(x for text in (self.advice, *self.warnings) for x in textwrap.wrap(text, 80))])
 
@@ -186,7 +195,8 @@ class Forecast:
         low, high = self.interval
         return {
             "fitted_points": len(self.law.entropy), "a": self.law.a, "b": self.law.b, "ceiling": self.law.ceiling,
-            "level": self.level, "rmse": self.rmse, "covered": self.covered, "departure": self.departure,
+            "level": self.level, "rmse": self.rmse, "rmse_if_it_stayed": self.rmse_if_it_stayed,
+            "covered": self.covered, "departure": self.departure,
             "off": self.off, "gain": self.gain, "reach": self.reach, "missed": self.missed,
             "warnings": list(self.warnings),
             "predicted": self.predicted.tolist(), "low": low.tolist(), "high": high.tolist(), "advice": self.advice,
