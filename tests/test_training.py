@@ -383,6 +383,21 @@ def test_closing_anywhere_and_resuming_gives_the_same_run(tiny_config, tmp_path,
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_run_with_a_control_of_ones_own_resumes(tiny_config, tmp_path):
+    class Own(RandomClip):
+        name = "own"
+
+    config = tiny_config(control=Own(0.2) + KLCov(0.2), eval_every=0)
+    list(erltool.train(config, tmp_path / "whole"))
+    steps = erltool.train(config, tmp_path / "cut")
+    for _ in range(2):
+        next(steps)
+    steps.close()
+    *_, last = erltool.train(config, tmp_path / "cut", resume=True)
+    assert last.metrics["step"] == config.steps
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
 def assert_same_run(a: Path, b: Path):
     assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
     pd.testing.assert_frame_equal(*(pd.read_parquet(p / "tokens.parquet") for p in (a, b)))

@@ -65,15 +65,16 @@ def parse_controller(text: str) -> Controller:
     return controller_from_dict({"name": name} | _fields(rest))
 
 
-def control_from_dict(fields: dict) -> Control:
-    """The control with these fields, "name" among them: the inverse of `control_to_dict`. Raises ErltoolError for an
-    unknown control or field, or a value of the wrong type."""
+def control_from_dict(fields: dict, like: Control = NoControl()) -> Control:
+    """The control with these fields, "name" among them: the inverse of `control_to_dict`. The classes of `like`
+    are known beside the catalogue's, so that a user's own control comes back. Raises ErltoolError for an unknown
+    control or field, or a value of the wrong type."""
     if isinstance(fields, dict) and fields.get("name") == COMPOSED:
         members = fields.get("members")
         if not isinstance(members, list) or any(isinstance(m, dict) and m.get("name") == COMPOSED for m in members):
             raise ErltoolError(f"control {COMPOSED}: members is {shortened(members)}; it must be a list of controls")
-        return sum((control_from_dict(member) for member in members), NoControl())
-    return _from_dict("control", CONTROLS, fields)
+        return sum((control_from_dict(member, like) for member in members), NoControl())
+    return _from_dict("control", CONTROLS | {part.name: type(part) for part in like.parts}, fields)
 
 
 def controller_from_dict(fields: dict) -> Controller:

@@ -62,7 +62,7 @@ def read_saved(blob: bytes, checkpoint: Checkpoint, policy: Policy, control: Con
             warnings.simplefilter("ignore")
             values = torch.load(io.BytesIO(blob), weights_only=True, map_location=policy.device)
         values = {f.name: values[f.name] for f in fields(Saved) if f.name != "control"} | {
-            "control": control_from_dict(values["control"]) if "control" in values else control,
+            "control": control_from_dict(values["control"], control) if "control" in values else control,
             "optimizer": values["optimizer"]["state"],
         }
         _check(values, checkpoint.step, list(policy.trainable().items()))
