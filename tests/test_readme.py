@@ -42,8 +42,9 @@ def test_its_python_runs(tmp_path, monkeypatch):
 
 
 def test_the_metric_table_is_metrics():
-    rows = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]+?) \|", DETAILS.split("## Metrics")[1].split("\n## ")[0], re.M))
-    assert rows == {name: unit for name, (unit, _) in METRICS.items()}
+    section = DETAILS.split("## Metrics")[1].split("\n## ")[0].replace("\\|", "¦")
+    rows = re.findall(r"^\| `([\w.]+)` \| ([^|]+?) \| ([^|]+?) \|$", section, re.M)
+    assert rows == [(name, unit, meaning.replace("|", "¦")) for name, (unit, meaning) in METRICS.items()]
 
 
 def test_the_details_name_every_control_and_preset():

@@ -31,13 +31,13 @@ def record(grid: str) -> tuple[dict[str, Run], pd.DataFrame]:
 
 
 REGIME = {
-    "selected": ("acted on", ".1%"),
-    "entropy_end": ("entropy, end", ".4f"),
-    "zero_spread_end": ("groups without spread", ".0%"),
-    "all_wrong_end": ("all wrong", ".1%"),
+    "selected": ("tokens selected", ".1%"),
+    "entropy_end": ("entropy at the end", ".4f"),
+    "zero_spread_end": ("groups with equal rewards", ".0%"),
+    "all_wrong_end": ("groups all wrong", ".1%"),
     "average@0": ("greedy", ".3f"),
-    "average@0.6": ("at 0.6", ".3f"),
-    "average": ("sampled", ".3f"),
+    "average@0.6": ("temperature 0.6", ".3f"),
+    "average": ("temperature 1", ".3f"),
     "pass@32": ("pass@32", ".3f"),
 }
 ACCURACIES = {name: REGIME[name][0] for name in ("average@0", "average@0.6", "average")}
@@ -114,8 +114,8 @@ def takeover_lines(table: pd.DataFrame, by: str, heads: dict) -> list[str]:
 
 
 def draw_trap() -> Figure:
-    """The trap. Left: fraction of runs with a takeover in 150 iterations, by learning rate. Right: share of responses
-    that work step by step at 1e-4, each seed thin and their mean thick."""
+    """The trap. Left: fraction of runs with a takeover in 150 iterations, by learning rate. Right: fraction of
+    responses that work step by step at 1e-4, each seed thin and their mean thick."""
     early, runs = takeovers("trap-rates"), record("trap")[0]
     late = takeovers("trap")
     left, right = new_axes(2, width=4.8)
@@ -125,16 +125,16 @@ def draw_trap() -> Figure:
         left.plot(fractions.index, fractions, marker="o", **style)
         chosen = [runs[n] for n in late.index[late["arm"] == arm]]
         plot_seeds(chosen, "thinking_fraction", ax=right, label=arm, index=index, by="iteration")
-    left.set(xscale="log", xlabel="learning rate", ylabel="share of runs it takes over in", ylim=(-0.04, 1.04))
+    left.set(xscale="log", xlabel="learning rate", ylabel="fraction of runs with a takeover", ylim=(-0.04, 1.04))
     left.set_title("150 iterations, 6 seeds")
-    right.set(ylabel="share that works step by step", title="learning rate 1e-4, 10 other seeds")
+    right.set(ylabel="fraction working step by step", title="learning rate 1e-4, 10 other seeds")
     left.legend(fontsize=8)
     return left.figure
 
 
 CURVES = {
     "policy_entropy": "entropy (nats/token)",
-    "right_product_fraction": "share of products that are right",
+    "right_product_fraction": "fraction of products that are right",
     "eval_accuracy_tempered": "held-out accuracy, greedy",
     "eval_accuracy": "held-out accuracy, sampled",
 }
@@ -161,7 +161,7 @@ def _difference(d) -> str:
 
 
 def figures() -> list[str]:
-    """A row for each of the paper's figures: lesson, our number, the paper's, and what differs in ours."""
+    """A row for each of the paper's figures: lesson, our result, the paper's, and our setting."""
     alone = runs_of("sharpening", "none")
     early = pd.concat([compare.share_by_step(r, [1 / 12], smooth=1) for r in alone]).mean()
     tracks = pd.concat([compare.covariance_and_fall(r, window=10) for r in alone]).groupby("step").mean()
@@ -174,27 +174,27 @@ def figures() -> list[str]:
     table = arms("discovery")
     paid = {v: compare.differences(table, v, "none", by="arm")["clip-cov"].mean for v in ("average@0", "pass@8")}
     rows = [
-        ("1 left, 2", "04", f"after 1/12 of the steps {early['entropy_spent']:.0%} of the entropy spent, "
+        ("1 left, 2", "04", f"after 1/12 of the steps: {early['entropy_spent']:.0%} of the entropy spent, "
          f"{early['accuracy_gained']:.0%} of the gain made", "73 %, 76 %", f"sharpening, {seeds}, 300 iterations"),
-        ("1 right", "06", drawn_curves(), "the drawn curves", "dots hide one another"),
+        ("1 right", "06", drawn_curves(), "the drawn curves", "the paper's dots; some hide others"),
         ("1 right", "06", law("sharpening"), "the curves", f"sharpening, {seeds}; sampled at temperature 1"),
         ("1 right", "06", law("discovery"), "the curves", "discovery, 10 seeds: the law bends"),
         ("forecast", "06", forecasts("sharpening"), "RMSE 0.9 points (math) from 15 %", f"sharpening, {seeds}"),
         ("forecast", "06", forecasts("discovery"), "RMSE 0.9 points (math) from 15 %", "discovery, 10 seeds"),
         ("trend over sizes", "06", larger_model(), "log-linear", "the paper's dots, sizes without embeddings"),
-        ("6", "06", algorithms(), "a and b do not depend on it", "sharpening, 5 seeds, 80 iterations"),
+        ("6", "06", algorithms(), "a and b do not depend on the algorithm", "sharpening, 5 seeds, 80 iterations"),
         ("8 left", "04", f"correlation of covariance and fall: {r8['token_covariance']:.2f} (Eq 10), "
          f"{r8['group_covariance']:.2f} (Eq 8)", "the curves coincide",
          f"mean of {seeds}, smoothed over 10 iterations"),
-        ("9", "04", by_value("bonus", "coef"), "little, then an explosion", "3 seeds, 80 iterations"),
+        ("9", "04", by_value("bonus", "coef"), "little effect, then an explosion", "3 seeds, 80 iterations"),
         ("10", "04", by_value("reference", "coef"), "entropy held, accuracy lost", "3 seeds, 80 iterations, LoRA"),
-        ("11", "05", f"Clip-Cov's entropy at the end {held('discovery')}", f"7B: {paper}", "discovery, 10 seeds"),
+        ("11", "05", f"Clip-Cov's entropy at the end: {held('discovery')}", f"7B: {paper}", "discovery, 10 seeds"),
         ("11 middle", "04", length(alone), "length grows with accuracy", f"sharpening, {seeds}"),
         ("12", "05", sweep(), "entropy rises with fraction and coefficient", "5 seeds, last 20 of 80 iterations"),
         ("Table 2", "05", f"Clip-Cov {100 * paid['average@0']:+.1f} greedily, pass@8 {100 * paid['pass@8']:+.1f} "
          "points", "Clip-Cov +1.8, KL-Cov +2.0 points (7B, average)", "discovery, 1,000 held-out problems, 10 seeds"),
     ]  # fmt: skip
-    return markdown(["figure", "lesson", "ours", "the paper's", "what differs"], rows)
+    return markdown(["figure", "lesson", "our result", "the paper's result", "our setting"], rows)
 
 
 def runs_of(grid: str, arm: str) -> list[Run]:
@@ -214,7 +214,7 @@ def law(grid: str) -> str:
     points = [held_out_points(r) for r in runs_of(grid, "none")]
     single = pd.Series([erltool.fit_law(*p).r_squared for p in points])
     pooled = erltool.fit_law(*np.concatenate(points, axis=1)).r_squared
-    return f"R² of the law {single.median():.2f} in the median run ({single.min():.2f} at least), {pooled:.2f} pooled"
+    return f"R² of the law: median run {single.median():.2f}, lowest {single.min():.2f}, all runs pooled {pooled:.2f}"
 
 
 def held(grid: str) -> str:
@@ -231,9 +231,7 @@ def length(runs: list[Run]) -> str:
     correlations = [r.evaluated()[["response_length", "eval_accuracy"]].corr().iloc[0, 1] for r in runs]
     ends = pd.concat([r.evaluated()["response_length"].iloc[[0, -1]].reset_index(drop=True) for r in runs], axis=1)
     first, last = ends.mean(axis=1)
-    return (
-        f"from {first:.1f} to {last:.1f} tokens; correlation with accuracy {np.median(correlations):.2f} in the median"
-    )
+    return f"from {first:.1f} to {last:.1f} tokens; correlation with accuracy: median run {np.median(correlations):.2f}"
 
 
 def drawn_curves() -> str:
@@ -242,7 +240,7 @@ def drawn_curves() -> str:
     laws = paper_laws()
     slope = max(abs(laws[r.series].a / r.a_percent - 1) for r in drawn.itertuples())
     ceiling = max(abs(laws[r.series].ceiling - r.ceiling_b_minus_a_percent) for r in drawn.itertuples())
-    return f"on the dots a within {slope:.1%} of the drawn curves', ceilings within {ceiling:.2f} points, 5 sizes"
+    return f"fits to the dots: a within {slope:.1%} of the drawn curves, ceilings within {ceiling:.2f} points, 5 sizes"
 
 
 def paper_laws() -> dict:
@@ -255,7 +253,7 @@ def larger_model() -> str:
     """The ceiling of the 32B model, as the smaller sizes forecast it and as fitted."""
     parameters = {"0.5B": 0.36e9, "1.5B": 1.31e9, "3B": 2.77e9, "7B": 6.53e9, "32B": 31.0e9}  # Qwen2.5's model cards
     ceiling = held_out({parameters[n]: law for n, law in paper_laws().items()}).loc["ceiling"]
-    return f"7B and below forecast a ceiling of {ceiling['predicted']:.1f} for 32B; its own is {ceiling['fitted']:.1f}"
+    return f"sizes up to 7B forecast a ceiling of {ceiling['predicted']:.1f} for 32B; it has {ceiling['fitted']:.1f}"
 
 
 def forecasts(grid: str) -> str:
@@ -279,14 +277,14 @@ def algorithms() -> str:
     table = estimator_differences().set_index(["group", "coefficient"])
     words = [f"{n} {c} {row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
              for (n, c), row in table.iterrows() if c != "ceiling"]  # fmt: skip
-    return "difference to GRPO: " + ", ".join(words)
+    return "difference from GRPO: " + ", ".join(words)
 
 
 def by_value(grid: str, field: str) -> str:
     """Entropy at the end by the value of a control's field, in words."""
     table = record(grid)[1]
     ends = table.groupby(table[field].fillna(0))["entropy_end"].mean()
-    rising = "rises with it" if ends.is_monotonic_increasing else "is not monotone in it"
+    rising = "rises with the coefficient" if ends.is_monotonic_increasing else "is not monotone in the coefficient"
     return f"entropy at the end {rising}: " + ", ".join(f"{v:g}: {h:.3f}" for v, h in ends.items())
 
 

@@ -82,9 +82,9 @@ def table() -> str:
         "entropy, first to last 10 steps",
         "reward, last 10",
         "held-out, start",
-        "best",
-        "last",
-        "taken",
+        "held-out, best",
+        "held-out, last",
+        "tokens selected",
     )
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for control in CONTROLS:
