@@ -146,13 +146,11 @@ def measure(
     }
     values |= dict(zip(TOP_SHARES, top_means(covariance, mask, list(TOP_SHARES.values())), strict=True))
     stacked = torch.stack([v.double() for v in values.values()])
-    sizes = len(values), len(groups), len(groups)
-    together = torch.cat([stacked, of_groups.double(), groups.mean(-1).double()]).cpu()
-    numbers, covariances, accuracies = (x.tolist() for x in together.split(sizes))
-    metrics: dict[str, float] = {"step": 0, "iteration": 0}
-    metrics |= dict(zip(values, numbers, strict=True))
+    numbers = torch.cat([stacked, of_groups.double(), groups.mean(-1).double()]).tolist()
+    of_values, of_prompts = numbers[: len(values)], numbers[len(values) :]
+    metrics: dict[str, float] = {"step": 0, "iteration": 0} | dict(zip(values, of_values, strict=True))
     metrics |= {name: int(metrics[name]) for name in ("response_tokens", "selected_tokens")}
-    return metrics | covariance_by_accuracy(covariances, accuracies)
+    return metrics | covariance_by_accuracy(of_prompts[: len(groups)], of_prompts[len(groups) :])
 
 
 def needed(tokens: Tokens, field: str) -> Tensor:
