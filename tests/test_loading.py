@@ -143,7 +143,7 @@ def test_a_prompt_beyond_the_models_positions_is_refused_in_one_line(tiny_policy
     assert len(sample_groups(policy, ["1" * 12], 2, max_response_tokens=4)) == 2
     with pytest.raises(ErltoolError, match=r"prompt 1 of 12 tokens.* 16 positions.* max_response_tokens up to 4$"):
         sample_groups(policy, ["1", "1" * 12], 2, max_response_tokens=5)
-    with pytest.raises(ErltoolError, match="prompt 0 has 16 tokens.*; shorten it$"):
+    with pytest.raises(ErltoolError, match="prompt 0 of 16 tokens.*; shorten it$"):
         sample_groups(policy, ["1" * 16], 2, max_response_tokens=1)
 
 
