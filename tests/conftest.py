@@ -1,5 +1,10 @@
 """Fixtures: a tiny random policy that trains in a second, and seeded random numbers."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch: two processes of two spinning threads each crawl
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch

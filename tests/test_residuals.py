@@ -128,7 +128,7 @@ def test_where_intervals_are_rough_a_sentence_says_how_often_they_hold(rng):
     assert "Only 9 points" in said and "A 95 % interval held the truth in" in said
     together = run_on_its_law(rng, 200, correlation=0.97, shape="slow")
     said = " ".join(fit_law(together.entropy, together.performance, unit="as given").warnings)
-    assert "independent points (autocorrelation 0.9" in said and "a 95 % one held the truth in" in said
+    assert "independent points (autocorrelation 0.9" in said and "a 95 % interval held the truth in" in said
     fine = run_on_its_law(rng, 100, shape="slow")
     assert "interval" not in " ".join(fit_law(fine.entropy, fine.performance, unit="as given").warnings)
 

@@ -41,6 +41,7 @@ GIB = 2**30
 SIZES = {"0.5B": 32, "1.5B": 32, "7B": 8}  # responses in a micro-batch
 PROMPTS, GROUP, RESPONSE = 16, 8, 128
 UPDATES = 20
+FAST = "linear head, packed rows"
 PROMPT_LINES = ["3 5 7=22:", "1 2 3=6:", "9 9 1=80:"]
 Row = tuple[str, str, str, bool]  # what, measured, wanted, held
 
@@ -245,7 +246,7 @@ def language_model(size: str, place: Path, device: str) -> Iterator[Row]:
     trainer = trainer_of(config)
     yield f"{size}: loading, quantising, probing", f"{time.perf_counter() - started:.1f} s", "", True
     policy = trainer.policy
-    yield f"{size}: way of its log-probs", str(policy.path), "linear head, packed rows", policy.path.fast
+    yield f"{size}: way of its log-probs", str(policy.path), FAST, str(policy.path) == FAST
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     steps = trainer.steps()
