@@ -193,7 +193,7 @@ def test_units_are_stated_or_read_off_and_never_mixed():
     assert fit_law(h, [-1, 20, 30, 400]).unit == "as given"
     assert "fraction (read off the values)" in fit_law(h, [0.1, 0.2, 0.3, 0.4]).summary()
     stated = fit_law(h, [0.1, 0.2, 0.3, 0.4], unit="percentage points", entropy_average="token mean")
-    assert "R in percentage points; entropy: token mean" in stated.summary()
+    assert "R in percentage points; entropy averaged as: token mean" in stated.summary()
     for values in ([0.30, 0.31, 31.5, 33], [30, 31, 0.32, 0.33], [0.2, 20, 0.21, 22]):
         with pytest.raises(ErltoolError, match="fractions and percentage points are mixed"):
             fit_law(h, values)

@@ -181,13 +181,16 @@ class LawFit:
         lines = [
             f"R = -a exp(H) + b on {len(self.entropy)} points, "
             f"H from {self.entropy.min():.3f} to {self.entropy.max():.3f} nats",
-            *textwrap.wrap(f"R in {self._unit_words}; entropy: {self.entropy_average}", 80),
+            *textwrap.wrap(f"R in {self._unit_words}; entropy averaged as: {self.entropy_average}", 80),
         ]
         for name, (low, high) in interval.items():
             formula = "  (b - a, at H = 0)" if name == "ceiling" else ""
             lines.append(f"{name:>8} = {getattr(self, name):8.4f}   95 % interval {low:8.4f} to {high:8.4f}{formula}")
-        lines.append(f"R² = {self.r_squared:.3f}, RMSE = {self.rmse:.4f}, {self.method}, blocks of {self.block_length}")
-        lines.append(f"residuals: autocorrelation {d.autocorrelation:.2f}, {d.independent_points:.0f} independent")
+        lines += [
+            f"R² = {self.r_squared:.3f}, RMSE = {self.rmse:.4f}, {self.method}; "
+            f"bootstrap in blocks of {self.block_length}",
+            f"residuals: autocorrelation {d.autocorrelation:.2f}, worth {d.independent_points:.0f} independent points",
+        ]
         return "\n".join([*lines, *(line for w in self.warnings for line in textwrap.wrap(f"note: {w}", 80))])
 
     @property
