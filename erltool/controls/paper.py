@@ -146,6 +146,8 @@ class ClipCov(Control):
 class KLCov(Control):
     """KL-Cov: the fraction of tokens with the highest covariance pays a penalty, coef * KL from the sampling policy.
 
+        loss_t = -A_t ratio_t + [t is chosen] * coef * |log_ratio_t|      (Eq 12, 13)
+
     The surrogate is unclipped on all tokens, as in the released code, so fraction 0 is the plain surrogate without
     clip. With log_ratio = log pi - log pi_old, `estimator` "k1" is |log_ratio| (the paper's), "k2" log_ratio^2 / 2, and
     "k3" exp(-log_ratio) - 1 + log_ratio. On the first update after sampling all are 0 with gradient 0, so one update
