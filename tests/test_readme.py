@@ -41,6 +41,13 @@ def test_its_python_runs(tmp_path, monkeypatch):
         exec(compile(block.replace("steps=200", "steps=4"), "README.md", "exec"), {})
 
 
+def test_it_shows_what_its_first_code_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, shown = re.search(r"```python\n(.*?)```\n\n((?:    .*\n)+)", README, re.S).groups()
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "".join(line[4:] for line in shown.splitlines(keepends=True))
+
+
 def test_the_metric_table_is_metrics():
     section = DETAILS.split("## Metrics")[1].split("\n## ")[0].replace("\\|", "¦")
     rows = re.findall(r"^\| `([\w.]+)` \| ([^|]+?) \| ([^|]+?) \|$", section, re.M)
