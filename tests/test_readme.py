@@ -43,7 +43,7 @@ def test_its_python_runs(tmp_path, monkeypatch):
 
 def test_it_shows_what_its_first_code_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, shown = re.search(r"```python\n(.*?)```\n\n((?:    .*\n)+)", README, re.S).groups()
+    code, shown = re.search(r"```python\n(.*?)```\n\n((?:    [^\n]*\n)+)", README, re.S).groups()
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out == "".join(line[4:] for line in shown.splitlines(keepends=True))
 
