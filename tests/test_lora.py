@@ -107,12 +107,13 @@ def test_what_bitsandbytes_does_without_the_guard():
     assert x.grad is None or x.grad.abs().max() == 0
 
 
-def test_kept_weights_give_the_same_and_are_let_go(tiny_policy):
+@pytest.mark.parametrize("base", [True, False])
+def test_kept_weights_give_the_same_and_are_let_go(tiny_policy, base):
     policy = with_some_adapter(load_policy(str(tiny_policy), base="nf4", dtype="fp32", lora_rank=4))
     rollouts = roll(policy)
     with torch.no_grad():
         plain, _ = response_log_probs(policy, rollouts)
-        with lora.dense_weights(policy.model):
+        with lora.dense_weights(policy.model, base=base):
             kept, _ = response_log_probs(policy, rollouts)
     torch.testing.assert_close(plain, kept)
     assert all(layer.dense is None for layer in lora.lora_layers(policy.model))

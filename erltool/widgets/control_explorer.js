@@ -1,13 +1,12 @@
 // ControlExplorer: recorded runs by control and parameter, each group with its mean over seeds.
 import {
+  begin,
   choice,
   fillTable,
   fixed,
   floats,
   group,
   make,
-  panel,
-  problemLine,
   row,
   saver,
   select,
@@ -178,11 +177,8 @@ function metricBoxes(model, put) {
 }
 
 function render({ model, el }) {
-  const root = panel();
-  const wrong = problemLine(model);
+  const { root } = begin(model, el);
   const d = model.get("data");
-  root.append(wrong.node);
-  el.append(root);
   if (!d.groups.length) return;
 
   const save = saver(model);

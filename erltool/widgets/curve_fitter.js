@@ -1,13 +1,12 @@
 // CurveFitter: the law dragged against points or fitted to them, its forecast, and the points of other runs beside it.
 import {
+  begin,
   button,
   choice,
   fillTable,
   floats,
   group,
   make,
-  panel,
-  problemLine,
   row,
   saver,
   select,
@@ -305,10 +304,7 @@ function remarks(model) {
 }
 
 function render({ model, el }) {
-  const root = panel();
-  const wrong = problemLine(model);
-  root.append(wrong.node);
-  el.append(root);
+  const { root, wrong } = begin(model, el);
   if (!model.get("sources").length) return;
 
   const save = saver(model);

@@ -106,6 +106,14 @@ export const problemLine = (model) => {
   show();
   return { node, show };
 };
+// A widget's panel in the page, with its line for what is wrong on top.
+export const begin = (model, el) => {
+  const root = panel();
+  const wrong = problemLine(model);
+  root.append(wrong.node);
+  el.append(root);
+  return { root, wrong };
+};
 
 // --- what the kernel sends ---
 

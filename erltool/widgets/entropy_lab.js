@@ -10,13 +10,12 @@ import {
   withProbability,
 } from "./bandit.js";
 import {
+  begin,
   button,
   choice,
   fillTable,
   fixed,
   make,
-  panel,
-  problemLine,
   reducedMotion,
   row,
   saver,
@@ -168,10 +167,7 @@ function entropyChart(lab) {
 }
 
 function render({ model, el }) {
-  const root = panel();
-  const wrong = problemLine(model);
-  root.append(wrong.node);
-  el.append(root);
+  const { root } = begin(model, el);
   if (model.get("problem")) return;
 
   const lab = labOf(model);

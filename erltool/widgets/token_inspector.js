@@ -1,13 +1,12 @@
 // TokenInspector: a response's tokens in colour, and which of them Clip-Cov and KL-Cov would take.
 import {
+  begin,
   button,
   doubles,
   fillTable,
   fixed,
   floats,
   make,
-  panel,
-  problemLine,
   row,
   saver,
   select,
@@ -266,10 +265,7 @@ function pickers(model, set) {
 }
 
 function render({ model, el }) {
-  const root = panel();
-  const wrong = problemLine(model);
-  root.append(wrong.node);
-  el.append(root);
+  const { root } = begin(model, el);
   if (model.get("problem")) return;
 
   const save = saver(model);
