@@ -8,7 +8,7 @@ import erltool
 from erltool import ErltoolError, fit_law, forecast, plot_fit, plot_run, read_run, read_runs
 from erltool.plots import plot_forecast
 from erltool.resources import shipped
-from erltool.runs.folder import METRICS, SPARSE, TIMED, TOKEN_COLUMNS, former_control
+from erltool.runs.folder import METRICS, PUSH_COLUMNS, SPARSE, TIMED, TOKEN_COLUMNS, former_control
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_metric_has_a_unit_and_a_meaning_and_the_writer_keeps_to_them(fold
 
 def test_tokens_are_of_the_sampled_prompts_and_steps(folder):
     tokens = read_run(folder).tokens
-    assert tuple(tokens.columns) == TOKEN_COLUMNS
+    assert tuple(tokens.columns) == (*TOKEN_COLUMNS, *PUSH_COLUMNS)
     assert sorted(tokens["step"].unique()) == [2, 6] and tokens["prompt_index"].unique().tolist() == [0]
     assert (tokens["entropy"] > 0).all() and (tokens["log_prob"] <= 0).all()
     assert tokens.groupby(["step", "response_index"])["position"].apply(lambda p: list(p) == list(range(len(p)))).all()

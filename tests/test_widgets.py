@@ -158,12 +158,14 @@ def test_a_live_step_can_be_inspected(tiny_config):
     assert inspector.result.covariance == pytest.approx(step.metrics["mean_covariance"], abs=1e-5)
 
 
+CHAIN_STEP = erltool.TrainConfig(
+    task="chain:sharpening", policy="sharpening", lora_rank=0, steps=1, updates_per_iteration=1,
+    prompts_per_iteration=4, group_size=4, max_response_tokens=28, eval_every=0, record_every=0, device="cpu",
+)  # fmt: skip
+
+
 def test_forks_are_marked_where_the_task_knows_them(run):
-    config = erltool.TrainConfig(
-        task="chain:sharpening", policy="sharpening", lora_rank=0, steps=1, updates_per_iteration=1,
-        prompts_per_iteration=4, group_size=4, max_response_tokens=28, eval_every=0, record_every=0, device="cpu",
-    )  # fmt: skip
-    step = next(erltool.train(config))
+    step = next(erltool.train(CHAIN_STEP))
     inspector = TokenInspector(step)
     forks = np.frombuffer(inspector.data["forks"], np.float32)
     assert forks.sum() == step.described.forks.sum() > 0
@@ -181,6 +183,20 @@ def test_forks_are_marked_where_the_task_knows_them(run):
     ):
         data = TokenInspector(told).data
         assert not np.frombuffer(data["forks"], np.float32).any() and set(data["told"]) == {""}
+
+
+def test_push_is_a_colour_where_it_was_recorded(run):
+    assert "push" not in TokenInspector(run).data["quantities"]  # this run is older
+    with pytest.raises(ErltoolError, match="quantity push: the run is older"):
+        TokenInspector(run).quantity = "push"
+    step = next(erltool.train(CHAIN_STEP))
+    inspector = TokenInspector(step, quantity="push")
+    mask, tokens = step.tokens.response_mask, step.tokens
+    expected = (tokens.log_ratio.exp() * tokens.advantages * tokens.entropy_slope)[mask]
+    sent = np.frombuffer(inspector.data["push"], np.float64)
+    assert sent == pytest.approx(expected.numpy(), abs=1e-7) and sent.any()
+    assert sent.mean() == pytest.approx(step.metrics["mean_push"], abs=1e-7)
+    assert inspector.picture().axes[0].get_ylabel() == "push"
 
 
 def test_it_opens_at_the_last_step_that_has_a_covariance(run):

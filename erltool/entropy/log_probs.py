@@ -1,4 +1,4 @@
-"""Log-probability and exact entropy of chosen tokens, in memory that does not grow with the vocabulary.
+"""What a policy's distribution says of chosen tokens, in memory that does not grow with the vocabulary.
 
 Tokens are worked off in chunks, at the sampling temperature. With a head, the logits of a chunk exist only while the
 chunk is worked on; the backward pass computes them again. Logits have the type of the hidden states (bf16 for a bf16
@@ -6,7 +6,7 @@ model), as in the model itself. Everything after them is fp32.
 """
 
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,19 @@ Head = Tensor | HeadFunction
 """The weight (V, D) of a head that is one product, or any other head."""
 
 
+class TokenStatistics(NamedTuple):
+    """Four numbers of each token y and its distribution p, fp32. Gradients reach the first two."""
+
+    log_probs: Tensor
+    """log p_y, nats"""
+    token_entropy: Tensor
+    """-sum p log p, nats"""
+    entropy_slope: Tensor
+    """Change of the entropy, nats, for each unit of a step along the gradient of log p_y in the logits (push.py)."""
+    gradient_norm: Tensor
+    """Norm of that gradient, |e_y - p|, in [0, sqrt 2]."""
+
+
 def token_log_probs(
     logits_or_hidden: Tensor,
     tokens: Tensor,
@@ -47,6 +60,20 @@ def token_log_probs(
     tensors of that shape. Gradients reach hidden states, weight and logits through both. Empty input gives empty
     output. Raises ErltoolError where shapes disagree or the temperature is not positive.
     """
+    return token_statistics(logits_or_hidden, tokens, weight, temperature=temperature, chunk_elements=chunk_elements)[
+        :2
+    ]
+
+
+def token_statistics(
+    logits_or_hidden: Tensor,
+    tokens: Tensor,
+    weight: Head | None = None,
+    *,
+    temperature: float = 1.0,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> TokenStatistics:
+    """`TokenStatistics` of each token. Arguments, shapes and errors are those of `token_log_probs`."""
     if temperature <= 0:
         raise ErltoolError(f"temperature {temperature}: must be above 0")
     if logits_or_hidden.shape[:-1] != tokens.shape:
@@ -61,24 +88,21 @@ def token_log_probs(
         weight = None  # a function gives no logits for no rows
     frozen = weight is not None and not weight.requires_grad
     keep = frozen and rows.requires_grad and torch.is_grad_enabled()
-    log_probs, entropy = _TokenLogProbs.apply(
-        rows, weight, tokens.reshape(-1), float(temperature), int(chunk_elements), keep
-    )
-    return log_probs.view(tokens.shape), entropy.view(tokens.shape)
+    columns = _Statistics.apply(rows, weight, tokens.reshape(-1), float(temperature), int(chunk_elements), keep)
+    return TokenStatistics(*(column.view(tokens.shape) for column in columns))
 
 
 def _through_head(
     head: HeadFunction, rows: Tensor, tokens: Tensor, temperature: float, elements: int
-) -> tuple[Tensor, Tensor]:
-    def of_chunk(hidden: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        return token_log_probs(head(hidden), chosen, temperature=temperature)
+) -> TokenStatistics:
+    def of_chunk(hidden: Tensor, chosen: Tensor) -> TokenStatistics:
+        return token_statistics(head(hidden), chosen, temperature=temperature)
 
     again = partial(checkpoint, of_chunk, use_reentrant=False, preserve_rng_state=False)
     run = again if torch.is_grad_enabled() else of_chunk
     size = _chunk(head.vocabulary, elements)
     results = [run(*chunk) for chunk in zip(rows.split(size), tokens.reshape(-1).split(size), strict=True)]
-    log_probs, entropy = (torch.cat(values).view(tokens.shape) for values in zip(*results, strict=True))
-    return log_probs, entropy
+    return TokenStatistics(*(torch.cat(values).view(tokens.shape) for values in zip(*results, strict=True)))
 
 
 @torch.no_grad()
@@ -116,8 +140,8 @@ def entropy_changes(
     return predicted, measured
 
 
-class _TokenLogProbs(torch.autograd.Function):
-    """Log-probability and entropy in one pass. Their gradients in a token's logits z are
+class _Statistics(torch.autograd.Function):
+    """`TokenStatistics` in one pass. Gradients of log-probability and entropy in a token's logits z are
 
     d log_prob / dz_j = 1[j = token] - p_j,     d entropy / dz_j = -p_j (log p_j + entropy).
     """
@@ -126,7 +150,7 @@ class _TokenLogProbs(torch.autograd.Function):
     def forward(ctx, rows, weight, tokens, temperature, chunk_elements, keep):
         size = _chunk(rows.shape[-1] if weight is None else len(weight), chunk_elements)
         log_probs = torch.empty(len(rows), device=rows.device)
-        entropy, log_norm = torch.empty_like(log_probs), torch.empty_like(log_probs)
+        entropy, log_norm, slope, norm = (torch.empty_like(log_probs) for _ in range(4))
         kept = torch.empty_like(rows) if keep else None
         for at in range(0, len(rows), size):
             chunk = slice(at, at + size)
@@ -139,18 +163,26 @@ class _TokenLogProbs(torch.autograd.Function):
             log_norm[chunk] = top.squeeze(-1) + log_total
             log_probs[chunk] = chosen - log_norm[chunk]
             # A forbidden token has z = -inf and p = 0. The clamp makes its p log p 0 instead of NaN.
-            entropy[chunk] = (log_total - z.clamp_(min=LOG_ZERO).mul_(p).sum(-1) / total).clamp_(min=0)
+            zp = z.clamp_(min=LOG_ZERO).mul_(p)
+            entropy[chunk] = (log_total - zp.sum(-1) / total).clamp_(min=0)
             if kept is not None:
                 expected = (p.to(weight.dtype) @ weight) / total[:, None]
                 kept[chunk] = (weight[tokens[chunk]] - expected).to(rows.dtype) / temperature
-            del z, p  # frees the memory before the next chunk needs it
+            p.scatter_(-1, tokens[chunk, None], 0)  # what is left are the other tokens: no sum cancels
+            rest, squares = p.sum(-1) / total, _dot(p, p) / total.square()
+            log_squares = _dot(zp, p) / total.square() - log_total * squares
+            own = log_probs[chunk].exp() * (entropy[chunk] + log_probs[chunk].clamp(min=LOG_ZERO))
+            slope[chunk] = entropy[chunk] * squares + log_squares - rest * own
+            norm[chunk] = (rest.square() + squares).sqrt()
+            del z, zp, p  # frees the memory before the next chunk needs it
+        ctx.mark_non_differentiable(slope, norm)
         ctx.save_for_backward(rows, weight, tokens, log_norm, entropy, kept)
         ctx.temperature, ctx.size = temperature, size
         ctx.set_materialize_grads(False)
-        return log_probs, entropy
+        return log_probs, entropy, slope, norm
 
     @staticmethod
-    def backward(ctx, grad_log_probs, grad_entropy):
+    def backward(ctx, grad_log_probs, grad_entropy, *_):
         rows, weight, tokens, log_norm, entropy, kept = ctx.saved_tensors
         if kept is not None and grad_entropy is None:
             return (kept * grad_log_probs[:, None]).to(rows.dtype), None, None, None, None, None
@@ -185,6 +217,11 @@ class _TokenLogProbs(torch.autograd.Function):
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_rows, grad_weight, None, None, None, None
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """Dot products of rows, (N,); without a tensor of products, unlike (x * y).sum(-1)."""
+    return torch.bmm(x[:, None], y[:, :, None])[:, 0, 0]
 
 
 def _chunk(vocabulary: int, elements: int) -> int:

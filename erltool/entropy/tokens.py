@@ -20,6 +20,8 @@ class Tokens(NamedTuple):
     ref_log_probs: Tensor | None = None
     rewards: Tensor | None = None  # (B,), in [0, 1]: one a response
     group_size: int | None = None  # consecutive responses that share a prompt
+    entropy_slope: Tensor | None = None  # as in TokenStatistics
+    gradient_norm: Tensor | None = None
 
     @property
     def log_ratio(self) -> Tensor:

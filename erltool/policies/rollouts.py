@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from erltool.entropy.log_probs import token_log_probs
+from erltool.entropy.log_probs import TokenStatistics, token_statistics
 from erltool.policies.heads import weight_of
 from erltool.policies.policy import Policy
 
@@ -96,12 +96,17 @@ def concatenate(batches: Sequence[Rollouts]) -> Rollouts:
 def response_log_probs(policy: Policy, rollouts: Rollouts, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Log-probability and exact entropy of every response token, each (B, T) fp32, nats; 0 outside the mask. One
     forward pass, with gradients where they are enabled."""
+    return response_statistics(policy, rollouts, temperature)[:2]
+
+
+def response_statistics(policy: Policy, rollouts: Rollouts, temperature: float = 1.0) -> TokenStatistics:
+    """`TokenStatistics` of every response token, each (B, T) fp32; 0 outside the mask. One forward pass."""
     mask = rollouts.response_mask
-    log_probs, entropy = token_log_probs(
+    columns = token_statistics(
         contexts(policy, rollouts), rollouts.token_ids[mask], policy.head, temperature=temperature
     )
     blank = torch.zeros(mask.shape, device=mask.device)
-    return blank.masked_scatter(mask, log_probs), blank.masked_scatter(mask, entropy)
+    return TokenStatistics(*(blank.masked_scatter(mask, column) for column in columns))
 
 
 def contexts(policy: Policy, rollouts: Rollouts) -> Tensor:

@@ -27,6 +27,7 @@ METRICS = {
     "response_entropy": ("nats/token", "exact entropy: mean over each response, then over responses (Eq 5)"),
     "sampled_nll": ("nats/token", "mean of -log pi over the sampled tokens; estimates policy_entropy"),
     "mean_covariance": ("nats", "Cov(log pi, A) over the update's response tokens (Eq 10)"),
+    "mean_push": ("nats", "mean over response tokens of the entropy change that each predicts for its own context"),
     "group_covariance": ("nats", "Cov(log pi, pi A) over the responses to a prompt, mean over prompts (Eq 8)"),
     "group_covariance_hard": ("nats", "group_covariance of prompts with mean reward in (0, 1/3]"),
     "group_covariance_middle": ("nats", "group_covariance of prompts with mean reward in (1/3, 2/3]"),
@@ -67,7 +68,7 @@ TIMED = ("tokens_per_second",)
 SPARSE = (  # absent on the steps where they were not measured
     "eval_accuracy", "eval_accuracy_tempered", "sampler_mismatch", "control_value", "group_covariance_hard",
     "group_covariance_middle", "group_covariance_easy", "entropy_change", "entropy_change_predicted",
-    "entropy_change_correlation", "all_wrong_fraction", "all_right_fraction", "distinct_fraction",
+    "entropy_change_correlation", "mean_push", "all_wrong_fraction", "all_right_fraction", "distinct_fraction",
     "thinking_fraction", "right_step_fraction", "right_product_fraction", "fork_entropy", "fork_covariance",
 )  # fmt: skip
 
@@ -75,6 +76,7 @@ TOKEN_COLUMNS = (
     "step", "prompt_index", "response_index", "position", "prompt", "reward", "token_id", "text", "log_prob",
     "old_log_prob", "entropy", "advantage", "covariance", "selected",
 )  # fmt: skip
+PUSH_COLUMNS = ("push", "dose")  # entropy/push.py; further ones of runs that are newer than the first
 DESCRIBED_COLUMNS = ("strategy", "first_wrong", "fork")  # further ones, where the task can tell
 EVALUATION = "evaluation.json"  # an experiment's evaluation of the run's last policy
 
@@ -98,8 +100,8 @@ class Run:
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
-        """One row a recorded token: TOKEN_COLUMNS, and DESCRIBED_COLUMNS for some tasks. Raises ErltoolError for
-        none."""
+        """One row a recorded token: TOKEN_COLUMNS, PUSH_COLUMNS if the run is not older, and DESCRIBED_COLUMNS for some
+        tasks. Raises ErltoolError for none."""
         file = self.path / "tokens.parquet"
         if not file.is_file():
             raise ErltoolError(f"{file}: not there yet; the first checkpoint writes tokens, if record_every > 0")

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from erltool.entropy.covariance import group_covariance, masked_mean, response_mean, top_means
+from erltool.entropy.push import token_dose, token_push
 from erltool.entropy.tokens import Tokens, kl_estimate
 from erltool.errors import ErltoolError
 from erltool.policies.policy import Policy
 from erltool.policies.rollouts import Rollouts
 from erltool.runs.alarms import Alarm
-from erltool.runs.folder import DESCRIBED_COLUMNS, TOKEN_COLUMNS
+from erltool.runs.folder import DESCRIBED_COLUMNS, PUSH_COLUMNS, TOKEN_COLUMNS
 from erltool.tables import Table
 from erltool.tasks.chain import Description
 
@@ -47,8 +48,8 @@ class Step:
     """New warnings after this step (alarms.py). The run's folder does not hold them: they follow from its metrics."""
 
     def table(self, prompts: int | None = None) -> pd.DataFrame:
-        """The tokens of all prompts or the first `prompts`, with the columns runs.TOKEN_COLUMNS, and DESCRIBED_COLUMNS
-        where the task describes responses."""
+        """The tokens of all prompts or the first `prompts`, with the columns runs.TOKEN_COLUMNS, PUSH_COLUMNS where the
+        slopes are known, and DESCRIBED_COLUMNS where the task describes responses."""
         where = self.rollouts.response_mask.clone()
         if prompts is not None:
             where[prompts * self.group_size :] = False
@@ -58,6 +59,10 @@ class Step:
             "old_log_prob": self.tokens.old_log_probs, "entropy": needed(self.tokens, "token_entropy"),
             "advantage": self.tokens.advantages, "covariance": self.covariance, "selected": self.selected,
         }  # fmt: skip
+        known: tuple[str, ...] = TOKEN_COLUMNS
+        if self.tokens.entropy_slope is not None:
+            of_token |= {"push": pushes(self.tokens), "dose": doses(self.tokens)}
+            known = (*known, *PUSH_COLUMNS)
         columns = {name: x[where].cpu().numpy() for name, x in of_token.items()} | {
             "step": self.metrics["step"],
             "prompt_index": response // self.group_size,
@@ -68,14 +73,14 @@ class Step:
             "text": self.token_texts[: len(response)],
         }
         if self.described is None:
-            return Table(columns)[list(TOKEN_COLUMNS)]
+            return Table(columns)[list(known)]
         descriptions = [self.described.responses[b] for b in response]
         columns |= {
             "strategy": [d.strategy for d in descriptions],
             "first_wrong": [d.first_wrong for d in descriptions],
             "fork": self.described.forks[where.cpu()].numpy(),
         }
-        return Table(columns)[[*TOKEN_COLUMNS, *DESCRIBED_COLUMNS]]
+        return Table(columns)[[*known, *DESCRIBED_COLUMNS]]
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,8 @@ def measure(
         "all_wrong_fraction": (groups == 0).all(-1).double().mean(),
         "all_right_fraction": (groups == 1).all(-1).double().mean(),
     }
+    if tokens.entropy_slope is not None:
+        values["mean_push"] = masked_mean(pushes(tokens), mask)
     values |= dict(zip(TOP_SHARES, top_means(covariance, mask, list(TOP_SHARES.values())), strict=True))
     stacked = torch.stack([v.double() for v in values.values()])
     numbers = torch.cat([stacked, of_groups.double(), groups.mean(-1).double()]).tolist()
@@ -151,6 +158,16 @@ def measure(
     metrics: dict[str, float] = {"step": 0, "iteration": 0} | dict(zip(values, of_values, strict=True))
     metrics |= {name: int(metrics[name]) for name in ("response_tokens", "selected_tokens")}
     return metrics | covariance_by_accuracy(of_prompts[: len(groups)], of_prompts[len(groups) :])
+
+
+def pushes(tokens: Tokens) -> Tensor:
+    """`token_push` of an update's tokens."""
+    return token_push(tokens.advantages, needed(tokens, "entropy_slope"), tokens.response_mask, tokens.log_ratio)
+
+
+def doses(tokens: Tokens) -> Tensor:
+    """`token_dose` of an update's tokens."""
+    return token_dose(tokens.advantages, needed(tokens, "gradient_norm"), tokens.response_mask, tokens.log_ratio)
 
 
 def needed(tokens: Tokens, field: str) -> Tensor:

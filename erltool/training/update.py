@@ -16,12 +16,12 @@ from torch import Tensor
 from erltool.controls.base import Choice, reaches_zero_advantage
 from erltool.controls.loss import control_loss
 from erltool.entropy.covariance import token_covariance
-from erltool.entropy.log_probs import entropy_changes
+from erltool.entropy.log_probs import TokenStatistics, entropy_changes
 from erltool.entropy.tokens import Tokens
 from erltool.errors import Diverged
 from erltool.policies.heads import OwnHead
 from erltool.policies.policy import Policy
-from erltool.policies.rollouts import Rollouts, contexts, response_log_probs
+from erltool.policies.rollouts import Rollouts, contexts, response_statistics
 from erltool.tasks.chain import Description
 from erltool.training.config import TrainConfig
 from erltool.training.step import (
@@ -87,12 +87,16 @@ class Updater:
         on_policy = first or not self.moved
         rollouts, rewards, advantages = batch.rollouts.take(rows), batch.rewards[rows], batch.advantages[rows]
         mask, live = rollouts.response_mask, self.live_rows(rollouts, advantages, on_policy)
-        log_probs, entropy = self.log_probs(rollouts, live)
-        old, reference = log_probs.detach() if on_policy else rollouts.log_probs, self.reference(rollouts, live)
+        known = self.statistics(rollouts, live)
+        log_probs, reference = known.log_probs, self.reference(rollouts, live)
+        old = log_probs.detach() if on_policy else rollouts.log_probs
         if self.config.mask_truncated:
             mask = mask & rollouts.finished[:, None]
         advantages = advantages[:, None].expand(mask.shape)
-        tokens = Tokens(log_probs, old, advantages, mask, entropy, reference, rewards, self.config.group_size)
+        tokens = Tokens(
+            old_log_probs=old, advantages=advantages, response_mask=mask, ref_log_probs=reference, rewards=rewards,
+            group_size=self.config.group_size, **known._asdict(),
+        )  # fmt: skip
         return Scored(rollouts, tokens, live, on_policy)
 
     def live_rows(self, rollouts: Rollouts, advantages: Tensor, on_policy: bool) -> Tensor:
@@ -118,37 +122,43 @@ class Updater:
             for rows in torch.arange(len(exact)).chunk(self.config.updates_per_iteration)[1:]:
                 rollouts = batch.rollouts.take(rows)
                 live = self.live_rows(rollouts, batch.advantages[rows], on_policy=False)
-                exact[rows, : rollouts.token_ids.shape[1]] = self.log_probs(rollouts, live)[0]
+                exact[rows, : rollouts.token_ids.shape[1]] = self.statistics(rollouts, live).log_probs
         return replace(batch, rollouts=replace(batch.rollouts, log_probs=exact)), mismatch
 
-    def log_probs(self, rollouts: Rollouts, live: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropy of an update, (B, T): with gradient if it is one micro-batch, else without."""
+    def statistics(self, rollouts: Rollouts, live: Tensor) -> TokenStatistics:
+        """Those of an update, (B, T): with gradient if it is one micro-batch, else without."""
         batches = self.micro_batches(rollouts)
         if len(batches) == 1:
             return self.forward(rollouts, live)
-        log_probs, entropy = torch.zeros_like(rollouts.log_probs), torch.zeros_like(rollouts.log_probs)
+        columns = self.blank(rollouts)
         with torch.no_grad():
             for rows in batches:
                 micro_batch = rollouts.take(rows)
                 width = micro_batch.token_ids.shape[1]
-                log_probs[rows, :width], entropy[rows, :width] = self.forward(micro_batch, live[rows])
-        return log_probs, entropy
+                for column, values in zip(columns, self.forward(micro_batch, live[rows]), strict=True):
+                    column[rows, :width] = values
+        return columns
 
-    def forward(self, rollouts: Rollouts, live: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropy (B, T); where gradients are enabled, only the live rows have them."""
+    def blank(self, rollouts: Rollouts) -> TokenStatistics:
+        return TokenStatistics(*(torch.zeros_like(rollouts.log_probs) for _ in TokenStatistics._fields))
+
+    def forward(self, rollouts: Rollouts, live: Tensor) -> TokenStatistics:
+        """Statistics (B, T); where gradients are enabled, only the live rows have them."""
         if live.all():
-            return response_log_probs(self.policy, rollouts, self.config.temperature)
-        columns = torch.zeros_like(rollouts.log_probs), torch.zeros_like(rollouts.log_probs)
+            return response_statistics(self.policy, rollouts, self.config.temperature)
+        columns = self.blank(rollouts)
         for rows, gradient in ((live.nonzero()[:, 0], torch.is_grad_enabled()), ((~live).nonzero()[:, 0], False)):
             if not len(rows):
                 continue
             taken = rollouts.take(rows)
             with torch.set_grad_enabled(gradient):
-                log_probs, entropy = response_log_probs(self.policy, taken, self.config.temperature)
-            rows, padding = rows.to(entropy.device), (0, columns[0].shape[1] - taken.token_ids.shape[1])
-            columns = (
-                columns[0].index_copy(0, rows, torch.nn.functional.pad(log_probs, padding)),
-                columns[1].index_copy(0, rows, torch.nn.functional.pad(entropy, padding)),
+                found = response_statistics(self.policy, taken, self.config.temperature)
+            rows, padding = rows.to(rollouts.token_ids.device), (0, columns[0].shape[1] - taken.token_ids.shape[1])
+            columns = TokenStatistics(
+                *(
+                    column.index_copy(0, rows, torch.nn.functional.pad(values, padding))
+                    for column, values in zip(columns, found, strict=True)
+                )
             )
         return columns
 
@@ -169,10 +179,10 @@ class Updater:
         for rows in batches:
             micro_batch = scored.rollouts.take(rows)
             width = micro_batch.token_ids.shape[1]
-            log_probs, entropy = self.forward(micro_batch, scored.live[rows])
-            tokens = scored.tokens.rows(rows, width)._replace(log_probs=log_probs, token_entropy=entropy)
+            known = self.forward(micro_batch, scored.live[rows])
+            tokens = scored.tokens.rows(rows, width)._replace(**known._asdict())
             if scored.on_policy:
-                tokens = tokens._replace(old_log_probs=log_probs.detach())
+                tokens = tokens._replace(old_log_probs=known.log_probs.detach())
             clipped[rows, :width] = self.backward_of(tokens, choice.rows(rows, width))
         return clipped
 
@@ -242,7 +252,7 @@ class Updater:
         if "ref_log_probs" not in self.config.control.needs:
             return None
         with torch.no_grad(), self.policy.reference():
-            return self.log_probs(rollouts, live)[0]
+            return self.statistics(rollouts, live).log_probs
 
     def check_finite(self, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():

@@ -43,12 +43,13 @@ const PAGE = 1000; // tokens in the page at a time
 const HIGHEST = 8; // tokens in the table
 const QUANTITIES = {
   covariance: "covariance",
+  push: "push",
   entropy: "entropy",
   log_prob: "log-prob",
   ratio: "ratio",
   selected: "taken by the run",
 };
-const CENTRES = { covariance: 0, ratio: 1 }; // A quantity's neutral value is white.
+const CENTRES = { covariance: 0, push: 0, ratio: 1 }; // A quantity's neutral value is white.
 const NUMBERS = [...Object.keys(QUANTITIES), "old_log_prob", "advantage"];
 
 const between = (stops, t) => {
@@ -78,14 +79,14 @@ const colouring = (d, quantity) => {
 // The step's tokens as the kernel sent them, with the orders in which the controls select.
 const stepOf = (data) => {
   const d = { ...data, n: data.texts.length, begins: [...data.begins, data.texts.length] };
-  for (const name of NUMBERS) d[name] = doubles(data[name]);
+  for (const name of NUMBERS) if (data[name]) d[name] = doubles(data[name]);
   for (const name of ["keys", "forks"]) d[name] = floats(data[name]);
   return Object.assign(d, { byCovariance: falling(d.covariance), byKey: falling(d.keys), colourings: {} });
 };
 
 function tokenWords(d, i, response) {
   const numbers =
-    `covariance ${fixed(d.covariance[i])}, log-prob ${fixed(d.log_prob[i])}, entropy ${fixed(d.entropy[i])}, ` +
+    `covariance ${fixed(d.covariance[i])}, ${d.push ? `push ${fixed(d.push[i])}, ` : ""}log-prob ${fixed(d.log_prob[i])}, entropy ${fixed(d.entropy[i])}, ` +
     `advantage ${fixed(d.advantage[i], 2)}, ratio ${fixed(d.ratio[i])}`;
   const fork = d.forks[i] ? "; a fork: the response had a choice here" : "";
   return `token ${i - d.begins[response] + 1} \u201c${d.texts[i]}\u201d: ${numbers}${fork}`;
@@ -229,12 +230,13 @@ function controlEffects(model, list) {
 }
 
 function highestTokens(table, d) {
+  const shown = ["covariance", "push", "log_prob", "entropy"].filter((name) => d[name]);
   const responseOf = (i) => d.begins.findIndex((begin, r) => begin <= i && i < d.begins[r + 1]) + 1;
   const rows = d.byCovariance.slice(0, HIGHEST).map((i) => {
-    const numbers = [d.covariance[i], d.log_prob[i], d.entropy[i]].map((v) => fixed(v));
+    const numbers = shown.map((name) => fixed(d[name][i]));
     return [d.texts[i], ...numbers, fixed(d.advantage[i], 2), String(responseOf(i))];
   });
-  fillTable(table, ["token", "covariance", "log-prob", "entropy", "advantage", "response"], rows);
+  fillTable(table, ["token", ...shown.map((name) => QUANTITIES[name]), "advantage", "response"], rows);
 }
 
 // Lists of the step, the response and what the tokens are coloured by. `read` is for new tokens, `put` for a new choice.
@@ -242,7 +244,7 @@ function pickers(model, set) {
   const number = (name) => (v) => set(name, Number(v));
   const step = select("step", [], "", number("step"));
   const response = select("response", [], "", number("response"));
-  const colour = select("colour by", Object.entries(QUANTITIES), "", (v) => set("quantity", v));
+  const colour = select("colour by", [], "", (v) => set("quantity", v));
   const options = (list, names) =>
     list.replaceChildren(...names.map(([value, name]) => make("option", { value }, name)));
   options(
@@ -254,11 +256,16 @@ function pickers(model, set) {
     response.value = model.get("response");
     colour.value = model.get("quantity");
   };
-  const read = (d) =>
+  const read = (d) => {
     options(
       response,
       d.prompts.map((p, i) => [i, `${i + 1}: ${p.slice(0, 24)}, reward ${d.rewards[i]}`]),
     );
+    options(
+      colour,
+      d.quantities.map((name) => [name, QUANTITIES[name]]),
+    );
+  };
   const labelled = (name, list) => make("label", {}, name, list);
   const node = row(labelled("step", step), labelled("response", response), labelled("colour", colour));
   return { node, put, read };

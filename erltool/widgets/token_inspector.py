@@ -16,7 +16,8 @@ from erltool.runs.folder import TOKEN_COLUMNS, Run
 from erltool.text import shown, visible
 from erltool.widgets.view import CHOSEN, View, javascript, message
 
-QUANTITIES = ("covariance", "entropy", "log_prob", "ratio", "selected")
+QUANTITIES = ("covariance", "push", "entropy", "log_prob", "ratio", "selected")
+NUMBERS = (*QUANTITIES, "old_log_prob", "advantage")
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class TokenInspectorResult:
 class TokenInspector(View):
     """`TokenInspector(run)` or `TokenInspector(step)`; `.result` is what the sliders select, for the next cell.
 
-    The widget shows a response's text. Covariance, entropy, log-prob, ratio to the sampling policy, or what the run's
-    own control took, colours each token. It opens at the last step with a covariance. Sliders set Clip-Cov (band,
-    fraction) and KL-Cov (fraction, coef), and show which tokens of the step each would take, and the mean covariance
-    that is left: to first order the entropy falls by it. A box marks a fork, a token at which the response had a
-    choice, where the task knows it; its strategy and first wrong step stand beside the prompt. A run has the tokens it
-    recorded, a live step all of its own. The widget shows bad input as `problem`; setting a step or response that does
-    not exist raises ErltoolError.
+    The widget shows a response's text. Covariance, push (entropy/push.py, where it was recorded), entropy, log-prob,
+    ratio to the sampling policy, or what the run's own control took, colours each token. It opens at the last step with
+    a covariance. Sliders set Clip-Cov (band, fraction) and KL-Cov (fraction, coef), and show which tokens of the step
+    each would take, and the mean covariance that is left: to first order the entropy falls by it. A box marks a fork, a
+    token at which the response had a choice, where the task knows it; its strategy and first wrong step stand beside
+    the prompt. A run has the tokens it recorded, a live step all of its own. The widget shows bad input as `problem`;
+    setting a step or response that does not exist, or a quantity that is not recorded, raises ErltoolError.
     """
 
     _esm = javascript("token_inspector.js")
@@ -81,6 +82,12 @@ class TokenInspector(View):
             raise ErltoolError(_unrecorded(proposal.value, self.steps))
         return proposal.value
 
+    @traitlets.validate("quantity")
+    def _known(self, proposal) -> str:
+        if proposal.value == "push" and "push" not in self._table:
+            raise ErltoolError("TokenInspector: quantity push: the run is older; train again, or choose another")
+        return proposal.value
+
     @traitlets.validate("response")
     def _among_responses(self, proposal) -> int:
         if self._responses and not 0 <= proposal.value < self._responses:
@@ -103,9 +110,10 @@ class TokenInspector(View):
             "rewards": [float(table["reward"][b]) for b in begins],
             "begins": begins.tolist(),
             "told": _told(table, begins),
+            "quantities": [c for c in QUANTITIES if c in self._shown],
             "forks": np.ascontiguousarray(_forks(table), np.float32).tobytes(),
             "keys": self._keys.tobytes(),
-            **{c: np.array(self._shown[c], np.float64).tobytes() for c in (*QUANTITIES, "old_log_prob", "advantage")},
+            **{c: np.array(self._shown[c], np.float64).tobytes() for c in NUMBERS if c in self._shown},
         }
 
     @property
@@ -166,7 +174,7 @@ def _tokens_of(source) -> pd.DataFrame:
         raise ErltoolError(f"TokenInspector: the table lacks {', '.join(missing)}")
     if not len(table):
         raise ErltoolError("TokenInspector: no tokens were recorded; train with record_every above 0")
-    for name in ("log_prob", "old_log_prob", "entropy", "advantage", "covariance"):
+    for name in (c for c in NUMBERS if c in table):
         if broken := int((~np.isfinite(table[name].to_numpy(float))).sum()):
             raise ErltoolError(
                 f"TokenInspector: {name} is not finite on {broken} of {len(table)} tokens; look for what diverged"
