@@ -29,6 +29,7 @@ def at_least(least: int) -> Callable[[str], float]:
 
 above_zero = _numbers(float, lambda value: 0 < value < math.inf, "above 0 and finite")
 not_negative = _numbers(float, lambda value: 0 <= value < math.inf, "at least 0 and finite")
+fraction = _numbers(float, lambda value: 0 <= value < 1, "in [0, 1)")
 cut = _numbers(float, lambda value: 0 < value < 1, "between 0 and 1", "cut ")
 
 

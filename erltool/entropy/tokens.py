@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from erltool.entropy.push import token_dose, token_push
 from erltool.errors import ErltoolError
 
 
@@ -27,6 +28,16 @@ class Tokens(NamedTuple):
     def log_ratio(self) -> Tensor:
         """(B, T) log pi - log pi_old, nats."""
         return self.log_probs - self.old_log_probs
+
+    @property
+    def push(self) -> Tensor:
+        """`token_push`, (B, T), nats. Raises ErltoolError where `entropy_slope` is missing."""
+        return token_push(self.advantages, self.known("entropy_slope"), self.response_mask, self.log_ratio)
+
+    @property
+    def dose(self) -> Tensor:
+        """`token_dose`, (B, T). Raises ErltoolError where `gradient_norm` is missing."""
+        return token_dose(self.advantages, self.known("gradient_norm"), self.response_mask, self.log_ratio)
 
     def known(self, field: str) -> Tensor:
         """An optional tensor. Raises ErltoolError where it is missing."""

@@ -152,7 +152,7 @@ def read_runs(folder: str | Path) -> dict[str, Run]:
 
 
 def _read_record(folder: Path) -> dict[str, Run]:
-    documents, table = _read_json(folder / "runs.json"), _read_table(folder / "metrics.parquet")
+    documents, table = _read_json(folder / "runs.json"), read_table(folder / "metrics.parquet")
     runs = {}
     try:
         metrics = table.astype({"step": int, "iteration": int})
@@ -202,13 +202,14 @@ def write_table(file: Path, tables: list[pd.DataFrame], compact: bool = False) -
 
 def read_tokens(file: Path) -> pd.DataFrame:
     """The table of a run's recorded tokens. Raises ErltoolError where the file is not one."""
-    tokens = _read_table(file)
+    tokens = read_table(file)
     if missing := set(TOKEN_COLUMNS) - set(tokens):
         raise ErltoolError(f"{file}: has no column {min(missing)}; restore or delete it")
     return tokens
 
 
-def _read_table(file: Path) -> pd.DataFrame:
+def read_table(file: Path) -> pd.DataFrame:
+    """The table in a Parquet file. Raises ErltoolError where it is none."""
     try:
         return pd.read_parquet(file)
     except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as e:

@@ -10,7 +10,7 @@ groups (update.py). Random generators are seeded by (seed, purpose, iteration or
 import contextlib
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +61,22 @@ def train(config: TrainConfig, out: str | Path | None = None, resume: bool = Fal
     if out is not None:
         trainer.open(Path(out), resume)
     return trainer.steps()
+
+
+def policies_at(config: TrainConfig, steps: Iterable[int]) -> Iterator[tuple[int, Policy, dict[str, float]]]:
+    """The policy of a run after each of these numbers of updates, in ascending order, with the metrics of its last
+    update ({} for 0). The run is made again from its beginning, without evaluation and without a folder.
+
+    It is one policy, which trains on between: put back whatever you change. A number inside an iteration means the
+    iteration's end.
+    """
+    config, task = replace(config, eval_every=0), load_task(config.task)
+    trainer = _Trainer(config, task, configured_policy(config, task))
+    metrics: dict[str, float] = {}
+    for wanted in steps:
+        while trainer.step < wanted:
+            metrics = [step.metrics for step in trainer.iterate()][-1]
+        yield trainer.step, trainer.policy, metrics
 
 
 class _Trainer:

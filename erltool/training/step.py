@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from erltool.entropy.covariance import group_covariance, masked_mean, response_mean, top_means
-from erltool.entropy.push import token_dose, token_push
 from erltool.entropy.tokens import Tokens, kl_estimate
 from erltool.errors import ErltoolError
 from erltool.policies.policy import Policy
@@ -61,7 +60,7 @@ class Step:
         }  # fmt: skip
         known: tuple[str, ...] = TOKEN_COLUMNS
         if self.tokens.entropy_slope is not None:
-            of_token |= {"push": pushes(self.tokens), "dose": doses(self.tokens)}
+            of_token |= {"push": self.tokens.push, "dose": self.tokens.dose}
             known = (*known, *PUSH_COLUMNS)
         columns = {name: x[where].cpu().numpy() for name, x in of_token.items()} | {
             "step": self.metrics["step"],
@@ -150,7 +149,7 @@ def measure(
         "all_right_fraction": (groups == 1).all(-1).double().mean(),
     }
     if tokens.entropy_slope is not None:
-        values["mean_push"] = masked_mean(pushes(tokens), mask)
+        values["mean_push"] = masked_mean(tokens.push, mask)
     values |= dict(zip(TOP_SHARES, top_means(covariance, mask, list(TOP_SHARES.values())), strict=True))
     stacked = torch.stack([v.double() for v in values.values()])
     numbers = torch.cat([stacked, of_groups.double(), groups.mean(-1).double()]).tolist()
@@ -158,16 +157,6 @@ def measure(
     metrics: dict[str, float] = {"step": 0, "iteration": 0} | dict(zip(values, of_values, strict=True))
     metrics |= {name: int(metrics[name]) for name in ("response_tokens", "selected_tokens")}
     return metrics | covariance_by_accuracy(of_prompts[: len(groups)], of_prompts[len(groups) :])
-
-
-def pushes(tokens: Tokens) -> Tensor:
-    """`token_push` of an update's tokens."""
-    return token_push(tokens.advantages, needed(tokens, "entropy_slope"), tokens.response_mask, tokens.log_ratio)
-
-
-def doses(tokens: Tokens) -> Tensor:
-    """`token_dose` of an update's tokens."""
-    return token_dose(tokens.advantages, needed(tokens, "gradient_norm"), tokens.response_mask, tokens.log_ratio)
 
 
 def needed(tokens: Tokens, field: str) -> Tensor:
