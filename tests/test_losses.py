@@ -141,7 +141,10 @@ ALL = [c() for c in CONTROLS.values()] + [
 
 def extra_inputs(log_probs, old):
     entropy, reference = 0.5 - log_probs, old - 0.1
-    return {"token_entropy": entropy, "ref_log_probs": reference}
+    return {
+        "token_entropy": entropy, "ref_log_probs": reference, "old_token_entropy": 0.55 - old,
+        "entropy_slope": 0.3 - log_probs.exp(), "gradient_norm": 1.3 - log_probs.exp(),
+    }  # fmt: skip
 
 
 OF_RESPONSES = {"rewards": torch.tensor([1.0, 0, 0, 1, 1, 0]).double(), "group_size": 3}
@@ -155,7 +158,7 @@ def test_micro_batches_of_any_size_sum_to_the_update(batch, control, size):
     seeded = torch.Generator().manual_seed(3)
     whole = policy_loss(log_probs, old, advantages, mask, control=control, generator=seeded, **extra, **OF_RESPONSES)
     of_tokens = advantages[:, None].expand(mask.shape)
-    tokens = Tokens(log_probs, old, of_tokens, mask, *extra.values(), *OF_RESPONSES.values())
+    tokens = Tokens(log_probs, old, of_tokens, mask, **extra, **OF_RESPONSES)
     choice = control.choose(tokens, generator=torch.Generator().manual_seed(3))
     assert torch.equal(choice.selected, whole.selected)
     parts = [control_loss(tokens.rows(rows), choice.rows(rows)).loss for rows in torch.arange(6).split(size)]

@@ -37,6 +37,7 @@ from erltool import (
 from erltool.cli import command as cli
 from erltool.controls import catalog
 from erltool.controls.base import CLIP, Choice, Control
+from erltool.controls.recent import ClipV, EntropyRatioClip
 from erltool.engines.verl import read_config
 from erltool.policies.load import load_policy
 from erltool.policies.rollouts import response_log_probs
@@ -55,6 +56,8 @@ CONTROLS = [
     ReferenceKL(0.5),
     EntropyBonus(5e-3, below=9.0) + RandomClip(0.2),
     KLCov(0.2, 2.0) + EntropyBonus(0.1) + erltool.QuantileAdvantage(),
+    ClipV(mu=0.0, fraction=0.2),
+    EntropyRatioClip(low=0.99999, high=1.00001),  # a random policy of this size hardly moves
 ]
 CONTROLS += [c() for name, c in catalog.CONTROLS.items() if name not in {c.name for c in CONTROLS}]
 

@@ -4,11 +4,12 @@
     choice = control.choose(tokens, clip, generator)                            decided once
     loss = control_loss(tokens.rows(r), choice.rows(r))                         of micro-batch r; they sum to the whole
 
-A control is a frozen dataclass below `Control`. It overrides at most four methods, each a step of the loss:
+A control is a frozen dataclass below `Control`. It overrides a few of these methods, each a step of the loss:
 
     advantages(tokens)                          (B, T), of the whole update, no gradient
     choose_tokens(tokens, clipped, generator)   (B, T) bool, of the whole update: the tokens that it acts on
     surrogate(tokens, clip)                     (B, T) loss of each token; (B, T) bool, whose gradient the clip has cut
+    adapted_clip(tokens, clip)                  the surrogate's clip, where the update decides it
     term(tokens, chosen)                        (B, T) loss of each token to add, or None
 
 A `fraction` of the N response tokens of the update is max(1, floor(fraction * N)) tokens; 0 is none.
@@ -68,6 +69,9 @@ class Control:
     def surrogate(self, tokens: Tokens, clip: Clip) -> tuple[Tensor, Tensor]:
         return clipped_surrogate(tokens.advantages, tokens.log_ratio, clip)
 
+    def adapted_clip(self, tokens: Tokens, clip: Clip) -> Clip:
+        return clip
+
     def term(self, tokens: Tokens, chosen: Tensor) -> Tensor | None:
         return None
 
@@ -102,7 +106,7 @@ class Control:
         tokens = tokens._replace(response_mask=tokens.response_mask.bool())
         for member in sorted(self.parts, key=lambda member: ADVANTAGES not in member.roles):
             tokens = tokens._replace(advantages=member.advantages(tokens))
-        clip = self.clip_of(clip)
+        clip = self.owner.adapted_clip(tokens, self.clip_of(clip))
         clipped = self.owner.surrogate(tokens, clip)[1] & tokens.response_mask
         chosen = [member.choose_tokens(tokens, clipped, generator) for member in self.parts]
         counted = tokens.response_mask.any(-1) if self.mean_of_responses else tokens.response_mask

@@ -5,7 +5,7 @@ import re
 from types import ModuleType
 from typing import TypeVar
 
-from erltool.controls import controllers, dose, others, paper
+from erltool.controls import controllers, dose, others, paper, recent
 from erltool.controls.base import Composed, Control, NoControl
 from erltool.controls.controllers import Controller
 from erltool.controls.paper import ClipCov, KLCov
@@ -20,7 +20,7 @@ def _named(kind: type[Kind], *modules: ModuleType) -> dict[str, type[Kind]]:
     return {c.name: c for c in classes if c.__module__ in {module.__name__ for module in modules} and c is not kind}
 
 
-CONTROLS: dict[str, type[Control]] = {NoControl.name: NoControl} | _named(Control, paper, others, dose)
+CONTROLS: dict[str, type[Control]] = {NoControl.name: NoControl} | _named(Control, paper, others, recent, dose)
 CONTROLLERS: dict[str, type[Controller]] = _named(Controller, controllers)
 COMPOSED = "composed"
 

@@ -134,6 +134,28 @@ class AdaptiveBonus(Controller):
 
 
 @dataclass(frozen=True)
+class Doubling(Controller):
+    """Doubles `zeta` of REPO-R while the entropy is below a target, and halves it otherwise, within bounds.
+
+    arXiv 2603.11682. H and `target` are in nats/token, H over all response tokens. The bounds are ours.
+    """
+
+    name: ClassVar[str] = "doubling"
+    steers: ClassVar[tuple[str, ...]] = ("repo-r",)
+    field = "zeta"
+    target: float = 0.2
+    min_zeta: float = 1e-4
+    max_zeta: float = 1.0
+
+    def __post_init__(self):
+        self.require(self.target > 0, "target", "above 0")
+        self.require(0 < self.min_zeta <= self.max_zeta < math.inf, "min_zeta", "above 0, at most max_zeta")
+
+    def moved(self, value: float, configured: float, step: int, policy_entropy: float) -> float:
+        return min(max(value * (2.0 if policy_entropy < self.target else 0.5), self.min_zeta), self.max_zeta)
+
+
+@dataclass(frozen=True)
 class Schedule(Controller):
     """Explore, then commit: moves a number of a control to `to`.
 

@@ -35,6 +35,7 @@ class Known(TypedDict, total=False):
     group_size: int | None
     entropy_slope: Tensor | None
     gradient_norm: Tensor | None
+    old_token_entropy: Tensor | None
 
 
 def control_loss(tokens: Tokens, choice: Choice) -> PolicyLoss:
@@ -77,9 +78,9 @@ def policy_loss(
 
     All tensors are (B, T), log-probs in nats; `advantages` may be (B,). Values outside `response_mask` do not matter.
     `clip` is the surrogate's, below and above ratio 1. The control's random choices take `generator`. A control may
-    need further fields of `Tokens`: `token_entropy`, `ref_log_probs`, `entropy_slope`, `gradient_norm` (B, T),
-    `rewards` (B,), `group_size`. Without tokens the loss is 0. For an update in micro-batches use `Control.choose` and
-    `control_loss`. Raises ErltoolError for shapes that disagree or a missing input.
+    need further fields of `Tokens`: those of `Known`, each (B, T) but `rewards` (B,) and `group_size`. Without tokens
+    the loss is 0. For an update in micro-batches use `Control.choose` and `control_loss`. Raises ErltoolError for
+    shapes that disagree or a missing input.
     """
     of_tokens = as_tokens(advantages, response_mask)
     tokens = Tokens(log_probs, old_log_probs, of_tokens, response_mask.bool(), **known)

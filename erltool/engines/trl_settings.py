@@ -81,7 +81,9 @@ def check_dropout(model, control: Control) -> None:
 
 def _check_conflicts(control: Control, advantages: str = "grpo", lora_dropout: float = 0.0, **setting) -> None:
     """Raises ErltoolError where the control conflicts with a `setting` of TRL's, translated into TrainConfig's."""
-    config = SimpleNamespace(control=control, advantages=advantages, lora_dropout=lora_dropout)
+    if unknown := {"entropy_slope", "gradient_norm"} & set(control.needs):
+        raise ErltoolError(f"control {control.name}: needs {min(unknown)}, which TRL does not give; use erltool.train")
+    config = SimpleNamespace(control=control, advantages=advantages, lora_dropout=lora_dropout, chosen_at_sampling=True)
     for member in control.parts:
         for name, why in member.conflicts(config):
             where = [f"control {control.name}"] if name == "control" else [f"{k}={v}" for k, v in setting.items()]

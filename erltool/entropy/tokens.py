@@ -23,6 +23,7 @@ class Tokens(NamedTuple):
     group_size: int | None = None  # consecutive responses that share a prompt
     entropy_slope: Tensor | None = None  # as in TokenStatistics
     gradient_norm: Tensor | None = None
+    old_token_entropy: Tensor | None = None  # of the contexts under the sampling policy
 
     @property
     def log_ratio(self) -> Tensor:

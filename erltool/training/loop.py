@@ -123,7 +123,7 @@ class _Trainer:
             with updates.dropout_draws():
                 scored = updates.score(batch, rows, first)
                 if first:
-                    batch, measured["sampler_mismatch"] = updates.with_exact_log_probs(batch, scored)
+                    batch, measured["sampler_mismatch"] = updates.with_sampling_policy(batch, scored)
                 choice = updates.choose(scored)
                 clipped = updates.backward(scored, choice)
                 step = updates.optimise(scored, choice, clipped, entropy_change)

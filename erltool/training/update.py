@@ -54,6 +54,7 @@ class Batch:
     zero_spread: float  # fraction of the sampled groups whose responses have the same reward
     iteration: int
     seconds: float  # that sampling took
+    entropy: Tensor | None = None  # (B, T) of the contexts under the sampling policy, where the control needs it
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,14 @@ class Updater:
         known = self.statistics(rollouts, live)
         log_probs, reference = known.log_probs, self.reference(rollouts, live)
         old = log_probs.detach() if on_policy else rollouts.log_probs
+        before = None if batch.entropy is None else batch.entropy[rows, : mask.shape[1]]
+        before = known.token_entropy.detach() if on_policy else before
         if self.config.mask_truncated:
             mask = mask & rollouts.finished[:, None]
         advantages = advantages[:, None].expand(mask.shape)
         tokens = Tokens(
             old_log_probs=old, advantages=advantages, response_mask=mask, ref_log_probs=reference, rewards=rewards,
-            group_size=self.config.group_size, **known._asdict(),
+            group_size=self.config.group_size, old_token_entropy=before, **known._asdict(),
         )  # fmt: skip
         return Scored(rollouts, tokens, live, on_policy)
 
@@ -107,23 +110,28 @@ class Updater:
             counted = rollouts.finished.cpu()
         return counted if reaches_zero_advantage(self.control, on_policy) else counted & (advantages != 0).cpu()
 
-    def with_exact_log_probs(self, batch: Batch, first: Scored) -> tuple[Batch, float]:
-        """The iteration, and the largest difference, nats, between the sampler's log-probs and the first scores.
+    def with_sampling_policy(self, batch: Batch, first: Scored) -> tuple[Batch, float]:
+        """The iteration with what the later updates must know of the sampling policy, and the largest difference, nats,
+        between the sampler's log-probs and the first scores.
 
         Where the difference is too large, the later updates' old log-probs are computed again, in the batches in which
         their new ones will be. The gradient of |log pi - log pi_old| is 1 however small the difference, so rounding
-        noise would trigger it.
+        noise would trigger it. Old entropies are computed where the control needs them.
         """
         mismatch = (first.tokens.log_probs.detach() - first.rollouts.log_probs).abs().max().item()
-        if mismatch <= SAMPLER_IS_EXACT:
+        is_exact, with_entropy = mismatch <= SAMPLER_IS_EXACT, "old_token_entropy" in self.config.control.needs
+        if is_exact and not with_entropy:
             return batch, mismatch
-        exact = batch.rollouts.log_probs.clone()
+        log_probs, entropy = batch.rollouts.log_probs.clone(), torch.zeros_like(batch.rollouts.log_probs)
         with torch.no_grad():
-            for rows in torch.arange(len(exact)).chunk(self.config.updates_per_iteration)[1:]:
+            for rows in torch.arange(len(entropy)).chunk(self.config.updates_per_iteration)[1:]:
                 rollouts = batch.rollouts.take(rows)
-                live = self.live_rows(rollouts, batch.advantages[rows], on_policy=False)
-                exact[rows, : rollouts.token_ids.shape[1]] = self.statistics(rollouts, live).log_probs
-        return replace(batch, rollouts=replace(batch.rollouts, log_probs=exact)), mismatch
+                live, width = self.live_rows(rollouts, batch.advantages[rows], False), rollouts.token_ids.shape[1]
+                known = self.statistics(rollouts, live)
+                log_probs[rows, :width], entropy[rows, :width] = known.log_probs, known.token_entropy
+        if not is_exact:
+            batch = replace(batch, rollouts=replace(batch.rollouts, log_probs=log_probs))
+        return replace(batch, entropy=entropy) if with_entropy else batch, mismatch
 
     def statistics(self, rollouts: Rollouts, live: Tensor) -> TokenStatistics:
         """Those of an update, (B, T): with gradient if it is one micro-batch, else without."""
