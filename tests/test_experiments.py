@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import json
 import os
 import shutil
@@ -107,7 +108,7 @@ def test_what_is_done_is_skipped(finished, grid_file):
 def test_recorded_runs_read_back_as_means_of_iterations(finished):
     runs, kept, _ = finished
     whole, recorded = read_runs(runs), read_runs(kept)
-    assert set(whole) == set(recorded) and sorted(p.name for p in kept.iterdir()) == ["metrics.parquet", "runs.json"]
+    assert set(whole) == set(recorded) and sorted(p.name for p in kept.iterdir()) == ["metrics.parquet", "runs.json.gz"]
     for name, run in recorded.items():
         assert run.config == whole[name].config and run.evaluation == whole[name].evaluation
         means = whole[name].metrics.groupby("iteration")["policy_entropy"].mean()
@@ -293,8 +294,10 @@ def test_damaged_recordings_are_one_line(finished, tmp_path):
     (folder / "metrics.parquet").write_bytes(b"PAR1")
     with pytest.raises(ErltoolError, match="metrics.parquet"):
         read_runs(folder)
-    (folder / "runs.json").write_text("{")
-    with pytest.raises(ErltoolError, match="runs.json.*damaged"):
-        read_runs(folder)
+    whole = (folder / "runs.json.gz").read_bytes()
+    for damaged in (whole[:-20], b"not gzip", gzip.compress(b"{")):
+        (folder / "runs.json.gz").write_bytes(damaged)
+        with pytest.raises(ErltoolError, match="runs.json.gz.*damaged"):
+            read_runs(folder)
     with pytest.raises(ErltoolError, match="holds no runs"):
         read_runs(tmp_path / "nothing")

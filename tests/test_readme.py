@@ -124,7 +124,10 @@ def test_in_sharpening_clip_cov_keeps_entropy_and_gains_nothing():
 def test_in_the_trap_clip_cov_is_early_or_never():
     came = script("data/experiments/report.py").takeovers("trap").groupby("arm")["takeover"]
     assert came.size().eq(10).all()
-    assert came.count().to_dict() == {"none": 9, "one-update": 4, "random-clip": 0, "clip-cov": 5}
+    assert came.count().to_dict() == {
+        "none": 9, "one-update": 4, "random-clip": 0, "clip-cov": 5, "kl-cov": 7, "random-kl": 8, "clip-higher": 9,
+        "entropy-bonus": 9, "target-entropy": 7, "annealed-clip-cov": 5, "annealed-kl-cov": 8,
+    }  # fmt: skip
     assert came.max()["clip-cov"] < came.min()["none"] < came.min()["one-update"]
 
 

@@ -3,9 +3,11 @@
 The seed decides metrics.jsonl, the machine decides timings.jsonl, and reading joins them.
 """
 
+import gzip
 import io
 import json
 import math
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +80,7 @@ TOKEN_COLUMNS = (
 )  # fmt: skip
 PUSH_COLUMNS = ("push", "dose")  # entropy/push.py; further ones of runs that are newer than the first
 DESCRIBED_COLUMNS = ("strategy", "first_wrong", "fork")  # further ones, where the task can tell
+RECORD = ("runs.json.gz", "runs.json")  # of many runs in one folder; the second is that of earlier versions
 EVALUATION = "evaluation.json"  # an experiment's evaluation of the run's last policy
 
 
@@ -143,7 +146,7 @@ def read_runs(folder: str | Path) -> dict[str, Run]:
     """The runs in a folder by name: a folder each, or recorded together by `record_runs`. Raises ErltoolError where the
     folder is missing, holds no run, or a file in it is damaged."""
     folder = Path(folder)
-    if (folder / "runs.json").is_file():
+    if holds_record(folder):
         return _read_record(folder)
     names = sorted(p.parent.name for p in folder.glob("*/config.json"))
     if not names:
@@ -152,7 +155,8 @@ def read_runs(folder: str | Path) -> dict[str, Run]:
 
 
 def _read_record(folder: Path) -> dict[str, Run]:
-    documents, table = _read_json(folder / "runs.json"), read_table(folder / "metrics.parquet")
+    file = next(folder / name for name in RECORD if (folder / name).is_file())
+    documents, table = _read_json(file), read_table(folder / "metrics.parquet")
     runs = {}
     try:
         metrics = table.astype({"step": int, "iteration": int})
@@ -163,13 +167,18 @@ def _read_record(folder: Path) -> dict[str, Run]:
             vars(run)["evaluation"] = document["evaluation"]
             runs[name] = run
     except (ValueError, LookupError, TypeError) as e:
-        raise ErltoolError(f"{folder}: runs.json and metrics.parquet do not fit ({_kind(e)}); restore them") from e
+        raise ErltoolError(f"{folder}: {file.name} and metrics.parquet do not fit ({_kind(e)}); restore them") from e
     return runs
 
 
+def holds_record(folder: Path) -> bool:
+    """Whether `record_runs` wrote to the folder."""
+    return any((folder / name).is_file() for name in RECORD)
+
+
 def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
-    """Writes runs together: runs.json with configuration, versions and evaluation of each, and metrics.parquet with one
-    row an iteration, the mean of its updates, in fp32. `step` is the iteration's last."""
+    """Writes runs together: runs.json.gz with configuration, versions and evaluation of each, and metrics.parquet with
+    one row an iteration, the mean of its updates, in fp32. `step` is the iteration's last."""
     folder, tables = Path(folder), []
     for name, run in runs.items():
         kept = run.metrics.drop(columns=list(TIMED), errors="ignore")
@@ -185,7 +194,9 @@ def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_table(folder / "metrics.parquet", tables, compact=True)
-        write_whole(folder / "runs.json", (json.dumps(documents, indent=0) + "\n").encode())
+        text = (json.dumps(documents) + "\n").encode()
+        write_whole(folder / RECORD[0], gzip.compress(text, mtime=0))  # without a date, so equal runs are equal bytes
+        (folder / RECORD[1]).unlink(missing_ok=True)
 
 
 def write_table(file: Path, tables: list[pd.DataFrame], compact: bool = False) -> None:
@@ -218,11 +229,12 @@ def read_table(file: Path) -> pd.DataFrame:
 
 def _read_json(file: Path) -> dict:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        text = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        document = json.loads(text)
         if not isinstance(document, dict):
             raise ValueError("not an object")
         return document
-    except (ValueError, RecursionError) as e:
+    except (ValueError, RecursionError, EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise ErltoolError(f"{file}: damaged ({_kind(e)}); restore it, or delete it to have it made again") from e
 
 

@@ -39,7 +39,7 @@ from erltool.errors import Diverged, ErltoolError, InUse
 from erltool.files import Hold, write_whole, writing
 from erltool.policies.sources import find_model
 from erltool.resources import shipped
-from erltool.runs.folder import EVALUATION, Run, read_run, read_runs
+from erltool.runs.folder import EVALUATION, Run, holds_record, read_run, read_runs
 from erltool.tasks.task import load_task
 from erltool.text import shown
 from erltool.training.config import MOST, TrainConfig
@@ -165,7 +165,7 @@ def _named(field_name: str, values) -> list[tuple[str, object]]:
 def recorded_runs(grid: Grid, folder: Path | None) -> dict[str, Run]:
     """All runs of a record (`record_runs`), or none where there is no record. Raises ErltoolError where it has a run of
     the grid with another configuration."""
-    runs = read_runs(folder) if folder is not None and (folder / "runs.json").is_file() else {}
+    runs = read_runs(folder) if folder is not None and holds_record(folder) else {}
     defaults = TrainConfig().to_dict()  # for fields that are newer than the record
     for name, config in grid.configs.items():
         if name in runs and defaults | runs[name].config != config.to_dict():

@@ -21,7 +21,7 @@ from scipy.signal import savgol_filter
 from erltool import Watch, alarm_report, alarm_summary, read_runs
 from erltool.resources import shipped
 from erltool.runs.alarms import KINDS
-from erltool.runs.folder import Run
+from erltool.runs.folder import Run, holds_record
 
 GRIDS = {
     "collapse": {"collapse": (0.3, 0.4, 0.5), "floor": (0.1, 0.15, 0.2)},
@@ -159,7 +159,7 @@ def sureness_table() -> pd.DataFrame:
 def all_runs(folders: list[str]) -> list[Run]:
     """Runs of these folders; without any, the shipped ones and those of the grids among them."""
     root = Path(shipped("data/runs"))
-    paths = list(map(Path, folders)) or [root, *(p for p in sorted(root.iterdir()) if (p / "runs.json").exists())]
+    paths = list(map(Path, folders)) or [root, *(p for p in sorted(root.iterdir()) if holds_record(p))]
     return [run for path in paths for run in read_runs(path).values()]
 
 
