@@ -16,6 +16,7 @@ from erltool.errors import ErltoolError
 from erltool.law.fit import LawFit
 from erltool.law.forecast import Forecast
 from erltool.runs.folder import METRICS, Run
+from erltool.runs.microscope import Microscope
 from erltool.text import visible
 
 # Those of Okabe and Ito's colours that have at least 3:1 contrast on white, each with its own marker.
@@ -148,3 +149,37 @@ def plot_seeds(
     mean = pd.concat(smoothed, axis=1).sort_index().mean(axis=1)
     ax.plot(mean.index, mean, color=colour, linestyle=line, linewidth=2, label=as_text(label) or None)
     return _dressed(ax, "optimiser step" if by == "step" else by, _label_of(metric))
+
+
+def plot_prices(
+    point: Microscope,
+    criteria: Sequence[str] = ("oracle", "push", "covariance", "band", "right", "random", "uncertain"),
+    *,
+    ax: Axes | None = None,
+    title: str = "",
+) -> Axes:
+    """What sparing the tokens of each criterion saves and costs at one policy: a curve a criterion, a point a share of
+    the dose, with 95 % intervals on both axes. Up is more entropy, to the right less progress. Criteria that were not
+    measured are left out. Returns the Axes. Raises ErltoolError where none was measured."""
+    table = point.prices()
+    known = [c for c in criteria if c in set(table["criterion"])]
+    if not known:
+        raise ErltoolError(f"plot_prices: none of {', '.join(criteria)} was measured")
+    ax = new_axes(width=5.4, height=3.8)[0] if ax is None else ax
+    for index, criterion in enumerate(known):
+        rows = table[table["criterion"] == criterion]
+        x, y = 100 * rows["lost"].to_numpy(), 1000 * rows["saved"].to_numpy()
+        x_error, y_error = (
+            scale * np.abs([rows[name] - rows[f"{name}_low"], rows[f"{name}_high"] - rows[name]])
+            for name, scale in (("lost", 100), ("saved", 1000))
+        )
+        colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
+        ax.errorbar(x, y, y_error, x_error, elinewidth=0.5, alpha=0.35, linestyle="none", color=colour)
+        marker = MARKERS[index % len(MARKERS)]
+        ax.plot([0, *x], [0, *y], color=colour, linestyle=line, marker=marker, markersize=4, label=as_text(criterion))
+    ax.axhline(0, color="black", linewidth=0.6)
+    ax.axvline(0, color="black", linewidth=0.6)
+    ax.legend(fontsize=8)
+    if title:
+        ax.set_title(title, parse_math=False, fontsize=9)
+    return _dressed(ax, "reward lost (% of the whole update's gain)", "entropy saved (mnats/token an update)")

@@ -10,6 +10,7 @@ from erltool import ErltoolError, TrainConfig, load_policy, load_task
 from erltool.cli.command import main
 from erltool.controls.dose import CRITERIA, Silence, by_dose
 from erltool.entropy.tokens import Tokens
+from erltool.plots import plot_prices
 from erltool.runs.microscope import BLOCKS, COLUMNS, QUADRANTS, Microscope, read_microscope, summary, write_microscope
 from erltool.training.microscope import ORACLES, examine, examine_run, spent_at
 
@@ -167,7 +168,8 @@ def test_a_file_and_a_summary(tmp_path, point):
     write_microscope(points, tmp_path / "m.parquet")
     back = read_microscope(tmp_path / "m.parquet")
     assert [p.rows["run_step"].iloc[0] for p in back] == [4, 9]
-    np.testing.assert_allclose(back[1].changes("reward"), points[1].changes("reward"), rtol=1e-6)
+    np.testing.assert_allclose(back[1].changes("reward"), points[1].changes("reward"), rtol=2e-4)
+    assert set(back[1].rows["share"]) == {0.0, 0.2, 1.0}
     text = summary(back[1])
     assert max(map(len, text.splitlines())) <= 79 and "after update 9, 25% of the entropy" in text
     pd.DataFrame({"x": [1]}).to_parquet(tmp_path / "other.parquet")
@@ -197,3 +199,15 @@ def test_a_run_is_made_again_up_to_where_its_entropy_was_spent(tmp_path, capsys)
     assert main(["microscope", str(tmp_path / "run"), "--at", "0", "--batches", "5", "--out", str(out)]) == 0
     assert "Policy after update 0, 0% of the entropy spent; 5 updates" in capsys.readouterr().out
     assert len(read_microscope(out)) == 1
+
+
+def test_the_price_picture_has_a_curve_for_each_criterion_that_was_measured():
+    point = made_up(saved=0.004, lost=0.1)
+    point.rows["criterion"] = point.rows["criterion"].replace("mine", "push")
+    ax = plot_prices(point)
+    curves = {
+        line.get_label(): line.get_xydata()[-1] for line in ax.get_lines() if line.get_label() in ("push", "random")
+    }
+    assert curves["push"] == pytest.approx([10.0, 4.0], abs=0.5) and curves["random"] == pytest.approx([20, 0], abs=0.5)
+    with pytest.raises(ErltoolError, match="none of luck was measured"):
+        plot_prices(point, ["luck"])

@@ -1,5 +1,5 @@
 """The command line: erltool demo | train | eval | plan | prompt | experiment | fit |
-microscope | import | export | lab | workshop | doctor.
+microscope | advise | import | export | lab | workshop | doctor.
 
 Each command is a file in this folder with a function `run`, and only the command that is called is imported. An error
 that the user can fix is one line on stderr and exit status 2. An interrupted command exits with 130, and one whose
@@ -23,6 +23,7 @@ COMMANDS = {
     "experiment": "train every run of a grid; can be interrupted and resumed",
     "fit": "fit the law R = -a exp(H) + b to runs and logs",
     "microscope": "measure which tokens of a run's updates spend the entropy, and what sparing them costs",
+    "advise": "say in one paragraph what a run's entropy is worth, who spends it, and which control to try",
     "import": "read another tool's log, show its entropy and performance, write it as a run",
     "export": "translate a run's configuration to verl: command, data, and differences",
     "lab": "open the lessons in JupyterLab",

@@ -1,8 +1,12 @@
 """`erltool train`."""
 
+import contextlib
+
+from erltool.cli.advise import paragraph
 from erltool.cli.arguments import place
 from erltool.cli.flags import add_config_flags, config_of_flags
 from erltool.cli.progress import follow
+from erltool.errors import ErltoolError
 
 
 def run(parser, words) -> int:
@@ -17,5 +21,9 @@ def run(parser, words) -> int:
         from erltool.training.start import config_of
 
         before = config_of(read_run(out), args.get("trust_remote_code", False)).to_dict()
-        return follow(config_of_flags(before | args), out, resume, "train")
-    return follow(config_of_flags(args), out, resume, "train")
+        args = before | args
+    status = follow(config_of_flags(args), out, resume, "train")
+    if status == 0:
+        with contextlib.suppress(ErltoolError):  # too short a run to say anything about
+            print(paragraph(read_run(out)))
+    return status

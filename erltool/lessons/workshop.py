@@ -163,6 +163,35 @@ check_group_cov = Exercise(
     },
 )
 
+
+def _push(p, y, a, mean=None):
+    entropy = -(p * p.log()).sum()
+    score = p * (entropy + p.log())
+    return a * ((p * score).sum() if mean is None else mean(score)).sub(score[y])
+
+
+_P = _t(0.6, 0.3, 0.1)
+
+check_push = Exercise(
+    _push,
+    {
+        "the likely token is right": (_P, 0, 1.0),
+        "the rare token is wrong": (_P, 2, -1.0),
+        "rare and right": (_P, 2, 1.0),
+    },
+    {
+        "the sign is turned: reinforcing a likely token lowers the entropy": lambda p, y, a: -_push(p, y, a),
+        "the mean of S is over tokens with equal weights instead of under the policy": partial(_push, mean=torch.mean),
+        "the mean of S is left out": partial(_push, mean=lambda score: torch.zeros(())),
+        "S has no entropy in it: p log p instead of p (H + log p)": lambda p, y, a: (
+            a * ((p * p * p.log()).sum() - p[y] * p[y].log())
+        ),
+        "this is the covariance with the mean log-probability under the policy": lambda p, y, a: (
+            -a * (p[y].log() - (p * p.log()).sum())
+        ),
+    },
+)
+
 check_optimum = Exercise(
     lambda reward, bonus: torch.softmax(reward / bonus, -1),
     {"a bonus of 0.3": (_t(0, 1, 0, 0.5), 0.3), "a bonus of 3": (_t(0, 1, 0, 0.5), 3.0)},

@@ -1,6 +1,6 @@
-"""Makes data/runs/microscope/: the microscope at four policies along one run of each regime, without control.
+"""Makes the files of this folder: the microscope at four policies along one run of each regime, without control.
 
-python data/runs/microscope.py FOLDER [REGIME...]      one file a regime; 3 minutes a policy, one thread
+python data/microscope/make.py FOLDER [REGIME...]      one file a regime; 3 minutes a policy, one thread
 """
 
 import sys
