@@ -153,7 +153,7 @@ def plot_seeds(
 
 def plot_prices(
     point: Microscope,
-    criteria: Sequence[str] = ("oracle", "push", "covariance", "band", "right", "random", "uncertain"),
+    criteria: Sequence[str] = ("push", "covariance", "band", "random", "oracle"),
     *,
     ax: Axes | None = None,
     title: str = "",

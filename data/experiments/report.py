@@ -19,6 +19,7 @@ from erltool.plots import COLOURS, LINES, new_axes, plot_seeds
 from erltool.resources import shipped
 from erltool.runs import compare
 from erltool.runs.folder import Run
+from erltool.runs.microscope import read_microscope
 from erltool.widgets.points import points_of
 
 
@@ -308,6 +309,28 @@ def sweep() -> str:
     return "; ".join(words)
 
 
+CRITERIA = ("oracle", "push-rate", "push", "covariance", "band", "rare-wrong", "right", "uncertain", "random")
+
+
+def microscope() -> list[str]:
+    """A row for each policy that the microscope examined: what a fifth of the dose saves and costs, by criterion, and
+    the correlations of push and covariance with the measured change per context."""
+    rows = []
+    for regime in ("sharpening", "discovery", "trap"):
+        for point in read_microscope(shipped(f"data/microscope/{regime}.parquet")):
+            price = point.prices().query("share == 0.2").set_index("criterion")
+            cells = []
+            for name in CRITERIA:
+                r = price.loc[name]
+                mark = "*" if r["saved_more_low"] > 0 or r["saved_more_high"] < 0 else ""
+                cells.append(f"{1000 * r['saved']:.2f}{mark}, {r['lost']:.0%}")
+            push, covariance, more = point.correlations()
+            at, (entropy, reward) = point.rows["at"].iloc[0], point.whole()
+            related = f"{push[0]:.2f}, {covariance[0]:.2f}; {more[0]:+.2f} ({more[1]:+.2f} to {more[2]:+.2f})"
+            rows.append([f"{regime}, {at:.0%}", f"{1000 * entropy:+.2f}, {reward:+.4f}", *cells, related])
+    return markdown(["policy, entropy spent", "an update", *(f"`{c}`" for c in CRITERIA), "correlations"], rows)
+
+
 def tables() -> list[list[str]]:
     """The tables of data/RESULTS.md that are made from recorded runs, as lines."""
     regimes = [make(grid) for grid in ("discovery", "sharpening") for make in (regime, regime_differences)]
@@ -318,6 +341,7 @@ def tables() -> list[list[str]]:
         by_rate,
         takeover_lines(takeovers("trap"), "iterations", {300: "300 iterations at 1e-4"}),
         figures(),
+        microscope(),
     ]
 
 
