@@ -164,10 +164,9 @@ check_group_cov = Exercise(
 )
 
 
-def _push(p, y, a, mean=None):
-    entropy = -(p * p.log()).sum()
-    score = p * (entropy + p.log())
-    return a * ((p * score).sum() if mean is None else mean(score)).sub(score[y])
+def _push(p, y, a):
+    score = p * (p.log() - (p * p.log()).sum())
+    return a * ((p * score).sum() - score[y])
 
 
 _P = _t(0.6, 0.3, 0.1)
@@ -181,8 +180,7 @@ check_push = Exercise(
     },
     {
         "the sign is turned: reinforcing a likely token lowers the entropy": lambda p, y, a: -_push(p, y, a),
-        "the mean of S is over tokens with equal weights instead of under the policy": partial(_push, mean=torch.mean),
-        "the mean of S is left out": partial(_push, mean=lambda score: torch.zeros(())),
+        "the mean of S under the policy is left out": lambda p, y, a: -a * p[y] * (p[y].log() - (p * p.log()).sum()),
         "S has no entropy in it: p log p instead of p (H + log p)": lambda p, y, a: (
             a * ((p * p * p.log()).sum() - p[y] * p[y].log())
         ),
