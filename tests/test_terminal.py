@@ -247,6 +247,8 @@ def inputs(tiny_policy, tmp_path):
         "prompt": ["--task=addition:12", "--template=question", "--shots=1"],
         "experiment": ["discovery", f"--out={tmp_path / 'runs'}", "--list"],
         "fit": [VERL, "--forecast=0.3"],
+        "microscope": ["--help"],  # test_microscope.py runs it
+        "advise": [str(shipped("data/runs/demo-none"))],
         "import": [VERL],
         "export": ["verl", str(config)],
         "lab": [f"--dir={tmp_path / 'lessons'}", "--no-browser"],
