@@ -18,6 +18,7 @@ from erltool.cli import command as cli
 from erltool.cli import terminal
 from erltool.cli.terminal import Lines, Parser, progress
 from erltool.controls.catalog import CONTROLS
+from erltool.resources import shipped
 
 VERL = str(Path(__file__).parent / "logs/verl_console.log")
 TINY = ["--steps=8", "--prompts-per-iteration=4", "--group-size=4", "--updates-per-iteration=2", "--lora-rank=4",
