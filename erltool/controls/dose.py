@@ -32,22 +32,22 @@ def _where(holds: Tensor) -> Tensor:
     return torch.zeros(holds.shape, device=holds.device).masked_fill(~holds, -torch.inf)
 
 
-CRITERIA: dict[str, tuple[str, Callable[[Tokens], Tensor]]] = {
-    "covariance": ("highest covariance (Eq 10)", _covariance),
-    "band": ("at random in Clip-Cov's band of covariance", _band),
-    "push": ("largest predicted fall of the entropy", lambda t: -t.push),
-    "push-rate": ("largest predicted fall for its dose", lambda t: -t.push / t.dose.clamp(min=1e-12)),
-    "rare": ("lowest log-prob", lambda t: -t.log_probs),
-    "likely": ("highest log-prob", lambda t: t.log_probs),
-    "uncertain": ("highest entropy", lambda t: t.known("token_entropy")),
-    "certain": ("lowest entropy", lambda t: -t.known("token_entropy")),
-    "right": ("at random, advantage above 0", lambda t: _where(t.advantages > 0)),
-    "wrong": ("at random, advantage below 0", lambda t: _where(t.advantages < 0)),
-    "rare-wrong": ("lowest log-prob, advantage below 0", lambda t: _where(t.advantages < 0) - t.log_probs),
-    "random": ("at random", lambda t: torch.zeros_like(t.log_probs)),
+CRITERIA: dict[str, Callable[[Tokens], Tensor]] = {
+    "covariance": _covariance,  # highest covariance (Eq 10)
+    "band": _band,  # at random in Clip-Cov's band of covariance
+    "push": lambda t: -t.push,  # largest predicted fall of the entropy
+    "push-rate": lambda t: -t.push / t.dose.clamp(min=1e-12),  # largest predicted fall for its dose
+    "rare": lambda t: -t.log_probs,  # lowest log-prob
+    "likely": lambda t: t.log_probs,  # highest log-prob
+    "uncertain": lambda t: t.known("token_entropy"),  # highest entropy
+    "certain": lambda t: -t.known("token_entropy"),  # lowest entropy
+    "right": lambda t: _where(t.advantages > 0),  # at random, advantage above 0
+    "wrong": lambda t: _where(t.advantages < 0),  # at random, advantage below 0
+    "rare-wrong": lambda t: _where(t.advantages < 0) - t.log_probs,  # lowest log-prob, advantage below 0
+    "random": lambda t: torch.zeros_like(t.log_probs),  # at random
 }
-"""Each criterion's meaning, and its scores (B, T) of an update's tokens: those with the highest go first, equal ones in
-random order, and those of -inf never."""
+"""Scores (B, T) of an update's tokens, by criterion: tokens with the highest go first, equal ones in random order, and
+those of -inf never."""
 
 
 def by_dose(scores: Tensor, dose: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
@@ -89,5 +89,5 @@ class Silence(Control):
 
     def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
         dose = tokens.dose.masked_fill(clipped, 0)
-        scores = CRITERIA[self.criterion][1](tokens).masked_fill(~tokens.response_mask, -torch.inf)
+        scores = CRITERIA[self.criterion](tokens).masked_fill(~tokens.response_mask, -torch.inf)
         return by_dose(scores, dose, self.dose, generator)

@@ -253,7 +253,7 @@ class _Bench:
         differentiated = self.tokens(Batch(update.rollouts.take(rows.cpu()), update.rewards[rows])).log_probs
         mask, dose, before = tokens.response_mask, tokens.dose, self.statistics(fresh)
         seed = int(self.prompts.integers(2**62))
-        scores = {c: CRITERIA[c][1](tokens) for c in criteria if c in CRITERIA}
+        scores = {c: CRITERIA[c](tokens) for c in criteria if c in CRITERIA}
         if set(criteria) & set(ORACLES):
             scores |= {c: s for c, s in self.influences(tokens, update).items() if c in criteria}
         for criterion, share in [(NONE, 0.0), *itertools.product(scores, shares)]:
