@@ -1,5 +1,7 @@
 """Silencing by dose, and the microscope: its arithmetic by hand, its measurements against known answers."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,8 +13,17 @@ from erltool.cli.command import main
 from erltool.controls.dose import CRITERIA, Silence, by_dose
 from erltool.entropy.tokens import Tokens
 from erltool.plots import plot_prices
-from erltool.runs.microscope import BLOCKS, COLUMNS, QUADRANTS, Microscope, read_microscope, summary, write_microscope
-from erltool.training.microscope import ORACLES, examine, examine_run, spent_at
+from erltool.runs.microscope import (
+    BASELINE,
+    BLOCKS,
+    COLUMNS,
+    QUADRANTS,
+    Microscope,
+    read_microscope,
+    summary,
+    write_microscope,
+)
+from erltool.training.microscope import ORACLES, examine, examine_controls, examine_run, spent_at
 
 CONFIG = TrainConfig(
     task="chain:sharpening", policy="sharpening", lora_rank=0, learning_rate=3e-4, steps=8, eval_every=0,
@@ -211,3 +222,64 @@ def test_the_price_picture_has_a_curve_for_each_criterion_that_was_measured():
     assert curves["push"] == pytest.approx([10.0, 4.0], abs=0.5) and curves["random"] == pytest.approx([20, 0], abs=0.5)
     with pytest.raises(ErltoolError, match="none of luck was measured"):
         plot_prices(point, ["luck"])
+
+
+def examined(criteria=("push", "random"), controls=None, batches=5, **changes) -> pd.DataFrame:
+    """Rows of a few batches, by criterion."""
+    policy, config = load_policy("sharpening", lora_rank=0), TrainConfig(**vars(CONFIG) | changes)
+    task, settings = load_task(config.task), {"batches": batches, "at": (0.0, 0)}
+    if controls is None:
+        return examine(policy, task, config, criteria=criteria, shares=(0.2,), sampled=0, **settings).rows
+    named = {text: erltool.parse_control(text) for text in controls}
+    return examine_controls(policy, task, config, named, **settings).rows
+
+
+FIRST_ORDER = [f"{what}_{block}" for what in ("entropy", "reward") for block in range(BLOCKS)]
+
+
+def test_a_control_on_the_first_update_makes_the_step_of_its_criterion():
+    """Where every ratio is 1 the surrogate's gradient is the criterion's, and KL-Cov is silent."""
+    silence, silent = "silence:criterion=push,dose=0.2", "kl-cov:fraction=0.1"
+    once = {"updates_per_iteration": 1, "prompts_per_iteration": 8}
+    by_criterion = examined(**once).set_index("criterion")
+    by_control = examined(controls=[silence, silent], **once).set_index("criterion")
+    for criterion, control in (("none", "none"), ("push", silence), ("none", silent)):
+        expected = by_criterion.loc[[criterion], FIRST_ORDER].to_numpy()
+        found = by_control.loc[[control], FIRST_ORDER].to_numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-7)
+    np.testing.assert_allclose(by_control.loc[silence, "dose"], by_criterion.loc["push", "dose"], rtol=1e-4)
+    assert (by_control.loc[silent, "tokens"] > 0).all() and by_control.loc[silent, "dose"].abs().max() < 1e-6
+
+
+def test_controls_that_act_on_what_has_moved_are_asked_in_the_last_update():
+    controls = ["kl-cov:fraction=0.2,coef=1", "positive-reweighting:weight=0.5", "repo-r:zeta=0.1", "bapo"]
+    rows = examined(controls=controls)
+    table = rows.groupby("criterion")[["dose", *FIRST_ORDER]].mean()
+    assert set(table.index) == {"none", *controls, *(BASELINE + c for c in controls)}
+    silent = rows.loc[rows["criterion"] == controls[0], FIRST_ORDER].to_numpy()
+    whole = rows.loc[rows["criterion"] == "none", FIRST_ORDER].to_numpy()
+    assert np.abs(silent - whole).max() > 1e-6, "the penalty acts once the policy has moved"
+    assert 0.1 < table.loc[controls[1], "dose"] < 0.5 and table.loc[BASELINE + controls[1], "dose"] == pytest.approx(
+        table.loc[controls[1], "dose"], abs=0.03
+    )
+    price = Microscope(rows).prices().set_index("criterion")
+    assert price.loc[controls, ["saved_more_low", "saved_more_high"]].notna().all(axis=None)
+    text = summary(Microscope(rows))
+    assert "With a control" in text and BASELINE not in text and max(map(len, text.splitlines())) <= 79
+    with pytest.raises(ErltoolError, match="needs a reference policy"):
+        examined(controls=["reference-kl"])
+
+
+def test_truncated_responses_are_left_out_where_the_run_leaves_them_out():
+    short = {"max_response_tokens": 8, "mask_truncated": True}
+    rows = examined(("random",), **short)
+    all_of_them = examined(("random",), max_response_tokens=8)
+    whole, other = (t.loc[t["criterion"] == "none", FIRST_ORDER].to_numpy() for t in (rows, all_of_them))
+    assert np.isfinite(whole).all() and np.abs(whole - other).max() > 1e-6
+
+
+def test_a_reward_that_is_not_finite_is_refused():
+    policy, task = load_policy("sharpening", lora_rank=0), load_task(CONFIG.task)
+    broken = dataclasses.replace(task, verify=lambda problem, response: float("nan"))
+    with pytest.raises(ErltoolError, match="microscope: reward of a response to .* is nan"):
+        examine(policy, broken, CONFIG, batches=5)

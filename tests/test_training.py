@@ -314,7 +314,7 @@ def test_an_inexact_sampler_is_noticed_and_its_log_probs_made_again(monkeypatch,
 
     config = tiny_config(eval_every=0, steps=4, control=KLCov(0.5, 1.0))
     exact = list(erltool.train(config))
-    monkeypatch.setattr("erltool.training.loop.sample_groups", off)
+    monkeypatch.setattr("erltool.training.sampled.sample_groups", off)
     mended = list(erltool.train(config))
     assert mended[0].metrics["sampler_mismatch"] == pytest.approx(0.01, rel=1e-2)
     for one, other in zip(exact, mended, strict=True):

@@ -47,7 +47,7 @@ ACCURACIES = {name: REGIME[name][0] for name in ("average@0", "average@0.6", "av
 def arms(grid: str) -> pd.DataFrame:
     """End values of a grid's runs, with the arm that each run's name ends with."""
     runs, table = record(grid)
-    return table.assign(arm=[name.removeprefix(f"{grid}-seed").partition("-")[2] for name in runs])
+    return table.assign(arm=[compare.arm_of(name) for name in runs])
 
 
 def regime(grid: str) -> list[str]:

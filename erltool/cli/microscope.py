@@ -13,10 +13,15 @@ def run(parser, words) -> int:
     )  # fmt: skip
     parser.add_argument("--batches", type=at_least(5), default=50, help="updates to examine at each policy (50)")
     parser.add_argument("--share", type=fraction, default=0.2, help="share of the dose in the printed tables (0.2)")
+    parser.add_argument(
+        "--control", action="append", metavar="CONTROL",
+        help="examine this control instead of criteria, asked in an iteration's last update; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--seed", type=at_least(0), default=0, help="decides prompts and responses (0)")
     parser.add_argument("--out", type=place, metavar="FILE", help="also write all measurements to this Parquet file")
     add_trust(parser)
     args = parser.parsed(words)
+    from erltool.controls.catalog import parse_control
     from erltool.runs.folder import read_run
     from erltool.runs.microscope import summary, write_microscope
     from erltool.training.microscope import examine_run
@@ -29,8 +34,9 @@ def run(parser, words) -> int:
             bars.append(terminal.progress(args.batches, source.name, "batch"))
         bars[0].update(done)
 
+    controls = {text: parse_control(text) for text in args.control} if args.control else None
     settings = {"batches": args.batches, "seed": args.seed, "progress": advance}
-    for point in examine_run(source, args.at, trust_remote_code=args.trust_remote_code, **settings):
+    for point in examine_run(source, args.at, controls, trust_remote_code=args.trust_remote_code, **settings):
         bars.pop().close()
         points.append(point)
         print(summary(point, args.share), end="\n\n", flush=True)

@@ -183,10 +183,13 @@ class Choice:
     @property
     def dropped(self) -> Tensor:
         """(B, T) bool: tokens that lose the surrogate and stay in the denominator."""
-        drops = [DROP in member.roles for member in self.control.parts]
-        return self.chosen[..., drops].any(-1)
+        gone = torch.zeros_like(self.chosen[..., 0])
+        for member, chosen in zip(self.control.parts, self.chosen.unbind(-1), strict=True):
+            if DROP in member.roles:  # not by a list as index, which the host would have to send to the device
+                gone = gone | chosen
+        return gone
 
-    def rows(self, rows: Tensor, width: int | None = None) -> "Choice":
+    def rows(self, rows: Tensor | slice, width: int | None = None) -> "Choice":
         """The same for a micro-batch: these responses, up to `width` tokens."""
         return replace(self, advantages=self.advantages[rows, :width], chosen=self.chosen[rows, :width])
 

@@ -47,7 +47,7 @@ class Tokens(NamedTuple):
             raise ErltoolError(f"the control needs {field}: pass it to the loss")
         return value
 
-    def rows(self, rows: Tensor, width: int | None = None) -> "Tokens":
+    def rows(self, rows: Tensor | slice, width: int | None = None) -> "Tokens":
         """A micro-batch: these responses, up to `width` tokens. It has no group_size, since it may cut a group."""
 
         def cut(name, value):

@@ -64,8 +64,12 @@ class Rollouts:
             "eos" if self.finished[row] else "length",
         )
 
-    def take(self, rows: Sequence[int] | Tensor) -> "Rollouts":
+    def take(self, rows: Sequence[int] | Tensor | slice) -> "Rollouts":
         """The responses `rows`, in this order, with no more padding than they need."""
+        if isinstance(rows, slice):  # spares a GPU's host the sending of an index for each column
+            width = int(self.response_mask[rows].sum(-1).max())
+            columns = (getattr(self, f.name)[rows] for f in fields(self))
+            return Rollouts(*(c if isinstance(c, list) or c.ndim < 2 else c[:, :width] for c in columns))
         index = torch.as_tensor(rows)
         there = index.to(self.token_ids.device, non_blocking=True)
         width = int(self.response_mask[there].sum(-1).max())

@@ -13,7 +13,7 @@ from erltool.law.fit import fit_law
 from erltool.resources import shipped
 from erltool.runs import compare
 from erltool.runs.folder import Run, read_runs
-from erltool.runs.microscope import Microscope
+from erltool.runs.microscope import Microscope, quadrants
 from erltool.widgets.points import points_of
 
 LAST = 20  # iterations whose means are "now"
@@ -78,17 +78,16 @@ def _spenders(run: Run) -> str:
     if "push" not in tokens or not (tokens["push"] < 0).any():
         return ""
     recent = tokens[tokens["step"].isin(tokens["step"].unique()[-5:])]
-    means = recent.groupby("step")[["log_prob", "advantage"]].transform("mean")
-    side = np.where(recent["log_prob"] < means["log_prob"], "rare", "likely")
-    sign = np.where(recent["advantage"] < means["advantage"], "wrong", "right")
-    fall = (-recent["push"].clip(upper=0)).groupby([side, sign]).sum()
+    side = pd.Series("", recent.index)
+    for _, update in recent.groupby("step"):
+        side[update.index] = quadrants(update["log_prob"].to_numpy(), update["advantage"].to_numpy())
+    fall = (-recent["push"].clip(upper=0)).groupby(side).sum()
     if not fall.sum() > 0:
         return ""
-    (side_, sign_), most = fall.idxmax(), fall.max() / fall.sum()
-    count = ((side == side_) & (sign == sign_)).mean()
+    rarity, answer = fall.idxmax().split("_")
     return (
-        f"In the last recorded updates, {most:.0%} of the predicted fall of the entropy comes from {side_} tokens of "
-        f"{sign_} responses, which are {count:.0%} of the tokens."
+        f"In the last recorded updates, {fall.max() / fall.sum():.0%} of the predicted fall of the entropy comes from "
+        f"{rarity} tokens of {answer} responses, which are {(side == fall.idxmax()).mean():.0%} of the tokens."
     )
 
 
@@ -112,7 +111,7 @@ def _update(rows: pd.DataFrame, run: Run, point: Microscope | None) -> str:
 def _evidence(grid: str, value: str) -> dict[str, compare.Difference]:
     """Each arm of a recorded grid minus no control, paired by seed."""
     runs = read_runs(shipped(f"data/runs/{grid}"))
-    table = compare.end_values(runs).assign(arm=[name.split("-", 2)[2] for name in runs])
+    table = compare.end_values(runs).assign(arm=[compare.arm_of(name) for name in runs])
     return compare.differences(table, value, "none", by="arm")
 
 

@@ -50,6 +50,12 @@ def control_text(control: Mapping) -> str:
     return f"{control['name']}:{inside}" if inside else control["name"]
 
 
+def arm_of(name: str) -> str:
+    """The arm in the name of a grid's run: "clip-cov" of "discovery-seed10-clip-cov". "" for a name without one."""
+    found = re.search(r"-seed\d+-(.*)", name)
+    return found[1] if found else ""
+
+
 def end_values(runs: Mapping[str, Run]) -> pd.DataFrame:
     """One row a run, by name: its setting, where it began and where it ended.
 

@@ -11,15 +11,16 @@ from erltool.errors import ErltoolError
 from erltool.runs.folder import read_table, write_table
 
 NONE = "none"  # the whole update
+BASELINE = "random for "  # and a control's name: the random selection that it is compared with
 BLOCKS = 5  # of fresh batches, among which the bootstrap draws
 COLUMNS = {
     "at": ("in [0, 1]", "fraction of the run's entropy that was spent at this policy"),
     "run_step": ("count", "optimiser updates before this policy"),
     "batch": ("count", "number of the batch, from 0"),
-    "criterion": ("text", "what decides which tokens are silenced; none for the whole update"),
-    "share": ("in [0, 1]", "share of the dose that should be silenced"),
-    "dose": ("in [0, 1]", "share of the dose that was silenced"),
-    "tokens": ("in [0, 1]", "fraction of response tokens that were silenced"),
+    "criterion": ("text", "what decides which tokens are silenced, or a control; none for the whole update"),
+    "share": ("in [0, 1]", "share of the dose that should be silenced; 0 for a control"),
+    "dose": ("at most 1", "share of the dose that was silenced; below 0 where a control added some"),
+    "tokens": ("in [0, 1]", "fraction of response tokens that were silenced, or that the control selected"),
     "rare_wrong": ("in [0, 1]", "fraction of the silenced tokens with log-prob and advantage below the mean"),
     "rare_right": ("in [0, 1]", "the same of tokens with log-prob below and advantage above the mean"),
     "likely_wrong": ("in [0, 1]", "the same of tokens with log-prob above and advantage below the mean"),
@@ -38,6 +39,14 @@ COLUMNS = {
 """Units and meanings. NaN is what was not measured, or a fraction of no tokens."""
 EXACT = ("at", "share")  # columns that a reader compares with numbers
 QUADRANTS = ("rare_wrong", "rare_right", "likely_wrong", "likely_right")
+
+
+def quadrants(log_probs: np.ndarray, advantages: np.ndarray) -> np.ndarray:
+    """The one of QUADRANTS of each of an update's tokens, (N,) text: log-prob below the mean is rare, advantage below
+    the mean is wrong."""
+    sides = (value >= value.mean() if len(value) else value.astype(bool) for value in (log_probs, advantages))
+    likely, right = (side.astype(int) for side in sides)
+    return np.array(QUADRANTS)[2 * likely + right]
 
 
 class Correlations(NamedTuple):
@@ -71,9 +80,10 @@ class Microscope:
 
         `saved`: entropy saved, nats/token an update. `lost`: reward lost, as a fraction of the whole update's change;
         NaN where that is not above 0. `yield`: saved over lost, nats for a whole update's progress; NaN where `lost`
-        may be 0. `saved_more` and `lost_more`: minus those of the criterion "random" at the same share, or NaN without
-        it. `x_low` and `x_high` bound each: percentiles of a bootstrap over batches and, independently, over blocks of
-        fresh responses. `dose`, `tokens` and QUADRANTS as in COLUMNS, means over batches.
+        may be 0. `saved_more` and `lost_more`: minus those of the criterion "random" at the same share, of a control
+        minus those of its own baseline, or NaN without one. `x_low` and `x_high` bound each: percentiles of a bootstrap
+        over batches and, independently, over blocks of fresh responses. `dose`, `tokens` and QUADRANTS as in COLUMNS,
+        means over batches.
         """
         changes = [self.changes(what) for what in ("entropy", "reward")]
         rng, (_, batches, blocks) = np.random.default_rng(0), changes[0].shape
@@ -93,8 +103,11 @@ class Microscope:
     def _effects(self, entropy: np.ndarray, reward: np.ndarray) -> dict[str, np.ndarray]:
         """The columns of `prices`, (cases, draws) each, from the changes (cases, draws)."""
         cases = self.cases
-        of_random = {row.share: number for number, row in enumerate(cases.itertuples()) if row.criterion == "random"}
-        random = np.array([of_random.get(share, -1) for share in cases["share"]])
+        place = {(row.criterion, row.share): number for number, row in enumerate(cases.itertuples())}
+        random = np.array([
+            place.get((BASELINE + row.criterion, row.share), place.get(("random", row.share), -1))
+            for row in cases.itertuples()
+        ])  # fmt: skip
         whole = np.where(reward[:1] > 0, reward[:1], np.nan)
         saved, lost = entropy - entropy[:1], (whole - reward) / whole
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -150,29 +163,37 @@ def read_microscope(file: str | Path) -> list[Microscope]:
 
 
 def summary(point: Microscope, share: float = 0.2) -> str:
-    """The prices of one policy as text of at most 79 columns, for the share of the dose that is nearest to `share`."""
+    """The prices of one policy as text of at most 79 columns: of its controls, or of its criteria for the share of the
+    dose that is nearest to `share`."""
     table, (entropy, reward), first = point.prices(), point.whole(), point.rows.iloc[0]
     nearest = table["share"].iloc[(table["share"] - share).abs().argmin()]
     spent = "" if np.isnan(first["at"]) else f", {first['at']:.0%} of the entropy spent"
-    push, covariance, difference = point.correlations()
+    doses = f"Without {nearest:.0%} of its dose" if nearest else "With a control"
+    than = "random" if nearest else "its random baseline"
     lines = [
         f"Policy after update {first['run_step']:.0f}{spent}; {point.rows['batch'].nunique()} updates examined.",
         f"An update changes the entropy by {1000 * entropy:+.2f} mnats/token and the reward by {reward:+.4f}.",
-        f"Without {nearest:.0%} of its dose (95 % intervals; * differs from random):",
+        f"{doses} (95 % intervals; * differs from {than}):",
         "",
-        f"{'criterion':13}{'entropy saved, mnats':>26}{'reward lost':>28}{'tokens':>9}",
+        f"{'criterion' if nearest else 'control':22}{'entropy saved, mnats':>24}{'reward lost':>24}{'tokens':>8}",
     ]
-    for _, r in table[table["share"] == nearest].sort_values("saved", ascending=False).iterrows():
-        cells = []
-        for name, scale, form in (("saved", 1000, "+.2f"), ("lost", 100, "+.0f")):
-            value, low, high = (format(scale * r[f"{name}{end}"], form) for end in ("", "_low", "_high"))
-            apart = r[f"{name}_more_low"] > 0 or r[f"{name}_more_high"] < 0
-            unit = " %" if name == "lost" else ""
-            cells.append(f"{value}{unit} ({low} to {high}){'*' if apart else ' '}")
-        lines.append(f"{r['criterion']:13}{cells[0]:>26}{cells[1]:>28}{r['tokens']:>9.1%}")
-    lines += [
-        "",
-        f"Measured change of a context's entropy: correlation {push[0]:.2f} with the push, {covariance[0]:.2f}",
-        f"with the covariance; difference {difference[0]:+.2f} ({difference[1]:+.2f} to {difference[2]:+.2f}).",
-    ]
+    shown = (table["share"] == nearest) & ~table["criterion"].str.startswith(BASELINE)
+    lines += [_line(row) for _, row in table[shown].sort_values("saved", ascending=False).iterrows()]
+    if point.rows["push_correlation"].notna().any():
+        push, covariance, difference = point.correlations()
+        lines += [
+            "",
+            f"Measured change of a context's entropy: correlation {push[0]:.2f} with the push, {covariance[0]:.2f}",
+            f"with the covariance; difference {difference[0]:+.2f} ({difference[1]:+.2f} to {difference[2]:+.2f}).",
+        ]
     return "\n".join(lines)
+
+
+def _line(price: pd.Series) -> str:
+    """A row of `prices` as a line of a summary."""
+    cells = []
+    for name, scale, form, unit in (("saved", 1000, "+.2f", ""), ("lost", 100, "+.0f", " %")):
+        value, low, high = (format(scale * price[f"{name}{end}"], form) for end in ("", "_low", "_high"))
+        apart = price[f"{name}_more_low"] > 0 or price[f"{name}_more_high"] < 0
+        cells.append(f"{value}{unit} ({low} to {high}){'*' if apart else ' '}")
+    return f"{price['criterion'][:22]:22}{cells[0]:>24}{cells[1]:>24}{price['tokens']:>8.1%}"

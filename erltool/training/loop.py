@@ -8,7 +8,6 @@ groups (update.py). Random generators are seeded by (seed, purpose, iteration or
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
@@ -22,14 +21,14 @@ from erltool.entropy.advantages import group_advantages
 from erltool.errors import ErltoolError
 from erltool.policies.policy import Policy
 from erltool.policies.rollouts import Rollouts, concatenate
-from erltool.policies.sampling import sample_groups
 from erltool.runs.alarms import Watch
 from erltool.runs.folder import read_run
 from erltool.runs.writer import RunWriter, check_place
-from erltool.tasks.task import Problem, Task, load_task, rewards_of
+from erltool.tasks.task import Problem, Task, load_task
 from erltool.threads import Courtesy
 from erltool.training.config import TrainConfig
 from erltool.training.evaluate import eval_problems, evaluate
+from erltool.training.sampled import sample_rewarded
 from erltool.training.saved import Saved, read_saved, save_policy
 from erltool.training.start import configured_policy, made_by
 from erltool.training.step import Step
@@ -170,24 +169,8 @@ class _Trainer:
 
     def sample_round(self, draws: torch.Generator) -> tuple[Rollouts, Tensor]:
         """A group of responses to each of the next prompts, and their rewards (B,)."""
-        config = self.config
-        problems = self.next_problems(config.prompts_per_iteration)
-        rollouts = sample_groups(
-            self.policy, [p.prompt for p in problems], config.group_size, generator=draws, top_p=config.top_p,
-            max_response_tokens=config.max_response_tokens, temperature=config.temperature, batch=config.sampling_batch,
-        )  # fmt: skip
-        return rollouts, self.rewards(problems, rollouts)
-
-    def rewards(self, problems: list[Problem], rollouts: Rollouts) -> Tensor:
-        size = self.config.group_size
-        values = rewards_of(self.task, [p for p in problems for _ in range(size)], rollouts.responses)
-        for i, value in enumerate(values):
-            if not math.isfinite(value):
-                raise ErltoolError(
-                    f"step {self.step + 1}: reward of a response to {rollouts.prompts[i]!r} is {value}; "
-                    f"the verifier of task {self.task.name} must return finite numbers"
-                )
-        return torch.tensor(values, device=self.policy.device)
+        problems = self.next_problems(self.config.prompts_per_iteration)
+        return sample_rewarded(self.policy, self.task, self.config, problems, draws, f"step {self.step + 1}")
 
     def evaluate_if_due(self, last: bool = False) -> dict[str, float]:
         config = self.config

@@ -170,8 +170,9 @@ class Updater:
             )
         return columns
 
-    def micro_batches(self, rollouts: Rollouts) -> list[Tensor]:
-        return list(torch.arange(len(rollouts)).split(self.config.micro_batch or len(rollouts)))
+    def micro_batches(self, rollouts: Rollouts) -> list[slice]:
+        size = self.config.micro_batch or len(rollouts)
+        return [slice(start, min(start + size, len(rollouts))) for start in range(0, len(rollouts), size)]
 
     def choose(self, scored: Scored) -> Choice:
         """The control's choice for the whole update."""
