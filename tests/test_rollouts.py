@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from erltool import ErltoolError, load_policy, response_log_probs, sample_groups
+from erltool.policies import decoding, sampling
 from erltool.policies.rollouts import PACKED_ROW, Rollouts, concatenate, pack
 
 PROMPTS = ["1 2 3=6:", "4 5 6=15:", "7 8 9=24:"]
@@ -187,3 +188,47 @@ def test_broken_weights_are_said_while_sampling(tiny_policy):
     for temperature in (0.0, 1.0):
         with pytest.raises(ErltoolError, match="not finite"):
             sample_groups(broken, ["3 5 7=22:"], 2, max_response_tokens=3, temperature=temperature)
+
+
+def test_rows_as_a_slice_are_the_rows_by_number(policy):
+    rollouts = sample(policy)
+    for a, b in zip(vars(rollouts.take(slice(2, 7))).values(), vars(rollouts.take(range(2, 7))).values(), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_steps_of_fixed_size_sample_the_same(policy, monkeypatch):
+    """What a GPU records and replays, launched step by step on a CPU. The prompts' lengths differ, so rows have padding."""
+    prompts = ["1 2=3:", "14 25 36=75:", "7 8 9=24:"]
+    monkeypatch.setattr(sampling, "COMPACT_AT", 0.0)  # a recorded step keeps all rows, and so the numbers they draw
+    expected = sample(policy, prompts=prompts)
+    monkeypatch.setattr(sampling, "RECORDING", ("cpu",))
+    monkeypatch.setattr(decoding.FixedSteps, "capture", lambda steps: None)
+    found = sample(policy, prompts=prompts)
+    assert found.responses == expected.responses
+    torch.testing.assert_close(found.log_probs, expected.log_probs, atol=2e-5, rtol=0)
+    monkeypatch.setattr(sampling, "RECORD_FROM", 25)
+    assert sample(policy, prompts=prompts).responses == expected.responses
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("base", ["none", "nf4"])
+def test_a_recorded_step_samples_the_same(base, monkeypatch):
+    policy = load_policy("countdown", lora_rank=4, device="cuda", base=base)
+    options = {"generator": torch.Generator("cuda").manual_seed(0), "max_response_tokens": 12}
+    monkeypatch.setattr(sampling, "COMPACT_AT", 0.0)
+    recorded = []
+    capture = decoding.FixedSteps.capture
+    monkeypatch.setattr(decoding.FixedSteps, "capture", lambda s: (capture(s), recorded.append(s.graph)))
+    found = sample_groups(policy, PROMPTS, 8, **options)
+    assert recorded and recorded[0] is not None, "the step was recorded"
+    options["generator"].manual_seed(0)
+    monkeypatch.setattr(sampling, "RECORDING", ())
+    expected = sample_groups(policy, PROMPTS, 8, **options)
+    same = (
+        (found.token_ids == expected.token_ids).float().mean()
+        if found.token_ids.shape == expected.token_ids.shape
+        else 0
+    )
+    assert same > 0.95
+    log_probs, _ = response_log_probs(policy, found)
+    torch.testing.assert_close(log_probs.detach(), found.log_probs, atol=0.05, rtol=0)

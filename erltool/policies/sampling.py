@@ -12,15 +12,18 @@ from typing import cast
 import torch
 from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from erltool.entropy.log_probs import logits_of
 from erltool.errors import Diverged, ErltoolError
+from erltool.policies.decoding import FixedSteps, RoomyLayer
 from erltool.policies.heads import weight_of
 from erltool.policies.policy import Policy
 from erltool.policies.rollouts import Rollouts, concatenate
 
 COMPACT_AT = 0.75  # finished responses leave the batch once the fraction of unfinished ones is below this
+RECORDING = ("cuda",)  # devices on which a step is recorded
+RECORD_FROM = 8  # tokens of a response, from which on recording a step as a CUDA graph pays
 
 
 @torch.no_grad()
@@ -131,6 +134,10 @@ def _sample(policy: Policy, prompt_ids, group_size: int, max_tokens: int, draw) 
     log_probs = torch.zeros(ids.shape, device=hidden.device)
     stops = torch.tensor(policy.ends, device=hidden.device)
     going = torch.ones_like(rows, dtype=torch.bool)
+    steps: FixedSteps | None = None
+    if hidden.device.type in RECORDING and max_tokens >= RECORD_FROM:
+        steps = FixedSteps(policy, cache, mask, max_tokens)
+        steps.capture()
     for t in range(max_tokens):
         token, log_prob = draw(logits_of(hidden, policy.head))
         # All rows are written, not those that are going on, which the host would have to wait for.
@@ -140,6 +147,9 @@ def _sample(policy: Policy, prompt_ids, group_size: int, max_tokens: int, draw) 
         unfinished = int(going.sum())  # the only synchronisation of a step
         if not unfinished or t + 1 == max_tokens:
             break
+        if steps is not None:
+            hidden = steps(token)
+            continue
         if unfinished < COMPACT_AT * len(rows):
             rows, mask, token = rows[going], mask[going], token[going]
             cache.batch_select_indices(going.nonzero()[:, 0])
@@ -204,45 +214,6 @@ class _Draw:
         return token, log_p.gather(-1, token)
 
 
-class _RoomyLayer(DynamicLayer):
-    """A layer's keys and values with spare room, so that a new token is written in place. Copying them for each token
-    took a third of the sampling time of the policy `countdown`."""
-
-    filled = 0  # tokens
-    buffers: tuple[Tensor, ...] = ()
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.buffers = (key_states[:, :, :0], value_states[:, :, :0])
-        before, self.filled = self.filled, self.filled + key_states.shape[-2]
-        if self.buffers[0].shape[-2] < self.filled:
-            room = self.filled + max(8, before // 4)
-            self.buffers = tuple(self._moved(b, before, room) for b in self.buffers)
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, before : self.filled] = new
-        return self._show()
-
-    def _moved(self, buffer, filled, room):
-        larger = buffer.new_empty(*buffer.shape[:2], room, buffer.shape[-1])
-        larger[:, :, :filled] = buffer[:, :, :filled]
-        return larger
-
-    def _show(self):
-        if not self.buffers:  # the model does not run this layer
-            return None
-        self.keys, self.values = (b[:, :, : self.filled] for b in self.buffers)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices):
-        self.buffers = tuple(b[indices] for b in self.buffers)
-        self._show()
-
-    def batch_repeat_interleave(self, repeats):
-        self.buffers = tuple(b.repeat_interleave(repeats, 0) for b in self.buffers)
-        self._show()
-
-
 def _prefill(policy: Policy, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor, Cache]:
     """Last hidden state (P, D), mask (P, L) and cache of left-padded prompts."""
     ids, positions = _left_padded(policy, prompt_ids)
@@ -250,7 +221,7 @@ def _prefill(policy: Policy, prompt_ids: list[list[int]]) -> tuple[Tensor, Tenso
     causal = torch.ones(width, width, dtype=torch.bool, device=policy.device).tril()
     # A padded query sees itself, since a row of attention that sees nothing would be NaN.
     allowed = (causal & mask[:, None, :]) | torch.eye(width, dtype=torch.bool, device=policy.device)
-    cache = Cache(layers=[_RoomyLayer() for _ in range(policy.causal_lm.config.num_hidden_layers)])
+    cache = Cache(layers=[RoomyLayer() for _ in range(policy.causal_lm.config.num_hidden_layers)])
     out = policy.hidden(ids, attention_mask=allowed[:, None], position_ids=positions.clamp(min=0), cache=cache)
     return out.last_hidden_state[:, -1], mask, cache
 

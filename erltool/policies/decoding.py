@@ -1,0 +1,137 @@
+"""Keys and values of the tokens so far, and the step that adds one token to each row.
+
+On a CPU a layer's keys and values have spare room and rows that have ended leave the batch. On a GPU a step of a small
+batch is thousands of short kernels, which the host launches more slowly than the device runs them; so all tensors of a
+step get a fixed size and place, and a CUDA graph replays it.
+"""
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+if TYPE_CHECKING:
+    from erltool.policies.policy import Policy
+
+_log = logging.getLogger(__name__)
+
+WARM_UPS = 2  # steps before a capture, in which libraries choose their kernels and take their memory
+
+
+class RoomyLayer(DynamicLayer):
+    """A layer's keys and values with spare room, so that a new token is written in place. Copying them for each token
+    took a third of the sampling time of the policy `countdown`."""
+
+    filled = 0  # tokens
+    buffers: tuple[Tensor, ...] = ()
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.buffers = (key_states[:, :, :0], value_states[:, :, :0])
+        before, self.filled = self.filled, self.filled + key_states.shape[-2]
+        if self.buffers[0].shape[-2] < self.filled:
+            room = self.filled + max(8, before // 4)
+            self.buffers = tuple(moved(b[:, :, :before], room) for b in self.buffers)
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, before : self.filled] = new
+        return self._show()
+
+    def _show(self):
+        if not self.buffers:  # the model does not run this layer
+            return None
+        self.keys, self.values = (b[:, :, : self.filled] for b in self.buffers)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        self.buffers = tuple(b[indices] for b in self.buffers)
+        self._show()
+
+    def batch_repeat_interleave(self, repeats):
+        self.buffers = tuple(b.repeat_interleave(repeats, 0) for b in self.buffers)
+        self._show()
+
+
+class FixedLayer(DynamicLayer):
+    """A layer's keys and values with room for every token from the beginning. The next token's place is on the device,
+    which a captured graph reads anew."""
+
+    def __init__(self, keys: Tensor, values: Tensor, room: int, place: Tensor):
+        super().__init__()
+        self.lazy_initialization(keys[:, :, :0], values[:, :, :0])
+        self.buffers = moved(keys, room), moved(values, room)
+        self.keys, self.values = self.buffers
+        self.place = place  # (1,)
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer.index_copy_(2, self.place, new)
+        return self.buffers
+
+
+def moved(keys: Tensor, room: int) -> Tensor:
+    """Keys or values (B, heads, L, D) at the beginning of a larger tensor. The rest is 0, because a masked NaN would
+    still be one."""
+    larger = keys.new_zeros(*keys.shape[:2], room, keys.shape[-1])
+    larger[:, :, : keys.shape[2]] = keys
+    return larger
+
+
+class FixedSteps:
+    """Adds tokens to rows whose prompts a cache holds: `steps(token)` is the last hidden state (B, D) after it."""
+
+    def __init__(self, policy: "Policy", cache: Cache, mask: Tensor, tokens: int):
+        """`mask` (B, L) shows the prompts; there is room for `tokens` more in each row."""
+        length = mask.shape[1]
+        room, device = length + tokens, mask.device
+        self.policy = policy
+        self.place = torch.tensor([length], device=device)
+        shown = [(layer.keys, layer.values) for layer in cache.layers if isinstance(layer, RoomyLayer)]
+        self.cache = Cache(layers=[
+            RoomyLayer() if k is None or v is None else FixedLayer(k, v, room, self.place) for k, v in shown
+        ])  # fmt: skip
+        self.seen = torch.zeros(len(mask), 1, 1, room, dtype=torch.bool, device=device)
+        self.seen[:, 0, 0, :length] = mask
+        self.positions = mask.sum(-1, keepdim=True)
+        self.token = torch.zeros(len(mask), 1, dtype=torch.long, device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, token: Tensor) -> Tensor:
+        self.token.copy_(token)
+        if self.graph is not None:
+            self.graph.replay()
+        else:
+            self.hidden = self._advance()
+        return self.hidden
+
+    def _advance(self) -> Tensor:
+        self.seen.index_fill_(3, self.place, True)
+        out = self.policy.hidden(
+            self.token, attention_mask=self.seen, position_ids=self.positions, cache=self.cache
+        )  # fmt: skip
+        self.positions += 1
+        self.place += 1
+        return out.last_hidden_state[:, -1]
+
+    def capture(self) -> None:
+        """Records a step as a CUDA graph. A model whose step cannot be recorded goes on without."""
+        state = self.seen, self.positions, self.place
+        before, aside, graph = [x.clone() for x in state], torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):  # what they write into the cache is masked, and written over
+                self._advance()
+                for x, was in zip(state, before, strict=True):
+                    x.copy_(was)
+        torch.cuda.current_stream().wait_stream(aside)
+        try:
+            with torch.cuda.graph(graph):
+                self.hidden = self._advance()
+        except RuntimeError as e:
+            _log.info("sampling: a step of this model cannot be recorded (%s); each is launched anew", e)
+            for x, was in zip(state, before, strict=True):
+                x.copy_(was)
+            return
+        self.graph = graph
