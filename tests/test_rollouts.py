@@ -197,7 +197,7 @@ def test_rows_as_a_slice_are_the_rows_by_number(policy):
 
 
 def test_steps_of_fixed_size_sample_the_same(policy, monkeypatch):
-    """What a GPU records and replays, launched step by step on a CPU. The prompts' lengths differ, so rows have padding."""
+    """What a GPU records and replays, launched step by step on a CPU. The prompts' lengths differ: rows are padded."""
     prompts = ["1 2=3:", "14 25 36=75:", "7 8 9=24:"]
     monkeypatch.setattr(sampling, "COMPACT_AT", 0.0)  # a recorded step keeps all rows, and so the numbers they draw
     expected = sample(policy, prompts=prompts)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from erltool.errors import ErltoolError
 from erltool.runs.folder import read_table, write_table
+from erltool.text import shown
 
 NONE = "none"  # the whole update
 BASELINE = "random for "  # and a control's name: the random selection that it is compared with
@@ -175,10 +176,10 @@ def summary(point: Microscope, share: float = 0.2) -> str:
         f"An update changes the entropy by {1000 * entropy:+.2f} mnats/token and the reward by {reward:+.4f}.",
         f"{doses} (95 % intervals; * differs from {than}):",
         "",
-        f"{'criterion' if nearest else 'control':22}{'entropy saved, mnats':>24}{'reward lost':>24}{'tokens':>8}",
+        f"{'criterion' if nearest else 'control':28}{'entropy saved, mnats':>23}{'reward lost':>21}{'tokens':>7}",
     ]
-    shown = (table["share"] == nearest) & ~table["criterion"].str.startswith(BASELINE)
-    lines += [_line(row) for _, row in table[shown].sort_values("saved", ascending=False).iterrows()]
+    priced = (table["share"] == nearest) & ~table["criterion"].str.startswith(BASELINE)
+    lines += [_line(row) for _, row in table[priced].sort_values("saved", ascending=False).iterrows()]
     if point.rows["push_correlation"].notna().any():
         push, covariance, difference = point.correlations()
         lines += [
@@ -196,4 +197,4 @@ def _line(price: pd.Series) -> str:
         value, low, high = (format(scale * price[f"{name}{end}"], form) for end in ("", "_low", "_high"))
         apart = price[f"{name}_more_low"] > 0 or price[f"{name}_more_high"] < 0
         cells.append(f"{value}{unit} ({low} to {high}){'*' if apart else ' '}")
-    return f"{price['criterion'][:22]:22}{cells[0]:>24}{cells[1]:>24}{price['tokens']:>8.1%}"
+    return f"{shown(price['criterion'], 27):28}{cells[0]:>23}{cells[1]:>21}{price['tokens']:>7.1%}"

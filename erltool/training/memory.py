@@ -135,7 +135,8 @@ def plan_memory(
 
     With `gpus` above 1 it is that of each of them: they share weights, gradients and optimiser evenly (FSDP's full
     shard, ZeRO-3), and the responses; `micro_batch` and `sampling_batch` are then of one device. A sampler with weights
-    of its own, such as vLLM, is not counted. Raises ErltoolError for fewer than 1.
+    of its own, such as vLLM, is not counted. Nor are the dequantised weights that a GPU keeps while it samples, where
+    twice as much is free. Raises ErltoolError for fewer than 1.
     """
     if gpus < 1:
         raise ErltoolError(f"gpus={gpus}: must be at least 1")

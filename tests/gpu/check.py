@@ -253,8 +253,11 @@ def language_model(size: str, place: Path, device: str) -> Iterator[Row]:
     steps = trainer.steps()
     first = list(itertools.islice(steps, config.updates_per_iteration))
     prompt = max(len(p) for p in first[0].rollouts.prompt_ids)
-    planned = plan_memory(config, prompt, device).peak - RUNTIME[device]
-    peak = torch.cuda.max_memory_allocated()
+    plan, peak = plan_memory(config, prompt, device), torch.cuda.max_memory_allocated()
+    # The plan is of what training needs. Where there is room, sampling also keeps the dequantised weights.
+    kept = lora.dense_bytes(policy.model) if policy._has_room_for_dense_weights() else 0
+    planned = sum(plan.stays.values()) - RUNTIME[device]
+    planned += max(sum(plan.sampling.values()) + kept, sum(plan.update.values()))
     text = f"planned {planned / GIB:.2f}, measured {peak / GIB:.2f} GiB: {planned / peak:.2f}"
     yield f"{size}: memory", text, "within 15 %", abs(planned / peak - 1) < 0.15
     yield from speed(size, trainer, steps, prompt)
