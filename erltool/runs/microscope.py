@@ -176,7 +176,7 @@ def summary(point: Microscope, share: float = 0.2) -> str:
         f"An update changes the entropy by {1000 * entropy:+.2f} mnats/token and the reward by {reward:+.4f}.",
         f"{doses} (95 % intervals; * differs from {than}):",
         "",
-        f"{'criterion' if nearest else 'control':28}{'entropy saved, mnats':>23}{'reward lost':>21}{'tokens':>7}",
+        f"{'criterion' if nearest else 'control':25}{'entropy saved, mnats':>24}{'reward lost':>23}{'tokens':>7}",
     ]
     priced = (table["share"] == nearest) & ~table["criterion"].str.startswith(BASELINE)
     lines += [_line(row) for _, row in table[priced].sort_values("saved", ascending=False).iterrows()]
@@ -197,4 +197,4 @@ def _line(price: pd.Series) -> str:
         value, low, high = (format(scale * price[f"{name}{end}"], form) for end in ("", "_low", "_high"))
         apart = price[f"{name}_more_low"] > 0 or price[f"{name}_more_high"] < 0
         cells.append(f"{value}{unit} ({low} to {high}){'*' if apart else ' '}")
-    return f"{shown(price['criterion'], 27):28}{cells[0]:>23}{cells[1]:>21}{price['tokens']:>7.1%}"
+    return f"{shown(price['criterion'], 24):25}{cells[0]:>24}{cells[1]:>23}{price['tokens']:>7.1%}"
