@@ -19,7 +19,7 @@ from erltool.plots import COLOURS, LINES, new_axes, plot_seeds
 from erltool.resources import shipped
 from erltool.runs import compare
 from erltool.runs.folder import Run
-from erltool.runs.microscope import read_microscope
+from erltool.runs.microscope import BASELINE, read_microscope
 from erltool.widgets.points import points_of
 
 
@@ -318,17 +318,39 @@ def microscope() -> list[str]:
     rows = []
     for regime in ("sharpening", "discovery", "trap"):
         for point in read_microscope(shipped(f"data/microscope/{regime}.parquet")):
-            price = point.prices().query("share == 0.2").set_index("criterion")
-            cells = []
-            for name in CRITERIA:
-                r = price.loc[name]
-                mark = "*" if r["saved_more_low"] > 0 or r["saved_more_high"] < 0 else ""
-                cells.append(f"{1000 * r['saved']:.2f}{mark}, {r['lost']:.0%}")
+            table = point.prices().query("share == 0.2").set_index("criterion")
+            cells = [price(table.loc[name]) for name in CRITERIA]
             push, covariance, more = point.correlations()
             at, (entropy, reward) = point.rows["at"].iloc[0], point.whole()
             related = f"{push[0]:.2f}, {covariance[0]:.2f}; {more[0]:+.2f} ({more[1]:+.2f} to {more[2]:+.2f})"
             rows.append([f"{regime}, {at:.0%}", f"{1000 * entropy:+.2f}, {reward:+.4f}", *cells, related])
     return markdown(["policy, entropy spent", "an update", *(f"`{c}`" for c in CRITERIA), "correlations"], rows)
+
+
+def microscope_controls() -> list[str]:
+    """A row for each control that the microscope asked, and a column for each policy: what it saves and costs in an
+    iteration's last update."""
+    points = {
+        f"{regime}, {point.rows['at'].iloc[0]:.0%}": point
+        for regime in ("discovery", "sharpening")
+        for point in read_microscope(shipped(f"data/microscope/{regime}-controls.parquet"))
+    }
+    prices = {name: point.prices().set_index("criterion") for name, point in points.items()}
+    names = [name for name in next(iter(prices.values())).index if not name.startswith(BASELINE)]
+    whole = [f"{1000 * entropy:+.2f}, {reward:+.4f}" for entropy, reward in (p.whole() for p in points.values())]
+    return markdown(
+        ["control", *points],
+        [
+            ["the update without", *whole],
+            *([f"`{n}`", *(price(table.loc[n]) for table in prices.values())] for n in names),
+        ],
+    )
+
+
+def price(row: pd.Series) -> str:
+    """A row of `prices` in a cell: mnats saved, * where they differ from the random baseline's, and reward lost."""
+    mark = "*" if row["saved_more_low"] > 0 or row["saved_more_high"] < 0 else ""
+    return f"{1000 * row['saved']:.2f}{mark}, {row['lost']:.0%}"
 
 
 def tables() -> list[list[str]]:
@@ -342,6 +364,7 @@ def tables() -> list[list[str]]:
         takeover_lines(takeovers("trap"), "iterations", {300: "300 iterations at 1e-4"}),
         figures(),
         microscope(),
+        microscope_controls(),
     ]
 
 

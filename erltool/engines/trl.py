@@ -364,7 +364,7 @@ def joined(micro_batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def _generator(seed: int, step: int, micro_batch: int) -> torch.Generator:
     """The same generator on every rank."""
     words = np.random.SeedSequence([seed, step, micro_batch]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0] >> 1))
+    return torch.Generator().manual_seed(int(words[0]) >> 1)
 
 
 def _as_text(prompt) -> str:

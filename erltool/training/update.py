@@ -41,7 +41,7 @@ SAMPLER_IS_EXACT = 1e-4  # nats; with a larger difference training's forward pas
 def generator(seed: int, purpose: int, at: int, device: torch.device) -> torch.Generator:
     """Generator for a purpose at an iteration or step, so that a checkpoint need not save any."""
     words = np.random.SeedSequence([seed, purpose, at])
-    return torch.Generator(device).manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator(device).manual_seed(int(words.generate_state(1, np.uint64)[0]) >> 1)
 
 
 @dataclass(frozen=True)
