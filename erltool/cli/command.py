@@ -28,7 +28,7 @@ COMMANDS = {
     "export": "translate a run's configuration to verl: command, data, and differences",
     "lab": "open the lessons in JupyterLab",
     "workshop": "write the lessons without solutions, and the instructor's timed plan with solutions",
-    "doctor": "check versions, device, memory, threads and JupyterLab",
+    "doctor": "check versions, device, memory, threads and JupyterLab; with --policy, how exact its log-probs are",
 }
 FILES = {"import": "import_"}  # Python cannot import a module of this name
 

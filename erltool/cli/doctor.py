@@ -1,10 +1,17 @@
 """`erltool doctor`."""
 
 from erltool.cli import terminal
+from erltool.cli.flags import add_config_flags, config_of_flags
 
 
 def run(parser, words) -> int:
-    parser.parsed(words)
+    add_config_flags(parser)
+    fields = vars(parser.parsed(words))
+    if fields:
+        from erltool.training.precision import gauge
+
+        print(gauge(config_of_flags(fields)))
+        return 0
     from erltool.cli.findings import findings
 
     worst = 0

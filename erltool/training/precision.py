@@ -1,0 +1,181 @@
+"""The precision gauge: how exactly a policy's log-probs are known, and which share of KL-Cov's penalty is rounding.
+
+A number type, a 4-bit base, the batch in which a response is scored, and an adapter added to its base all change a
+token's log-prob a little. Part of that is another policy (type, base), which trains like any other. The rest is noise:
+two log-probs of the same policy that differ. A ratio pi / pi_old contains it, and KL-Cov's |log ratio| has gradient
++-coef however small the difference is. So the gauge makes one update, and measures the log ratio of the next update's
+tokens twice: as they are, and with the weights put back, where every ratio should be 1.
+"""
+
+import math
+import textwrap
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from erltool.controls.paper import KLCov
+from erltool.errors import ErltoolError
+from erltool.policies.policy import Policy
+from erltool.policies.rollouts import Rollouts
+from erltool.tasks.task import load_task
+from erltool.training.config import TrainConfig
+from erltool.training.loop import _Trainer
+from erltool.training.start import configured_policy
+from erltool.training.update import Batch, Updater
+
+ALONE = 16  # responses that are scored one by one
+CHOSEN = 0.2  # KL-Cov's fraction here: the tokens of highest covariance, enough of them for a mean
+LITTLE = 0.1  # share of the penalty below which noise does not matter
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Sizes of the differences between two log-probs of the same tokens, nats."""
+
+    what: str
+    mean: float
+    p99: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """KL-Cov's penalty on its tokens in an iteration's second update."""
+
+    old: str  # where the old log-probs come from
+    moved: float  # mean |log ratio|, nats
+    noise: float  # the same with the weights put back
+    k1: float
+    """noise over moved, each summed; above 1 where noise and movement cancel"""
+    k2: float
+    """the same of squares"""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the gauge measured. Printing it gives a table of at most 79 columns."""
+
+    differences: tuple[Difference, ...]
+    penalties: tuple[Penalty, ...]
+
+    @property
+    def remedy(self) -> str:
+        """What to do about the noise in KL-Cov's penalty: here, and in a trainer that takes the sampler's log-probs."""
+        sampler, ours = (_remedy(p) for p in self.penalties)
+        return f"Here {ours}.\nA trainer whose old log-probs are the sampler's: {sampler}."
+
+    def __str__(self) -> str:
+        lines = [f"{'log-probs of the same tokens, nats':46}{'mean':>10}{'99 %':>10}{'largest':>11}"]
+        lines += [f"{d.what:46}{d.mean:>10.1e}{d.p99:>10.1e}{d.largest:>11.1e}" for d in self.differences]
+        lines += ["", f"{'KL-Cov in the second update; old log-probs':46}{'moved':>10}{'noise':>10}{'k1':>6}{'k2':>7}"]
+        lines += [f"{p.old:46}{p.moved:>10.1e}{p.noise:>10.1e}{p.k1:>6.0%}{p.k2:>7.0%}" for p in self.penalties]
+        return "\n".join(
+            [*lines, "(k1, k2: noise as a share of the penalty; it may cancel with movement)", self.remedy]
+        )
+
+
+def _remedy(penalty: Penalty) -> str:
+    if penalty.k1 < LITTLE:
+        return "the penalty is of what moved; k1, k2 and k3 all do"
+    if penalty.k2 < LITTLE:
+        return "use k2 or k3, quadratic near 0, where k1 takes rounding for movement"
+    return "use fp32, score old log-probs again in training, or Clip-Cov"
+
+
+def gauge(config: TrainConfig) -> Precision:
+    """Measures a policy's precision on one iteration's responses; nothing is kept.
+
+    Differences of type and base are those of the untrained policy against the same in fp32 and without quantisation,
+    where these fit into memory. Raises ErltoolError for a configuration without adapter or with one update per
+    iteration, and where no group of the iteration has different rewards, so that no update moves the policy.
+    """
+    if not config.lora_rank or config.updates_per_iteration < 2:
+        raise ErltoolError("precision: needs lora_rank above 0 and updates_per_iteration of at least 2; set them")
+    config = replace(config, eval_every=0, record_every=0)
+    task = load_task(config.task)
+    trainer = _Trainer(config, task, configured_policy(config, task))
+    updates, batch = trainer.updates, trainer.sample()
+    scores = score(updates, batch.rollouts)
+    differences = [_difference("sampler against training's forward", batch.rollouts.log_probs, scores, batch.rollouts)]
+    alone = batch.rollouts.take(range(min(ALONE, len(batch.rollouts))))
+    one_by_one = torch.zeros_like(alone.log_probs)
+    for row in range(len(alone)):
+        one = alone.take([row])
+        one_by_one[row, : one.token_ids.shape[1]] = score(updates, one)[0]
+    together = scores[: len(alone), : alone.token_ids.shape[1]]
+    differences.append(_difference("a response alone against in its batch", one_by_one, together, alone))
+    differences += _other_policies(config, batch.rollouts, scores)
+    penalties = _penalties(updates, batch)
+    moved = score(updates, batch.rollouts)
+    with warnings.catch_warnings():  # peft warns of what is measured here
+        warnings.simplefilter("ignore", UserWarning)
+        trainer.policy.model.merge_adapter()  # type: ignore[operator]  # a PeftModel's
+    merged = score(updates, batch.rollouts)
+    differences.append(_difference("adapter added to its base, after one update", merged, moved, batch.rollouts))
+    return Precision(tuple(differences), penalties)
+
+
+@torch.no_grad()
+def score(updates: Updater, rollouts: Rollouts) -> Tensor:
+    """Log-probs (B, T) in the configuration's micro-batches, without gradient."""
+    return updates.statistics(rollouts, torch.ones(len(rollouts), dtype=torch.bool)).log_probs.detach()
+
+
+def _difference(what: str, a: Tensor, b: Tensor, rollouts: Rollouts) -> Difference:
+    size = (a - b).abs()[rollouts.response_mask].double()
+    return Difference(what, float(size.mean()), float(size.quantile(0.99)), float(size.max()))
+
+
+def _other_policies(config: TrainConfig, rollouts: Rollouts, scores: Tensor) -> Iterator[Difference]:
+    """Differences from the untrained policy without quantisation, and from that in fp32. Both have an adapter that adds
+    nothing yet."""
+    task = load_task(config.task)
+
+    def scored(**changes) -> tuple[Policy, Tensor] | None:
+        try:
+            policy = configured_policy(replace(config, **changes), task)
+        except ErltoolError:  # it does not fit
+            return None
+        return policy, score(Updater(config, policy, None), rollouts)
+
+    dense = (None, scores) if config.base == "none" else scored(base="none")
+    if config.base != "none" and dense is not None:
+        yield _difference(f"{config.base} against the weights as they are", scores, dense[1], rollouts)
+    exact = scored(base="none", dtype="fp32")
+    if dense is not None and exact is not None:
+        kind = "the computing type against fp32"
+        yield _difference(kind, dense[1], exact[1], rollouts)
+
+
+def _penalties(updates: Updater, batch: Batch) -> tuple[Penalty, ...]:
+    """KL-Cov's penalty in the second update, with old log-probs of the sampler and as erltool takes them; the policy
+    stays moved."""
+    first, second = torch.arange(len(batch.rollouts)).chunk(updates.config.updates_per_iteration)[:2]
+    before = [p.detach().clone() for p in updates.parameters]
+    scored = updates.score(batch, first, True)
+    ours, _ = updates.with_sampling_policy(batch, scored)
+    choice = updates.choose(scored)
+    updates.optimise(scored, choice, updates.backward(scored, choice), False)
+    if not updates.moved:
+        raise ErltoolError("precision: no group has different rewards, so nothing moves; use an easier task or shots")
+    after = [p.detach().clone() for p in updates.parameters]
+    tokens = updates.score(ours, second, False).tokens
+    chosen = KLCov(CHOSEN).choose_tokens(tokens, tokens.response_mask, None)
+    found = []
+    for name, source in (("of the sampler", batch), ("as erltool takes them", ours)):
+        ratios = []
+        for weights in (after, before):
+            for p, w in zip(updates.parameters, weights, strict=True):
+                p.data.copy_(w)
+            ratios.append(updates.score(source, second, False).tokens.log_ratio.detach()[chosen].double())
+        moved, noise = ratios
+        shares = (
+            float(noise.abs().pow(n).sum() / moved.abs().pow(n).sum()) if moved.any() else math.nan for n in (1, 2)
+        )
+        found.append(Penalty(name, float(moved.abs().mean()), float(noise.abs().mean()), *shares))
+    for p, w in zip(updates.parameters, after, strict=True):
+        p.data.copy_(w)
+    return tuple(found)
