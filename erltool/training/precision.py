@@ -72,9 +72,8 @@ class Precision:
         lines += [f"{d.what:46}{d.mean:>10.1e}{d.p99:>10.1e}{d.largest:>11.1e}" for d in self.differences]
         lines += ["", f"{'KL-Cov in the second update; old log-probs':46}{'moved':>10}{'noise':>10}{'k1':>6}{'k2':>7}"]
         lines += [f"{p.old:46}{p.moved:>10.1e}{p.noise:>10.1e}{p.k1:>6.0%}{p.k2:>7.0%}" for p in self.penalties]
-        return "\n".join(
-            [*lines, "(k1, k2: noise as a share of the penalty; it may cancel with movement)", self.remedy]
-        )
+        lines.append("(k1, k2: noise as a share of the penalty; it may cancel with movement)")
+        return "\n".join(lines + [line for text in self.remedy.splitlines() for line in textwrap.wrap(text, 79)])
 
 
 def _remedy(penalty: Penalty) -> str:
