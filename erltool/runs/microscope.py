@@ -196,5 +196,6 @@ def _line(price: pd.Series) -> str:
     for name, scale, form, unit in (("saved", 1000, "+.2f", ""), ("lost", 100, "+.0f", " %")):
         value, low, high = (format(scale * price[f"{name}{end}"], form) for end in ("", "_low", "_high"))
         apart = price[f"{name}_more_low"] > 0 or price[f"{name}_more_high"] < 0
-        cells.append(f"{value}{unit} ({low} to {high}){'*' if apart else ' '}")
+        bounds = f"({low} to {high})" if np.isfinite(price[f"{name}_low"]) else "(no bounds)"
+        cells.append(f"{value}{unit} {bounds}{'*' if apart else ' '}")
     return f"{shown(price['criterion'], 24):25}{cells[0]:>24}{cells[1]:>23}{price['tokens']:>7.1%}"
