@@ -12,8 +12,8 @@ One fresh batch says little about a reward. So both are also measured to first o
 step (bench.py) times the gradient of entropy and of reward there. Prices are of these.
 
 Controls are asked in an iteration's last update, because many act only on what has moved since sampling: the policy is
-first moved by the iteration's other updates without control. Their changes are to first order too, with the gradients
-at the policy before the iteration.
+first moved as far as the iteration's other updates move it without control. Their changes are to first order too, with
+the gradients at the policy before the iteration.
 """
 
 import itertools
@@ -51,6 +51,7 @@ ORACLES = {
     "oracle-spare": "the same minus its progress, both as fractions of the batch's",
 }
 """Criteria that no control can use, because they need the gradients of other responses: what could be reached."""
+MOMENTUM = 0.9  # Adam's
 EXACT_AT = 0.2  # the share at which steps are also measured exactly, and by new responses
 Progress = Callable[[int], object]
 
@@ -281,14 +282,23 @@ def _controls(bench: Bench, updates: list[Examined], controls: Mapping[str, Cont
     for start in range(0, len(updates), at_once):
         iteration = updates[start : start + at_once]
         steps = [bench.lengths * bench.surrogate(bench.tokens(batch)) for batch in iteration]
-        whole = torch.stack(steps).sum(0)
-        for batch, own in zip(iteration, steps, strict=True):
-            yield _of_batch(bench, batch, whole - own, controls)
+        for number, batch in enumerate(iteration):
+            yield _of_batch(bench, batch, _moved_so_far(bench, steps[:number] + steps[number + 1 :]), controls)
+
+
+def _moved_so_far(bench: Bench, steps: Sequence[Tensor]) -> Tensor:
+    """How far Adam has moved the policy within an iteration after these steps. Its momentum has made only a part of
+    them yet, and the rest of steps of earlier iterations, for which the mean step stands."""
+    moved = torch.zeros_like(bench.lengths)
+    for ago, step in enumerate(reversed(steps), 1):
+        left = MOMENTUM**ago
+        moved += (1 - left) * step + left * bench.directions["reward"]
+    return moved
 
 
 def _of_batch(bench: Bench, batch: Examined, before: Tensor, controls: Mapping[str, Control]) -> Iterator[dict]:
-    """The row of each control and of its baseline for one batch, after the whole update's; `before` is the step of the
-    iteration's other updates."""
+    """The row of each control and of its baseline for one batch, after the whole update's; `before` is how far the
+    iteration's other updates have moved the policy."""
     seed = int(bench.prompts.integers(2**62))
     old_log_probs, old_entropy = bench.statistics(batch)
     with bench.moved(before):
