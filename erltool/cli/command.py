@@ -1,5 +1,5 @@
 """The command line: erltool demo | train | eval | plan | prompt | experiment | fit |
-microscope | advise | import | export | lab | workshop | doctor.
+microscope | advise | import | inspect | check | export | lab | workshop | doctor.
 
 Each command is a file in this folder with a function `run`, and only the command that is called is imported. An error
 that the user can fix is one line on stderr and exit status 2. An interrupted command exits with 130, and one whose
@@ -25,12 +25,14 @@ COMMANDS = {
     "microscope": "measure which tokens of a run's updates spend the entropy, and what sparing them costs",
     "advise": "say in one paragraph what a run's entropy is worth, who spends it, and which control to try",
     "import": "read another tool's log, show its entropy and performance, write it as a run",
+    "inspect": "show the tokens of anyone's rollouts: covariance, push, and what a control would take",
+    "check": "find what is wrong with a configuration of verl, TRL, SkyRL, prime-rl or erltool",
     "export": "translate a run's configuration to verl: command, data, and differences",
     "lab": "open the lessons in JupyterLab",
     "workshop": "write the lessons without solutions, and the instructor's timed plan with solutions",
     "doctor": "check versions, device, memory, threads and JupyterLab; with --policy, how exact its log-probs are",
 }
-FILES = {"import": "import_"}  # Python cannot import a module of this name
+FILES = {"import": "import_", "inspect": "inspect_"}  # names that Python or its library has
 
 
 def main(words: list[str] | None = None) -> int:
