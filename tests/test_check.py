@@ -206,6 +206,8 @@ LOSS="kl_cov"
 RATIO=${RATIO:-0.002}
 BATCH=64
 LENGTH=$((1024 * 2))
+MORE="trainer.nnodes=1 \
+    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4"
 DATA=(
     algorithm.adv_estimator=grpo  # (a comment in parentheses)
     data.train_batch_size=$((BATCH * 4))
@@ -222,8 +224,8 @@ python3 -m verl.trainer.main_ppo "${DATA[@]}" \
     actor_rollout_ref.actor.ppo_mini_batch_size=${BATCH} \
     actor_rollout_ref.actor.optim.lr=$(cat rate) \
     actor_rollout_ref.actor.fsdp_config.dtype=float32 \
-    actor_rollout_ref.rollout.n=8 actor_rollout_ref.rollout.top_p=$TOP_P \
-    actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4 data.max_response_length=$LENGTH $@
+    actor_rollout_ref.rollout.n=8 actor_rollout_ref.rollout.top_p=$TOP_P $MORE \
+    data.max_response_length=$LENGTH $@
 """
 YAML = """
 algorithm: {adv_estimator: grpo}

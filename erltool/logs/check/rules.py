@@ -131,7 +131,8 @@ def micro_batch_selection(s: Settings) -> Finding | None:
     if s.loss in COV and 1 < (s.micro_batch or 0) < (s.update_share or 0) and s.dynamic_batch is False:
         return found("micro-batch-selection", WARNING, s, "micro_batch",
                      "tokens are chosen in each micro-batch, not over the update's "
-                     f"{s.update_share or 0:g} responses on a device: the choice, and at least one token of each, depends on this number",
+                     f"{s.update_share or 0:g} responses on a device: the choice, and at least one "
+                     "token of each, depends on this number",
                      f"use {s.update_share or 0:g} if it fits, else keep it the same in all runs",
                      "loss")  # fmt: skip
     return None

@@ -48,7 +48,7 @@ def shell_command(text: str, path: Path) -> list[str]:
             value = _expanded(match[2], variables)
             variables[match[1]] = UNKNOWN if inside and variables.get(match[1]) != value else value
             continue
-        command = [w for word in words for w in arrays.get(_array_name(word), [_expanded(word, variables)])]
+        command = [w for word in words for w in arrays.get(_array_name(word), _split_variable(word, variables))]
         if _settings(command) > _settings(best):
             best = command
     if not best:
@@ -79,6 +79,12 @@ def _words(text: str) -> list[str]:
         return shlex.split(text, comments=True)
     except ValueError:  # quotes that are closed on another line
         return text.split()
+
+
+def _split_variable(word: str, variables: Mapping[str, str]) -> list[str]:
+    """The word with its variables; the words of a variable that stands alone."""
+    value = _expanded(word, variables)
+    return _words(value) if VARIABLE.fullmatch(word) else [value]
 
 
 def _array_name(word: str) -> str:
