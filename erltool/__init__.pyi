@@ -39,8 +39,10 @@ from .law.scaling import fit_scaling as fit_scaling
 from .law.scaling import law_differences as law_differences
 from .logs.read import align_points as align_points
 from .logs.read import read_log as read_log
+from .logs.rollouts import read_rollouts as read_rollouts
 from .plots import plot_fit as plot_fit
 from .plots import plot_run as plot_run
+from .policies.inspection import inspect_rollouts as inspect_rollouts
 from .policies.load import load_policy as load_policy
 from .policies.rollouts import response_log_probs as response_log_probs
 from .policies.sampling import sample_groups as sample_groups

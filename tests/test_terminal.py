@@ -251,6 +251,8 @@ def inputs(tiny_policy, tmp_path):
         "microscope": ["--help"],  # test_microscope.py runs it
         "advise": [str(shipped("data/runs/demo-none"))],
         "import": [VERL],
+        "inspect": [str(Path(__file__).parent / "rollouts/verl"), "--policy=sharpening"],
+        "check": [str(shipped("data/runs/demo-none"))],
         "export": ["verl", str(config)],
         "lab": [f"--dir={tmp_path / 'lessons'}", "--no-browser"],
         "workshop": [f"--out={tmp_path / 'workshop'}"],
