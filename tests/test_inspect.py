@@ -112,6 +112,9 @@ def test_a_long_file_is_cut_and_said(tmp_path, monkeypatch):
     monkeypatch.setattr("erltool.logs.rollouts.MOST", 3)
     file = read_rollouts(plain(tmp_path / "a.jsonl", [{"prompt": "a", "response": "b", "reward": 1}] * 5))
     assert len(file.table) == 3 and file.notes == ("only the first 3 responses are read",)
+    rows = [{"prompt": "a", "response": "b", "reward": 1, "step": i // 2} for i in range(12)]
+    late = read_rollouts(plain(tmp_path / "a.jsonl", rows), step=5)  # beyond the first three
+    assert late.table["step"].tolist() == [5, 5] and not late.notes
 
 
 def test_chats_are_their_contents(tmp_path):

@@ -97,22 +97,23 @@ def read_rollouts(
     notes: list[str] = []
     with reading(path):
         files = _files_of(path, step) if path.is_dir() else [path]
-        rows = list(itertools.islice(itertools.chain.from_iterable(_rows(f, notes) for f in files), MOST + 1))
+        every = itertools.chain.from_iterable(_rows(f, notes) for f in files)
+        first = next(every, None)
+        found = itertools.chain(() if first is None else [first], every)
+        rows = list(itertools.islice((row for row in found if _is_of(row, step, columns)), MOST + 1))
     where = shown(path)
     if len(rows) > MOST:
         rows.pop()
         notes.append(f"only the first {MOST:,} responses are read")
-    if not rows:
+    if first is None:
         raise ErltoolError(f"{where}: holds no responses; has the trainer written them yet?")
+    if not rows:
+        raise ErltoolError(f"{where}: no responses of step {step}; leave --step out to see which there are")
     kind = _kind(rows[0])
     took = _columns_of(rows[0], kind, columns, where)
     made = [_prime(row, i, where) if kind == "prime-rl token export" else _made(row, took, i, where)
             for i, row in enumerate(rows)]  # fmt: skip
     _check(made, where)
-    if step is not None:
-        made = [row for row in made if row["step"] == step]
-        if not made:
-            raise ErltoolError(f"{where}: no responses of step {step}; leave --step out to see which there are")
     if "," in took.get("reward", ""):
         notes.append(f"the reward is the sum of {took['reward']}: their weights are not in the file")
     ordered = _grouped(made, group_size, "group" in took, where)
@@ -280,6 +281,14 @@ def _number(value: object, missing: float = math.nan) -> float:
 
 def _is_chat(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "content" in m for m in value)
+
+
+def _is_of(row: Row, step: int | None, columns: Mapping[str, str]) -> bool:
+    """Whether a row is of the step; a row without one is of step 0."""
+    if step is None:
+        return True
+    names = (columns["step"],) if "step" in columns else ROLES["step"]
+    return _number(next((row[n] for n in names if row.get(n) is not None), None), 0) == step
 
 
 def _text(value: object) -> str:
