@@ -134,23 +134,49 @@ def test_words_and_lines_of_the_css_have_contrast_in_every_theme(theme):
     assert seen > 20
 
 
-def test_words_in_drawings_have_contrast_on_their_white():
-    (white,) = [style["background"] for selector, style in rules() if selector == ".erltool svg"]
-    words = []
+def palette(theme, names):
+    """Colours by name in a theme: the CSS's own variables, where they are not JupyterLab's."""
+    light = dict(rules())[".erltool"]
+    dark = dict(rules())['[data-jp-theme-light="false"] .erltool'] if theme == "dark" else {}
+    variables = themes()[theme] | light | dark
+    return [parsed(variables[f"--erltool-{name}"], variables, (33, 33, 33)) for name in names]
+
+
+@pytest.mark.parametrize("theme", ["none", "light", "dark"])
+def test_words_and_lines_of_drawings_have_contrast_on_the_page(theme):
+    (page,) = palette(theme, ["page"])
+    assert (
+        contrast(np.array(palette(theme, ["ink", "quiet", *(f"{i}-word" for i in range(1, 5))])), page) >= 4.5
+    ).all()
+    assert (contrast(np.array(palette(theme, ["1", "2", "3", "4", "focus"])), page) >= 3).all()
+    (raised,) = palette(theme, ["raised"])  # of the map's cells
+    assert (contrast(np.array(palette(theme, ["1-word", "2-word", "ink"])), raised) >= 4.5).all()
+    assert (contrast(np.array(palette(theme, ["1", "2"])), raised) >= 3).all()
+
+
+def test_words_in_drawings_are_of_the_kits_colours_or_have_contrast_in_every_theme():
+    fills = set()
     for text in SCRIPTS.values():
         constants = dict(re.findall(r"([A-Z_]+) = \"(#\w+)\"", text))
-        for fill in re.findall(r"(?:draw\(\"text\"|words\()[^;]*?fill: (\"#\w+\"|[A-Z_]+\b)", text):
-            words.append(constants.get(fill, fill.strip('"')))
-    assert words and all(contrast(parsed(c, {}), parsed(white, {})) >= 4.5 for c in words), words
+        fills |= {constants[f] for f in re.findall(r"words\([^;]*?fill: ([A-Z_]+)\b", text) if f in constants}
+        fills |= set(re.findall(r"(?:draw\(\"text\"|words\()[^;]*?fill: \"(#\w+)\"", text))
+    for theme in themes():
+        (page,) = palette(theme, ["page"])
+        assert all(contrast(parsed(c, {}), page) >= 4.5 for c in fills), (theme, fills)
 
 
-@pytest.mark.parametrize(
-    "script, names",
-    [("entropy_lab.js", ("ENTROPY", "PREDICTED")), ("curve_fitter.js", ("DATA", "FORECAST", "DRAGGED"))],
-)
-def test_the_lines_of_a_drawing_differ_for_colour_blind_readers(script, names):
-    lines = [re.search(rf"\b{n} = \"(#\w+)\"", SCRIPTS[script])[1] for n in names]
-    assert all(contrast(parsed(c, {}), [255, 255, 255]) >= 3 for c in lines)
-    for eye, matrix in BLIND.items():
-        seen = [lab(linear(parsed(c, {})) @ np.array(matrix).T) for c in lines]
-        assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 30, eye
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("eye", BLIND)
+def test_the_first_two_lines_and_ink_differ_for_colour_blind_readers(theme, eye):
+    """They meet in one drawing: entropy and its forecast, and what is dragged; the others have dashes of their own."""
+    seen = [lab(linear(c) @ np.array(BLIND[eye]).T) for c in palette(theme, ["1", "2", "ink"])]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 30
+    others = [lab(linear(c) @ np.array(BLIND[eye]).T) for c in palette(theme, ["1", "2", "3", "4"])]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(others, 2)) > 10
+
+
+def test_charts_have_no_ground_of_their_own():
+    """A white plate in the dark theme is a rule or a rectangle with a colour of its own."""
+    assert not [s for s, style in rules() if "svg" in s and "background" in style]
+    for name in ("kit.js", "curve_chart.js", "control_map.js", "control_explorer.js", "run_form.js", "entropy_lab.js"):
+        assert not re.findall(r"\"#[0-9a-fA-F]{3,6}\"", SCRIPTS[name]), name

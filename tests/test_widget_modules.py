@@ -15,8 +15,12 @@ import torch
 import erltool.widgets
 from erltool.entropy import bandit
 from erltool.entropy.tokens import token_budget
+from erltool.law.fit import fit_law
+from erltool.law.forecast import forecast
 from erltool.runs.folder import TOKEN_COLUMNS
-from erltool.widgets import TokenInspector
+from erltool.widgets import CurveFitter, TokenInspector
+from erltool.widgets.curve_fitter import LAWS
+from erltool.widgets.points import Points
 from erltool.widgets.view import javascript
 
 HERE = Path(__file__).parent
@@ -117,10 +121,39 @@ def selection_vectors():
             }
 
 
+def law_vectors():
+    """Points of a law with noise, fitted and forecast by the package."""
+    rng = np.random.default_rng(2)
+    for n, window, cut in ((3, 1, 0.5), (7, 1, 0.3), (40, 3, 0.25), (62, 1, 0.15), (61, 2, 0.5)):
+        h = np.linspace(0.8, 0.05, n) + rng.normal(0, 0.01, n)
+        r = 0.9 - 0.3 * np.exp(h) + rng.normal(0, 0.01, n)
+        points = Points(h, r).averaged(window)
+        fit = fit_law(points.entropy, points.performance, unit="fraction")
+        expected = {k: getattr(fit, k) for k in ("a", "b", "ceiling", "rmse", "r_squared")}
+        expected |= {"h": points.entropy.tolist(), "r": points.performance.tolist(), "widest": Points(h, r).widest}
+        if len(points.entropy) > 6:
+            ahead = forecast(points.entropy, points.performance, cut=cut, unit="fraction")
+            law = [ahead.law.a, ahead.law.b, ahead.rmse]
+            expected["forecast"] = {"count": len(ahead.law.entropy), "rest": len(ahead.entropy), "law": law}
+        fitter = CurveFitter((h, r), window=window)
+        grid = np.frombuffer(fitter.data["grid"], np.float32)
+        rivals = {}
+        for law in LAWS if n > 7 else ():
+            fitter.law = law
+            rivals[law] = [fitter.result.rmse, *fitter.result.predict(np.array([0.2, 0.9])).tolist()]
+        yield {"h": h.tolist(), "r": r.tolist(), "window": window, "cut": cut, "expected": expected,
+               "grid": grid.tolist(), "rivals": rivals}  # fmt: skip
+
+
 @needs_node
 def test_the_browsers_arithmetic_is_pythons_and_its_timing_is_calm(tmp_path):
     budgets = [[f, n, token_budget(f, n)] for f in (0.0, 2e-4, 0.07, 0.29, 1.0) for n in (0, 1, 100, 5001)]
-    vectors = {"bandit": [*bandit_vectors()], "selection": [*selection_vectors()], "budgets": budgets}
+    vectors = {
+        "bandit": [*bandit_vectors()],
+        "selection": [*selection_vectors()],
+        "budgets": budgets,
+        "law": [*law_vectors()],
+    }
     assert any(v["expected"]["clip"] and v["expected"]["kl"] for v in vectors["selection"])
     (tmp_path / "vectors.json").write_text(json.dumps(vectors))
     said = node("--test", str(HERE / "widgets.test.mjs"), VECTORS=str(tmp_path / "vectors.json"))

@@ -60,12 +60,67 @@ def labels(explorer):
     return [g.label for g in explorer.shown]
 
 
-def test_the_run_without_control_and_the_null_control_are_always_on_show(grid):
+def test_a_cell_stands_beside_the_run_without_control_and_the_random_baseline(grid):
     explorer = ControlExplorer(grid)
     assert not explorer.problem and explorer.data["settings"] == ["advantages grpo", "advantages rloo"]
-    assert list(explorer.chosen) == ["none", "random-clip", "clip-cov", "kl-cov"]
-    explorer.chosen = {"entropy-bonus": -1, "nonsense": 3}
-    assert list(explorer.chosen) == ["none", "random-clip", "entropy-bonus"]
+    explorer.choose("kl-cov", setting=0).choose("entropy-bonus", beside=True)
+    assert [explorer.groups[i].control for i in explorer.cells] == ["kl-cov", "entropy-bonus"]
+    assert [g.control for g in explorer.shown] == ["none", "random-clip", "kl-cov", "entropy-bonus"]
+    explorer.choose("clip-cov", beside=True)  # a third takes the place of the first
+    assert [explorer.groups[i].control for i in explorer.cells] == ["entropy-bonus", "clip-cov"]
+    assert [explorer.groups[i].control for i in explorer.choose("kl-cov").cells] == ["kl-cov"]
+    explorer.cells = [99, -3]
+    assert len(explorer.cells) == 2 and max(explorer.cells) < len(explorer.groups)
+
+
+def test_the_random_baseline_is_that_of_the_same_kind(tmp_path):
+    texts = ["none", "random-clip:fraction=0.02", "random-kl:fraction=0.1,coef=1", "kl-cov:fraction=0.1,coef=1"]
+    texts += ["clip-cov:fraction=0.02,low=0.5,high=50", "entropy-bonus"]
+    explorer = ControlExplorer([write_run(tmp_path / str(i), text, 0) for i, text in enumerate(texts)])
+    beside = {g["control"]: explorer.groups[g["baseline"]].control for g in explorer.data["groups"]}
+    assert beside["clip-cov"] == "random-clip" and beside["kl-cov"] == "random-kl"
+    assert labels(explorer.choose("kl-cov"))[1].startswith("random-kl")
+
+
+def test_the_map_is_control_by_regime_and_opens_where_control_does_best_and_worst(tmp_path):
+    regimes, seeds = {"sharpening": (0.5, 0.52, 0.5), "trap": (0.5, 0.8, 0.4)}, (0, 1, 2)
+    for regime, levels in regimes.items():
+        for control, level in zip(("none", "clip-cov", "kl-cov"), levels, strict=True):
+            for seed in seeds:
+                fields = {"task": f"chain:{regime}", "policy": regime}
+                uneven = level + 0.003 * seed * (control != "none")  # an interval of some width
+                write_run(tmp_path / regime / f"{control}-{seed}", control, seed, level=uneven, **fields)
+    write_run(tmp_path / "trap" / "one", "none", 0, task="chain:trap", policy="trap", updates_per_iteration=1)
+    explorer = ControlExplorer([tmp_path / regime for regime in regimes])
+    assert explorer.data["settings"] == ["sharpening", "trap", "trap, updates_per_iteration 1"]
+    assert explorer.data["map"] == {
+        "controls": ["none", "clip-cov", "kl-cov"], "settings": [0, 1], "accuracy": "late held-out accuracy"
+    }  # fmt: skip
+    assert [g.setting for g in explorer.shown] == [1, 1, 0, 0]  # in the trap Clip-Cov does best
+    assert {explorer.groups[i].control for i in explorer.cells} == {"clip-cov"}
+    end, half = explorer.data["groups"][explorer.cells[0]]["end"], 4.30265 * 0.0015 / np.sqrt(3)
+    assert end["difference"] == pytest.approx([0.1515, 0.1515 - half, 0.1515 + half], abs=1e-6)
+    ratios = [(0.8 + 0.013 * seed) / (0.5 + 0.01 * seed) for seed in seeds]
+    assert end["held"][0] == pytest.approx(np.exp(np.mean(np.log(ratios))))
+    assert end["held"][1] < end["held"][0] < end["held"][2]
+    assert explorer.choose("kl-cov", setting="sharpening").sentence.count("in sharpening") == 2
+    with pytest.raises(ErltoolError, match="no setting 'desert'; there are sharpening; trap"):
+        explorer.choose("kl-cov", setting="desert")
+
+
+def test_the_recorded_regimes_are_the_map_without_arguments():
+    """Its numbers are those of the recorded runs, as data/RESULTS.md has them."""
+    explorer = ControlExplorer()
+    assert {explorer.data["settings"][i] for i in explorer.data["map"]["settings"]} >= {
+        "sharpening",
+        "discovery",
+        "trap",
+    }
+    assert explorer.data["map"]["accuracy"] == "greedy accuracy at the end"
+    at = next(i for i, g in enumerate(explorer.groups) if explorer.name_of(i).startswith("clip-cov (")
+              and explorer.data["settings"][g.setting] == "discovery")  # fmt: skip
+    mean, low, high = explorer.data["groups"][at]["end"]["difference"]
+    assert f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" in shipped("data/RESULTS.md").read_text()
 
 
 def test_only_recorded_parameters_can_be_chosen_and_the_nearest_others_follow(grid):
@@ -95,9 +150,9 @@ def test_composed_controls_have_the_parameters_of_their_parts(tmp_path):
     explorer.choose(under, **{"kl-cov fraction": 0.1, "target-entropy target": 0.3})
 
 
-def test_another_setting_shows_its_own_runs_with_the_nearest_parameters(grid):
+def test_another_setting_shows_its_own_runs(grid):
     explorer = ControlExplorer(grid).choose("kl-cov", fraction=0.1, coef=2)
-    explorer.setting = 1
+    explorer.choose("kl-cov", setting=1)
     assert labels(explorer) == ["none", "kl-cov (fraction 0.1, coef 1, estimator k1)"]
     assert explorer.result.end["entropy_end"].tolist() == pytest.approx([0.6, 0.61, 0.7, 0.71])
 
@@ -110,20 +165,21 @@ def test_the_setting_with_the_most_runs_is_shown_first(tmp_path):
     explorer = ControlExplorer(runs)
     assert explorer.data["settings"] == ["updates_per_iteration 4", "updates_per_iteration 1"]
     assert [g.control for g in explorer.shown] == ["none", "random-clip", "clip-cov"]
+    assert explorer.data["map"]["settings"] == [0]  # one update has no control to compare
 
 
 def test_its_result_is_the_end_values_and_the_recorded_curves(grid):
-    explorer = ControlExplorer(grid).choose("kl-cov", fraction=0.2)
+    explorer = ControlExplorer(grid).choose("kl-cov", setting=0, fraction=0.2)
     result = explorer.result
     runs = {n: erltool.read_run(grid / n) for n in result.end["run"]}
-    assert type(result.end) is Table and len(runs) == 8
+    assert type(result.end) is Table and len(runs) == 6
     expected = end_values(runs)
     for column in ("seed", "entropy_end", "accuracy_late", "accuracy_best", "length_end"):
         assert result.end[column].tolist() == pytest.approx(expected[column].tolist())
     one = result.curves[result.curves["run"] == "7-1"]
     assert one["policy_entropy"].tolist() == runs["7-1"].metrics["policy_entropy"].tolist()
     assert one["control"].unique().tolist() == ["kl-cov (fraction 0.2, coef 2, estimator k1)"]
-    assert "kl-cov (fraction 0.2, coef 2, estimator k1), 2 seeds: 0.305 and " in explorer.sentence
+    assert "kl-cov (fraction 0.2, coef 2, estimator k1) in advantages grpo, 2 seeds: 0.305 and " in explorer.sentence
 
 
 def test_the_table_has_mean_range_and_the_difference_paired_by_seed(grid):
@@ -136,11 +192,15 @@ def test_the_table_has_mean_range_and_the_difference_paired_by_seed(grid):
 
 def test_its_picture_has_a_thin_line_a_run_and_a_thick_mean(grid):
     explorer = ControlExplorer(grid, metrics=["policy_entropy", "eval_accuracy"])
-    entropy, accuracy = explorer.picture().axes
-    assert len(entropy.lines) == 4 * 3 and entropy.get_ylabel() == "policy entropy (nats/token)"
-    thick = [line for line in entropy.lines if line.get_linewidth() == 2]
-    assert [line.get_ydata()[0] for line in thick] == pytest.approx([0.105, 0.125, 0.205, 0.305])
+    explorer.cells = [next(i for i, g in enumerate(explorer.groups) if g.control == c) for c in ("clip-cov", "kl-cov")]
+    *columns, entropy, other, accuracy, _ = explorer.picture().axes
+    assert [ax.get_title() for ax in columns] == ["advantages grpo", "advantages rloo"]
+    assert len(entropy.lines) == 3 * 3 and entropy.get_ylabel() == "policy entropy (nats/token)"
+    thick = [line for ax in (entropy, other) for line in ax.lines if line.get_linewidth() == 2]
+    assert [line.get_ydata()[0] for line in thick] == pytest.approx([0.105, 0.125, 0.205, 0.105, 0.125, 0.305])
     assert len({(line.get_color(), str(line._dash_pattern)) for line in thick}) == 4
+    assert entropy.get_ylim() == other.get_ylim() and entropy.get_xlim() == other.get_xlim()
+    assert [t.get_text() for t in entropy.texts] == ["none", "random-clip", "clip-cov"]
     assert accuracy.lines[2].get_xdata().tolist() == [1, 9, 17, 25, 33]
     data, _ = explorer._repr_mimebundle_()
     assert data["image/png"][:4] == b"\x89PNG" and data["text/plain"] == explorer.sentence
@@ -170,7 +230,6 @@ def test_what_cannot_be_compared_is_said_and_the_rest_is_drawn(grid, tmp_path):
     empty = write_run(tmp_path / "empty", "none", 0)
     (empty / "metrics.jsonl").unlink()
     blind = write_run(tmp_path / "blind", "clip-cov", 0, evaluate=False)
-    other = write_run(tmp_path / "other", "none", 0, task="addition:20")
     cases = {
         "there are no runs": [],
         "no such folder": tmp_path / "nothing",
@@ -179,7 +238,6 @@ def test_what_cannot_be_compared_is_said_and_the_rest_is_drawn(grid, tmp_path):
         "not int": 3,
         "names no control": [foreign],
         "has no steps yet": [empty],
-        "do not compare": [grid / "0-0", other],
     }
     for words, runs in cases.items():
         explorer = ControlExplorer(runs)
@@ -188,6 +246,9 @@ def test_what_cannot_be_compared_is_said_and_the_rest_is_drawn(grid, tmp_path):
     explorer = ControlExplorer([foreign, empty, blind, grid / "0-0"])
     assert "has no steps yet" in explorer.problem and "no held-out accuracy was measured in blind" in explorer.problem
     assert labels(explorer)[0] == "none" and "0.200 and not measured" in explorer.sentence
+    other = ControlExplorer([grid / "0-0", write_run(tmp_path / "other", "none", 0, task="addition:20")])
+    assert not other.problem and other.data["settings"][1].endswith("on addition:20")  # no comparison across tasks
+    assert all(g["end"]["difference"] is None for g in other.data["groups"])
     explorer.metrics = []
     explorer.picture()
 

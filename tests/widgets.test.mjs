@@ -4,17 +4,53 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { mock, test } from "node:test";
 import * as bandit from "../erltool/widgets/bandit.js";
-import { fillTable, make, statusLine, throttled } from "../erltool/widgets/elements.js";
-import { logTicks, scales, ticks } from "../erltool/widgets/kit.js";
-import { budget, clipCov, effects, falling, klCov } from "../erltool/widgets/selection.js";
+import {
+  fillTable,
+  make,
+  statusLine,
+  throttled,
+} from "../erltool/widgets/elements.js";
+import {
+  apart,
+  lineChart,
+  logTicks,
+  scales,
+  spanOf,
+  ticks,
+} from "../erltool/widgets/kit.js";
+import {
+  averaged,
+  fitLaw,
+  fitShape,
+  forecastLaw,
+  gridOf,
+  roundEven,
+  widest,
+} from "../erltool/widgets/law.js";
+import { nearest } from "../erltool/widgets/reading.js";
+import { verdictOf } from "../erltool/widgets/control_map.js";
+import {
+  budget,
+  clipCov,
+  effects,
+  falling,
+  klCov,
+} from "../erltool/widgets/selection.js";
 
-const vectors = process.env.VECTORS ? JSON.parse(readFileSync(process.env.VECTORS, "utf8")) : null;
-const skip = vectors ? false : "no $VECTORS: run by pytest tests/test_widget_modules.py";
+const vectors = process.env.VECTORS
+  ? JSON.parse(readFileSync(process.env.VECTORS, "utf8"))
+  : null;
+const skip = vectors
+  ? false
+  : "no $VECTORS: run by pytest tests/test_widget_modules.py";
 
 function assertClose(actual, expected) {
   [actual].flat().forEach((value, i) => {
     const wanted = [expected].flat()[i];
-    assert.ok(Math.abs(value - wanted) <= 1e-12 * Math.max(1, Math.abs(wanted)), `${value} is not ${wanted}`);
+    assert.ok(
+      Math.abs(value - wanted) <= 1e-12 * Math.max(1, Math.abs(wanted)),
+      `${value} is not ${wanted}`,
+    );
   });
   assert.equal([actual].flat().length, [expected].flat().length);
 }
@@ -34,7 +70,10 @@ class Node {
     this.children = children;
   }
 }
-globalThis.document = { createElement: (tag) => new Node(tag) };
+globalThis.document = {
+  createElement: (tag) => new Node(tag),
+  createElementNS: (_, tag) => new Node(tag),
+};
 
 test("a bandit's step is Python's", { skip }, () => {
   for (const { z, values, eta, method, expected } of vectors.bandit) {
@@ -56,23 +95,130 @@ test("a dragged probability is reached, and the others keep their ratios", () =>
   assertClose(after[0] / after[2], before[0] / before[2]);
 });
 
-test("the sliders select what Python selects, and leave the covariance that it leaves", { skip }, () => {
-  for (const { columns, keys, settings, expected } of vectors.selection) {
-    const { low, high, clip_fraction, kl_fraction, coef } = settings;
-    const clip = clipCov(columns.covariance, falling(keys), { low, high, fraction: clip_fraction });
-    const kl = klCov(falling(columns.covariance), kl_fraction);
-    assert.deepEqual(
-      [...clip].sort((i, j) => i - j),
-      expected.clip,
-    );
-    assert.deepEqual(
-      [...kl].sort((i, j) => i - j),
-      expected.kl,
-    );
-    const { none, clip: afterClip, kl: afterKl } = effects(columns, clip, kl, coef);
-    assertClose([none, afterClip, afterKl], expected.covariances);
+test(
+  "the sliders select what Python selects, and leave the covariance that it leaves",
+  { skip },
+  () => {
+    for (const { columns, keys, settings, expected } of vectors.selection) {
+      const { low, high, clip_fraction, kl_fraction, coef } = settings;
+      const clip = clipCov(columns.covariance, falling(keys), {
+        low,
+        high,
+        fraction: clip_fraction,
+      });
+      const kl = klCov(falling(columns.covariance), kl_fraction);
+      assert.deepEqual(
+        [...clip].sort((i, j) => i - j),
+        expected.clip,
+      );
+      assert.deepEqual(
+        [...kl].sort((i, j) => i - j),
+        expected.kl,
+      );
+      const {
+        none,
+        clip: afterClip,
+        kl: afterKl,
+      } = effects(columns, clip, kl, coef);
+      assertClose([none, afterClip, afterKl], expected.covariances);
+    }
+    for (const [fraction, n, count] of vectors.budgets)
+      assert.equal(budget(fraction, n), count);
+  },
+);
+
+test("the law is fitted and forecast as Python does it", { skip }, () => {
+  for (const { h, r, window, cut, grid, rivals, expected } of vectors.law) {
+    const [x, y] = [averaged(h, window), averaged(r, window)];
+    assertClose([...x], expected.h);
+    assertClose([...y], expected.r);
+    assert.equal(widest(h.length), expected.widest);
+    const fit = fitLaw(x, y);
+    const near = (value, wanted, within = 1e-9) =>
+      assert.ok(Math.abs(value - wanted) < within, `${value}, ${wanted}`);
+    for (const name of ["a", "b", "ceiling", "rmse"])
+      near(fit[name], expected[name]);
+    near(fit.rSquared, expected.r_squared);
+    const ahead = forecastLaw(x, y, cut);
+    assert.equal(ahead !== null, "forecast" in expected);
+    if (ahead) {
+      assert.deepEqual(
+        [ahead.count, ahead.rest],
+        [expected.forecast.count, expected.forecast.rest],
+      );
+      [ahead.a, ahead.b, ahead.restRmse].forEach((v, i) =>
+        near(v, expected.forecast.law[i]),
+      );
+    }
+    gridOf([...x]).forEach((v, i) => near(v, grid[i], 1e-6));
+    for (const [law, [rmse, ...values]] of Object.entries(rivals)) {
+      const found = fitShape(law, x, y);
+      near(found.rmse, rmse, 1e-7);
+      [0.2, 0.9].forEach((v, i) => near(found.predict(v), values[i], 1e-4));
+    }
   }
-  for (const [fraction, n, count] of vectors.budgets) assert.equal(budget(fraction, n), count);
+  assert.deepEqual([0.5, 1.5, 2.5, 2.4, 2.6].map(roundEven), [0, 2, 2, 2, 3]);
+  assert.equal(fitLaw([1, 1], [0, 1]), null);
+  assert.equal(fitLaw([1, 1, 1], [0, 1, 2]), null);
+});
+
+test("names at the ends of lines keep apart, in order and within the box", () => {
+  const at = apart([50, 52, 10, 51], 4, 60);
+  const sorted = at.toSorted((a, b) => a - b);
+  assert.ok(
+    sorted.slice(1).every((v, i) => v - sorted[i] >= 14),
+    String(at),
+  );
+  assert.ok(Math.min(...at) >= 4 && Math.max(...at) <= 60);
+  assert.ok(at[2] < at[0] && at[0] < at[3] && at[3] < at[1]);
+});
+
+test("charts of one span share their axis, and name and read only lines with a label", () => {
+  Node.prototype.classList = { add: () => {} };
+  const [low, high] = [
+    [0.2, 0.4],
+    [0.6, NaN],
+  ];
+  const span = spanOf([{ y: low }, { y: high }]);
+  const look = { colour: "var(--erltool-1)", dash: "", width: 1, opacity: 1 };
+  const charts = [low, high].map((y) =>
+    lineChart(
+      "x",
+      [1, 2],
+      2,
+      [
+        { y, ...look, label: "<b>" },
+        { y: low, ...look },
+      ],
+      300,
+      100,
+      span,
+    ),
+  );
+  assert.deepEqual(charts[0].plot.at.y, charts[1].plot.at.y);
+  assert.deepEqual(
+    charts.map((c) => c.plot.lines.map(({ label }) => label)),
+    [["<b>"], ["<b>"]],
+  );
+  assert.equal(
+    charts[0].children.filter((n) => n.children[0] === "<b>").length,
+    1,
+  );
+  assert.equal(nearest([5, 3, 1], 2.9), 1);
+});
+
+test("an interval pays, costs or leaves it open", () => {
+  const words = [
+    [0.1, 0.01, 0.2],
+    [-0.1, -0.2, -0.01],
+    [0, -0.1, 0.1],
+    [0.1, null, null],
+    null,
+  ];
+  assert.deepEqual(
+    words.map((d) => verdictOf(d).word),
+    ["pays", "costs", "not told apart", "not told apart", "not told apart"],
+  );
 });
 
 test("a live region speaks at most once a second, and says the last line", () => {
@@ -114,7 +260,9 @@ test("headers of a table have a scope, and a child that is a string stays text",
   const table = make("table");
   fillTable(table, ["<b>", "x"], [["<img src=x>", "1"]]);
   const cells = table.children.flatMap((row) => row.children);
-  const kinds = cells.map((cell) => `${cell.tag} ${cell.attributes.scope ?? ""}`);
+  const kinds = cells.map(
+    (cell) => `${cell.tag} ${cell.attributes.scope ?? ""}`,
+  );
   assert.deepEqual(kinds, ["th col", "th col", "th row", "td "]);
   assert.deepEqual(
     cells.map((cell) => cell.children[0]),
@@ -129,7 +277,12 @@ test("ticks are round and within the scale, which maps its ends to the box", () 
     logTicks(0.04, 0.3).map(([v]) => v),
     [0.05, 0.1, 0.2],
   );
-  const at = scales({ left: 10, right: 110, top: 5, bottom: 55 }, [1, 100], [0, 2], true);
+  const at = scales(
+    { left: 10, right: 110, top: 5, bottom: 55 },
+    [1, 100],
+    [0, 2],
+    true,
+  );
   assertClose([at.px(1), at.px(10), at.px(100)], [10, 60, 110]);
   assertClose([at.py(0), at.py(2), at.inside(9)], [55, 5, 5]);
 });

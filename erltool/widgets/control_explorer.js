@@ -1,4 +1,5 @@
-// ControlExplorer: recorded runs by control and parameter, each group with its mean over seeds.
+// ControlExplorer: the map of where control pays, and the recorded runs of a cell, or of two side by side.
+import { controlMap } from "./control_map.js";
 import {
   begin,
   choice,
@@ -7,163 +8,133 @@ import {
   floats,
   group,
   make,
-  row,
   saver,
   select,
-  showIf,
   slider,
   statusLine,
+  widthOf,
 } from "./elements.js";
-import { lineChart, swatch } from "./kit.js";
+import { INK, SERIES, lineChart, spanOf } from "./kit.js";
+import { crosshair } from "./reading.js";
 
-const ALWAYS = { none: "the run without control", "random-clip": "the random baseline: tokens chosen at random" };
 const END = {
   entropy_end: "entropy at the end, nats/token",
   accuracy_late: "late held-out accuracy",
   accuracy_best: "its best",
   length_end: "length, tokens",
 };
-const HEAD = ["mean over seeds [lowest, highest]", "seeds", ...Object.values(END), "late accuracy against none"];
 const NOTE =
-  "Late: mean over the second half of the steps. Against none: mean difference and its 95 % interval, paired by seed.";
+  "Thin: one seed. Thick: mean over seeds, and its 95 % interval. Late: mean over the second half of the steps. Against none: paired by seed, 95 % interval.";
+const NARROW = 560; // pixels below which two cells stand under each other
 
 const textOf = (v) => (typeof v === "number" ? String(Number(v.toPrecision(6))) : v);
 const inOrder = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+const titleOf = (d, i) => {
+  const { control, setting } = d.groups[i];
+  return d.settings.length > 1 ? `${control} in ${d.settings[setting]}` : control;
+};
+// The groups that stand beside a cell's: without control, at random, and its own.
+const around = (d, i) => [...new Set([d.groups[i].none, d.groups[i].baseline, i])].filter((k) => k !== null);
 
-// The groups of runs, and which of them can be shown in the setting that is chosen.
-function groupsOf(model) {
-  const { groups } = model.get("data");
-  const inSetting = (control) =>
-    [...groups.keys()].filter((i) => groups[i].control === control && groups[i].setting === model.get("setting"));
-  // Of these groups the one that differs from group `at` in the fewest parameters; without it, the one with most runs.
-  const nearest = (candidates, at) => {
-    const now = groups[at]?.parameters;
-    const differing = (i) => Object.entries(groups[i].parameters).filter(([k, v]) => now[k] !== v).length;
-    const cost = (i) => (now ? differing(i) : -groups[i].runs.length);
-    return candidates.reduce((a, b) => (cost(b) < cost(a) ? b : a));
-  };
-  return { groups, inSetting, nearest };
-}
-
-// Lines of a metric: of each run, and of a group's mean where all of its runs have a value.
+// Lines of a metric: of each run, and of a group's mean, with its interval, where all of its runs have a value.
 function linesOf(d) {
   const n = floats(d.steps).length;
   const rows = {};
-  const means = {};
+  const kept = {};
   for (const metric of Object.keys(d.metrics)) {
     const all = floats(d.curves[metric]);
     rows[metric] = Array.from({ length: all.length / n }, (_, r) => all.subarray(r * n, (r + 1) * n));
   }
-  const ofRuns = (metric, i) => d.groups[i].runs.map((r) => rows[metric][r]);
-  const meanOf = (metric, i) => {
-    const runs = ofRuns(metric, i);
-    return Float32Array.from({ length: n }, (_, k) => runs.reduce((sum, y) => sum + y[k], 0) / runs.length);
+  const meanOf = (runs, quantile) => {
+    const made = () => new Float32Array(n).fill(NaN);
+    const [y, low, high] = [made(), made(), made()];
+    for (let k = 0; k < n; k++) {
+      const mean = runs.reduce((sum, v) => sum + v[k], 0) / runs.length;
+      const squares = runs.reduce((sum, v) => sum + (v[k] - mean) ** 2, 0);
+      const half = quantile ? quantile * Math.sqrt(squares / (runs.length - 1) / runs.length) : NaN;
+      [y[k], low[k], high[k]] = [mean, mean - half, mean + half];
+    }
+    return { y, low, high };
   };
-  return (metric, shown) => {
-    const thin = shown.flatMap((i) => {
-      const { colour } = d.styles[d.groups[i].control];
-      const runs = ofRuns(metric, i);
-      return runs.length > 1 ? runs.map((y) => ({ y, colour, dash: "", width: 0.8, opacity: 0.4 })) : [];
-    });
-    const thick = shown.map((i) => {
-      const { colour, dash } = d.styles[d.groups[i].control];
-      const y = (means[`${metric} ${i}`] ??= meanOf(metric, i));
-      return { y, colour, dash: dash.join(" "), width: 2.4, opacity: 1 };
-    });
-    return [...thin, ...thick];
+  const lines = (metric, i) => {
+    const { control, runs: at, quantile } = d.groups[i];
+    const { colour: place, dash } = d.styles[control];
+    const colour = place === null ? INK : SERIES[place];
+    const runs = at.map((r) => rows[metric][r]);
+    const thin = runs.length > 1 ? runs.map((y) => ({ y, colour, dash: "", width: 0.8, opacity: 0.35 })) : [];
+    const mean = meanOf(runs, quantile);
+    const look = { colour, dash: dash.join(" "), width: 2.4, opacity: 1, label: control };
+    return { thin, thick: [{ ...mean, ...look, ...(quantile ? {} : { low: undefined }) }] };
+  };
+  return (metric, cell) => {
+    const of = around(d, cell).map((i) => (kept[`${metric} ${i}`] ??= lines(metric, i)));
+    return [...of.flatMap(({ thin }) => thin), ...of.flatMap(({ thick }) => thick)];
   };
 }
 
-// A parameter's recorded values: a slider over numbers, or a list where one is a text. `show` puts it to a value.
-function parameterOf(control, key, values, onChange) {
-  const name = `${control} ${key}`;
+// A parameter's recorded values: a slider over numbers, or a list where one is a text.
+function parameterOf(name, key, values, value, onChange) {
   if (values.every((v) => typeof v === "number")) {
-    const shown = make("span", { class: "number" });
-    const range = { min: 0, max: values.length - 1, step: 1, value: 0 };
-    const input = slider(name, range, (k) => onChange(key, values[k]));
-    const show = (value) => {
-      input.value = values.indexOf(value);
-      shown.textContent = textOf(value);
-      input.setAttribute("aria-valuetext", textOf(value));
+    const shown = make("span", { class: "number" }, textOf(value));
+    const range = { min: 0, max: values.length - 1, step: 1, value: values.indexOf(value) };
+    const input = slider(`${name} ${key}`, range, (k) => onChange(key, values[k]));
+    const show = (v) => {
+      input.value = values.indexOf(v);
+      shown.textContent = textOf(v);
+      input.setAttribute("aria-valuetext", textOf(v));
     };
-    return { key, node: make("label", {}, key, input, shown), show };
+    show(value);
+    return { key, show, node: make("label", {}, key, input, shown) };
   }
   const options = values.map((v, k) => [k, textOf(v)]);
-  const list = select(name, options, 0, (k) => onChange(key, values[Number(k)]));
-  return { key, node: make("label", {}, key, list), show: (value) => (list.value = values.indexOf(value)) };
+  const list = select(`${name} ${key}`, options, values.indexOf(value), (k) => onChange(key, values[Number(k)]));
+  return { key, show: (v) => (list.value = values.indexOf(v)), node: make("label", {}, key, list) };
 }
 
-// A control with its box, its line's look and the parameters that have more than one recorded value.
-function controlRow(model, control, choose) {
-  const { groups, inSetting, nearest } = groupsOf(model);
-  const here = inSetting(control);
-  const at = () => model.get("chosen")[control];
-  const box = choice("checkbox", "", (on) => choose(control, on ? nearest(here, -1) : undefined));
-  const { colour, dash } = model.get("data").styles[control];
-  box.node.append(swatch({ colour, dash: dash.join(" ") }), control);
-  if (control in ALWAYS) {
-    box.input.disabled = true;
-    box.node.title = ALWAYS[control];
-  }
-  const change = (key, value) => {
-    const fits = here.filter((i) => groups[i].parameters[key] === value);
-    choose(control, nearest(fits, at() ?? -1));
+// The parameters of a cell's control that have more than one recorded value in its setting.
+function parametersOf(d, cell, change) {
+  const { control, setting, parameters } = d.groups[cell];
+  const here = [...d.groups.keys()].filter((i) => d.groups[i].control === control && d.groups[i].setting === setting);
+  const state = { cell };
+  const onChange = (key, value) => {
+    const now = d.groups[state.cell].parameters;
+    const fits = here.filter((i) => d.groups[i].parameters[key] === value);
+    const differing = (i) => Object.entries(d.groups[i].parameters).filter(([k, v]) => now[k] !== v).length;
+    change(
+      state.cell,
+      fits.reduce((a, b) => (differing(b) < differing(a) ? b : a)),
+    );
   };
-  const parameters = Object.keys(groups[here[0]].parameters)
-    .map((key) => [key, [...new Set(here.map((i) => groups[i].parameters[key]))].sort(inOrder)])
+  const name = d.settings.length > 1 ? `${control} in ${d.settings[setting]}:` : control;
+  const controls = Object.keys(parameters)
+    .map((key) => [key, [...new Set(here.map((i) => d.groups[i].parameters[key]))].sort(inOrder)])
     .filter(([, values]) => values.length > 1)
-    .map(([key, values]) => parameterOf(control, key, values, change));
-  const show = () => {
-    const chosen = groups[at()];
-    box.input.checked = Boolean(chosen);
-    for (const p of parameters) {
-      showIf(p.node, chosen);
-      if (chosen) p.show(chosen.parameters[p.key]);
-    }
+    .map(([key, values]) => parameterOf(name, key, values, parameters[key], onChange));
+  const put = (now) => {
+    state.cell = now;
+    for (const { key, show } of controls) show(d.groups[now].parameters[key]);
   };
-  return { node: make("div", { class: "choice" }, box.node, ...parameters.map((p) => p.node)), show };
+  return { here, put, node: make("div", { class: "row" }, ...controls.map(({ node }) => node)) };
 }
 
 // A group's row of the table; `alone` for one run, which has no range.
-function endRow({ label, runs, failed, end }) {
+function endRow(d, i) {
+  const { control, label, runs, failed, end } = d.groups[i];
   const range = (v, digits) => make("small", {}, `[${fixed(v[1], digits)}, ${fixed(v[2], digits)}]`);
   const cell = (v, digits, alone) => (v ? [fixed(v[0], digits), ...(alone ? [] : [range(v, digits)])] : "\u2013");
   const ends = Object.keys(END).map((k) => cell(end[k], k === "length_end" ? 1 : 3, runs.length === 1));
   const seeds = String(runs.length) + (failed ? `, ${failed} failed` : "");
-  return [label, seeds, ...ends, cell(end.difference, 3)];
+  const parameters = label.slice(control.length).trim();
+  const name = [titleOf(d, i), ...(parameters ? [make("small", {}, parameters)] : [])];
+  const against = end.difference;
+  return [name, seeds, ...ends, cell(against, 3, against?.[1] === null)];
 }
-
-function statusOf(groups) {
-  const value = (v) => (v ? fixed(v[0]) : "not measured");
-  const ends = groups.map(({ label, end }) => `${label} ${value(end.entropy_end)} and ${value(end.accuracy_late)}`);
-  return `entropy at the end and late held-out accuracy: ${ends.join("; ")}. ${NOTE}`;
-}
-
-// Charts of the chosen metrics, side by side, or one that is wide.
-function chartsOf(d, lines, metrics, shown) {
-  const steps = floats(d.steps);
-  const [width, height] = metrics.length === 1 ? [756, 270] : [376, 210];
-  const labels = shown.map((i) => d.groups[i].label).join("; ");
-  return metrics.map((metric) => {
-    const chart = lineChart(d.metrics[metric], steps, d.last, lines(metric, shown), width, height);
-    const label = `${d.metrics[metric]} by optimiser step: ${labels}; the table below has the end values`;
-    chart.setAttribute("aria-label", label);
-    return chart;
-  });
-}
-
-function settingList(model, put, rebuild) {
-  const d = model.get("data");
-  const list = select("setting", [...d.settings.entries()], model.get("setting"), (value) => {
-    const chosen = model.get("chosen");
-    model.set("setting", Number(value));
-    const { inSetting, nearest } = groupsOf(model);
-    const kept = d.controls.filter((c) => (c in chosen || c in ALWAYS) && inSetting(c).length);
-    put("chosen", Object.fromEntries(kept.map((c) => [c, nearest(inSetting(c), chosen[c] ?? -1)])));
-    rebuild();
-  });
-  return { list, node: row(make("label", {}, "setting", list)) };
-}
+const headOf = (d) => [
+  "mean over seeds [lowest, highest]",
+  "seeds",
+  ...Object.values(END),
+  `${d.map.accuracy}, against none`,
+];
 
 function metricBoxes(model, put) {
   const { metrics } = model.get("data");
@@ -176,52 +147,111 @@ function metricBoxes(model, put) {
   return { node: group("metrics", "show", ...boxes.map((b) => b.node)), show: () => boxes.forEach((b) => b.show()) };
 }
 
+// The cells on show: of each its title, the sliders of its parameters and its charts, whose axes all cells share.
+function cellsOf(d, lines, change) {
+  const steps = floats(d.steps);
+  const node = make("div", { class: "cells" });
+  let panels = [];
+  const panel = (cell) => {
+    const parameters = parametersOf(d, cell, change);
+    const [title, charts] = [make("h4"), make("div", { class: "charts" })];
+    return { parameters, title, charts, node: make("section", {}, title, parameters.node, charts) };
+  };
+  const paint = (cells, metrics, width) => {
+    const same = (i) => panels[i]?.parameters.here.includes(cells[i]);
+    if (panels.length !== cells.length || !cells.every((_, i) => same(i))) {
+      panels = cells.map(panel);
+      node.replaceChildren(...panels.map((p) => p.node));
+    }
+    const beside = cells.length > 1 && width >= NARROW;
+    const wide = Math.floor((width - (beside ? 12 : 0)) / (beside ? 2 : 1));
+    node.classList.toggle("beside", beside);
+    const end = Math.max(...cells.flatMap((c) => around(d, c)).map((i) => d.groups[i].last));
+    const drawn = metrics.map((metric) => {
+      const all = cells.map((c) => lines(metric, c));
+      const span = spanOf(all.flat());
+      return all.map((one) => lineChart(d.metrics[metric], steps, end, one, wide, 190, span));
+    });
+    panels.forEach(({ title, charts, parameters }, i) => {
+      parameters.put(cells[i]);
+      title.textContent = titleOf(d, cells[i]);
+      metrics.forEach((metric, m) => {
+        const chart = drawn[m][i];
+        const labels = around(d, cells[i]).map((k) => d.groups[k].label);
+        const where = `${d.metrics[metric]} by optimiser step, ${titleOf(d, cells[i])}: ${labels.join("; ")}`;
+        chart.setAttribute("aria-label", `${where}; the table below has the end values`);
+        if (chart.plot) chart.plot.title = titleOf(d, cells[i]);
+      });
+      charts.replaceChildren(...(metrics.length ? metrics.map((_, m) => drawn[m][i]) : ["choose a metric above"]));
+    });
+  };
+  return { node, paint };
+}
+
+function statusOf(d, cells) {
+  const value = (v) => (v ? fixed(v[0]) : "not measured");
+  const ends = cells.map((i) => {
+    const { end } = d.groups[i];
+    return `${titleOf(d, i)} ${value(end.entropy_end)} and ${value(end.accuracy)}`;
+  });
+  return `entropy at the end and ${d.map.accuracy}: ${ends.join("; ")}. ${NOTE}`;
+}
+
 function render({ model, el }) {
   const { root } = begin(model, el);
   const d = model.get("data");
   if (!d.groups.length) return;
 
   const save = saver(model);
-  const lines = linesOf(d);
   const put = (name, value) => {
     model.set(name, value);
     save();
   };
-  const choose = (control, at) => {
-    const { [control]: _, ...others } = model.get("chosen");
-    put("chosen", at === undefined ? others : { ...others, [control]: at });
+  const shown = () => model.get("cells");
+  // A cell that is pressed comes beside the last one; pressed again it goes, but for the only one.
+  const pick = (at) => {
+    const now = shown();
+    if (now.includes(at))
+      return (
+        now.length > 1 &&
+        put(
+          "cells",
+          now.filter((i) => i !== at),
+        )
+      );
+    return put("cells", [...now, at].slice(-2));
   };
+  const map = controlMap(d, pick);
   const metrics = metricBoxes(model, put);
-  const setting = settingList(model, put, () => rebuild());
-  const controls = make("div", { role: "group", "aria-label": "controls" });
-  const charts = make("div", { class: "charts" });
+  const cells = cellsOf(d, linesOf(d), (was, now) =>
+    put(
+      "cells",
+      shown().map((i) => (i === was ? now : i)),
+    ),
+  );
   const table = make("table", { "aria-label": "end values" });
   const status = statusLine();
-  root.append(metrics.node, ...(d.settings.length > 1 ? [setting.node] : []), controls, charts, table, status.node);
+  const read = crosshair(cells.node, "read the values at a step");
+  root.append(make("div", { class: "scrolls" }, map.node), metrics.node, read.node, status.node);
+  root.append(make("div", { class: "scrolls" }, table));
 
-  let rows = [];
-  const rebuild = () => {
-    const { inSetting } = groupsOf(model);
-    rows = d.controls.filter((c) => inSetting(c).length).map((c) => controlRow(model, c, choose));
-    controls.replaceChildren(...rows.map((r) => r.node));
-    paint();
-  };
   const paint = () => {
-    const chosen = model.get("chosen");
-    const shown = d.controls.filter((c) => c in chosen).map((c) => chosen[c]);
-    const now = model.get("metrics");
-    const groups = shown.map((i) => d.groups[i]);
-    setting.list.value = model.get("setting");
+    const now = shown();
+    map.paint(now);
     metrics.show();
-    for (const row of rows) row.show();
-    charts.replaceChildren(...(now.length ? chartsOf(d, lines, now, shown) : ["choose a metric above"]));
-    fillTable(table, HEAD, groups.map(endRow));
-    status.say(statusOf(groups));
+    cells.paint(now, model.get("metrics"), width.now());
+    read.put();
+    const rows = [...new Set(now.flatMap((i) => around(d, i)))];
+    fillTable(
+      table,
+      headOf(d),
+      rows.map((i) => endRow(d, i)),
+    );
+    status.say(statusOf(d, now));
   };
-  model.on("change:setting", () => {
-    if (Number(setting.list.value) !== model.get("setting")) rebuild();
-  });
-  model.on("change:chosen change:metrics", paint);
-  rebuild();
+  const width = widthOf(root, paint);
+  model.on("change:cells change:metrics", paint);
+  paint();
+  return width.stop;
 }
 export default { render };

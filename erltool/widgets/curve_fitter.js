@@ -1,10 +1,13 @@
 // CurveFitter: the law dragged against points or fitted to them, its forecast, and the points of other runs beside it.
+import { HEIGHT, chartOf, curveOf, handles, laid, lookOf, opened, short } from "./curve_chart.js";
 import {
   begin,
   button,
   choice,
+  doubles,
   fillTable,
-  floats,
+  fixed,
+  folded,
   group,
   make,
   row,
@@ -13,32 +16,14 @@ import {
   showIf,
   slider,
   statusLine,
+  widthOf,
 } from "./elements.js";
-import {
-  band,
-  box,
-  circles,
-  line,
-  logTicks,
-  marks,
-  path,
-  pixels,
-  scales,
-  svg,
-  swatch,
-  ticks,
-  words,
-  xAxis,
-  yAxis,
-} from "./kit.js";
+import { plotted, svg, swatch } from "./kit.js";
+import { LAW, averaged, fitLaw, fitShape, forecastLaw, gridOf, widest } from "./law.js";
+import { crosshair } from "./reading.js";
 
-const DATA = "#0072B2";
-const FORECAST = "#D55E00";
-const DRAGGED = "#111111";
-const OTHERS = ["#009E73", "#CC79A7", "#000000"];
-const DASHES = ["7 3", "2 2", "9 3 2 3"];
-const LAW = "exponential"; // R = b - a exp(H), the one that is dragged and forecasts
 const PERFORMANCE = { eval_accuracy: "held-out accuracy", reward: "training reward" };
+const ASKED = ["current", "performance", "window", "block_length", "law", "cut", "beside"];
 const HEAD = ["least squares of the law, 95 % interval", "a", "b", "ceiling b \u2212 a", "R\u00b2", "RMSE", "points"];
 const FILES = {
   png: "Save PNG",
@@ -49,114 +34,85 @@ const FILES = {
 };
 const PAUSE = 600; // ms without a change, after which the laws are compared: that takes most of a second
 const REACH = 100; // steps of a slider of a or b on either side of the fit
-const [WIDTH, HEIGHT] = [756, 334];
-const BOX = { left: 62, right: 744, top: 24, bottom: 292 };
 
-const short = (v) => String(Number(v.toPrecision(4))).replace("-", "\u2212");
-const lookOf = (k) => ({ colour: OTHERS[k % 3], dash: DASHES[Math.floor(k / 3) % 3], kind: k });
+// --- what is fitted ---
 
-// --- what is drawn ---
+// Whether the kernel's last message is of what the reader has chosen since.
+const isOf = (model, sent) => JSON.stringify(ASKED.map((name) => model.get(name))) === JSON.stringify(sent.of);
 
-// The message of the kernel with its numbers; null where nothing is fitted.
-function opened(sent, logarithmic) {
-  if (!sent.h) return null;
-  const numbers = (message, ...names) => Object.fromEntries(names.map((name) => [name, floats(message[name])]));
-  const d = { ...sent, ...numbers(sent, "h", "r", "grid", "curve", "low", "high") };
-  d.beside = sent.beside.map((other) => ({ ...other, ...numbers(other, "h", "r", "curve") }));
-  d.forecast = sent.forecast.curve ? { ...sent.forecast, ...numbers(sent.forecast, "curve", "low", "high") } : null;
-  const [across, up] = spans(d, logarithmic);
-  d.at = scales(BOX, across, up, logarithmic);
-  d.frame = [
-    ...yAxis(d.at, ticks(...up, 6)),
-    ...xAxis(d.at, logarithmic ? logTicks(...across) : ticks(...across, 8)),
-    box(BOX),
-    words(BOX.right, HEIGHT - 6, "policy entropy H (nats/token)", { "text-anchor": "end" }),
-    words(BOX.left, BOX.top - 8, `performance R (${d.unit})`),
+// A source's points for what is chosen; null where they are not here.
+function pointsOf(model, at) {
+  const source = model.get("raw")[at];
+  const found = source?.[""] ?? source?.[model.get("performance")];
+  if (!found) return null;
+  const [h, r] = [doubles(found.h), doubles(found.r)];
+  const window = Math.min(model.get("window"), widest(h.length));
+  return { h: averaged(h, window), r: averaged(r, window), unit: found.unit, measured: h.length, window };
+}
+
+// What the kernel would send, but for intervals and advice: fitted here at once, and all there is without a kernel.
+function fittedHere(model, sent) {
+  const at = model.get("current");
+  const name = (i) => model.get("sources")[i].name;
+  const own = pointsOf(model, at);
+  const fit = own && fitLaw(own.h, own.r);
+  if (!fit) return null;
+  const others = model
+    .get("beside")
+    .filter((i) => i !== at && i < model.get("sources").length)
+    .map((i) => [i, pointsOf(model, i)])
+    .map(([i, p]) => [i, p, p && fitLaw(p.h, p.r)])
+    .filter(([, , f]) => f);
+  const grid = gridOf([own, ...others.map(([, p]) => p)].flatMap(({ h }) => [...h]));
+  const value = (f) => (h) => f.b - f.a * Math.exp(h);
+  const law = model.get("law");
+  const shape = law === LAW ? { ...fit, predict: value(fit) } : fitShape(law, own.h, own.r);
+  const n = own.h.length;
+  const sign = fit.b < 0 ? "\u2212" : "+";
+  const formula = `R = ${short(-fit.a)} exp(H) ${sign} ${short(Math.abs(fit.b))}`;
+  const ceiling = Number.isFinite(shape.ceiling) ? shape.ceiling : null;
+  const end = ceiling === null ? "without bound" : short(ceiling);
+  const spread = Math.max(Math.abs(fit.a), Math.max(...own.r) - Math.min(...own.r));
+  const row = (i, p, f) => [
+    name(i),
+    short(f.a),
+    short(f.b),
+    short(f.ceiling),
+    fixed(f.rSquared),
+    short(f.rmse),
+    String(p.h.length),
   ];
-  return d;
+  return {
+    ...own,
+    grid,
+    curve: grid.map(shape.predict),
+    low: [],
+    high: [],
+    a: fit.a,
+    b: fit.b,
+    rmse: shape.rmse,
+    ceiling,
+    interval: null,
+    step: spread / REACH || 1 / REACH,
+    window_max: widest(own.measured),
+    block_max: Math.floor(n / 2),
+    block: model.get("block_length") ?? Math.min(Math.floor(n / 2), Math.max(1, Math.round(Math.sqrt(n)))),
+    rows: [row(at, own, fit), ...others.map(([i, p, f]) => row(i, p, f))],
+    notes: [],
+    words: `${name(at)}: ${law === LAW ? formula : law} fitted to ${n} points, RMSE ${short(shape.rmse)} (${own.unit}); at H = 0 ${end}.`,
+    beside: others.map(([i, p, f]) => ({ at: i, h: p.h, r: p.r, curve: grid.map(value(f)) })),
+    forecast: forecastHere(model, own, grid, value) ?? { words: sent.forecast?.words ?? "" },
+  };
 }
 
-// Entropies and performances that the chart spans: all points and ceilings, with room.
-function spans(d, logarithmic) {
-  const h = [d, ...d.beside].flatMap((points) => [...points.h]);
-  const ceilings = [d.ceiling, ...d.beside.map((other) => other.curve[0])];
-  const r = [...[d, ...d.beside].flatMap((points) => [...points.r]), ...ceilings].filter(Number.isFinite);
-  const [low, high] = [Math.min(...r), Math.max(...r)];
-  const room = 0.08 * (high - low || 1);
-  const first = logarithmic ? Math.min(...h.filter((v) => v > 0)) / 1.2 : Math.min(0, ...h);
-  return [
-    [first, Math.max(...h) * 1.03],
-    [low - room, high + room],
-  ];
-}
-
-// The curve on show: the law as dragged, or what the kernel fitted.
-function curveOf(model, d) {
-  const exponential = model.get("law") === LAW;
-  const dragged = exponential && (model.get("a") ?? model.get("b")) !== null;
-  if (!dragged) return { exponential, dragged, a: d.a, b: d.b, y: d.curve, ceiling: d.ceiling, words: d.words };
-  const [a, b] = [model.get("a") ?? d.a, model.get("b") ?? d.b];
-  const law = (h) => b - a * Math.exp(h);
-  const rmse = Math.sqrt(d.r.reduce((sum, r, i) => sum + (r - law(d.h[i])) ** 2, 0) / d.r.length);
-  const numbers = `a = ${short(a)}, b = ${short(b)}: RMSE ${short(rmse)} (${d.unit})`;
-  const said = `dragged to ${numbers} where least squares has ${short(d.rmse)}; ceiling ${short(b - a)}.`;
-  return { exponential, dragged, a, b, y: d.grid.map(law), ceiling: b - a, words: said };
-}
-
-// Between the grid's neighbours: the curve that is drawn, and the bar that ends on it, agree.
-function valueAt(grid, curve, h) {
-  let i = 1;
-  while (i < grid.length - 1 && grid[i] < h) i++;
-  const fraction = grid[i] > grid[i - 1] ? (h - grid[i - 1]) / (grid[i] - grid[i - 1]) : 0;
-  return curve[i - 1] + fraction * (curve[i] - curve[i - 1]);
-}
-
-function residuals({ at, grid, h, r }, curve) {
-  const ends = pixels(
-    at,
-    h,
-    [...h].map((v) => valueAt(grid, curve, v)),
-  );
-  const bars = pixels(at, h, r).map(([x, y], k) => `M${x.toFixed(1)} ${y.toFixed(1)}V${ends[k][1].toFixed(1)}`);
-  return path(bars.join(""), { stroke: DATA, "stroke-width": 1 });
-}
-
-// The ceiling as a line, and at its left end its interval.
-function ceilingNodes({ at, interval }, { ceiling, dragged }) {
-  if (ceiling === null || !Number.isFinite(ceiling)) return [];
-  const y = at.inside(ceiling);
-  const stroke = { stroke: DRAGGED, "stroke-dasharray": "2 4", "stroke-width": 1 };
-  const nodes = [path(`M${BOX.left} ${y}H${BOX.right}`, stroke)];
-  if (interval && !dragged) {
-    const [low, high] = interval.map(at.inside);
-    const left = BOX.left + 1;
-    const outline = `M${left + 4} ${low}V${high}M${left} ${low}h8M${left} ${high}h8`;
-    nodes.push(path(outline, { stroke: DRAGGED, "stroke-width": 1.6 }));
-  }
-  const above = y > BOX.top + 20;
-  return [...nodes, words(BOX.right - 6, y + (above ? -5 : 14), `ceiling ${short(ceiling)}`, { "text-anchor": "end" })];
-}
-
-function chartNodes(d, curve) {
-  const { at, grid, forecast } = d;
-  const fitted = forecast ? forecast.count : d.h.length;
-  const nodes = [...d.frame];
-  if (d.low.length) nodes.push(band(at, grid, d.low, d.high, DATA));
-  if (forecast) {
-    nodes.push(band(at, grid, forecast.low, forecast.high, FORECAST));
-    nodes.push(line(at, grid, forecast.curve, { stroke: FORECAST, "stroke-dasharray": "8 4" }));
-  }
-  for (const [k, other] of d.beside.entries()) {
-    const { colour, dash, kind } = lookOf(k);
-    nodes.push(line(at, grid, other.curve, { stroke: colour, "stroke-dasharray": dash, "stroke-width": 1.6 }));
-    nodes.push(marks(pixels(at, other.h, other.r), kind, colour));
-  }
-  if (curve.dragged)
-    nodes.push(line(at, grid, d.curve, { stroke: DATA, "stroke-dasharray": "3 3", "stroke-width": 1.4 }));
-  nodes.push(line(at, grid, curve.y, { stroke: curve.dragged || !curve.exponential ? DRAGGED : DATA }));
-  nodes.push(residuals(d, curve.y), circles(pixels(at, d.h, d.r, 0, fitted), { fill: DATA, stroke: DATA }));
-  if (forecast) nodes.push(circles(pixels(at, d.h, d.r, fitted), { fill: "#ffffff", stroke: DATA }));
-  return [...nodes, ...ceilingNodes(d, curve)];
+function forecastHere(model, { h, r, unit }, grid, value) {
+  const cut = model.get("cut");
+  if (model.get("law") !== LAW) return { words: "The forecast is the exponential law\u2019s; choose it for one." };
+  if (cut === 1) return { words: "No forecast: all points are fitted. Move the forecast cut to the left for one." };
+  const f = forecastLaw(h, r, cut);
+  if (!f) return { words: "No forecast: there are too few points." };
+  const said = `From the first ${f.count} points: RMSE ${short(f.restRmse)} (${unit}) on the other ${f.rest}.`;
+  return { count: f.count, curve: grid.map(value(f)), low: [], high: [], words: said };
 }
 
 // --- controls ---
@@ -253,21 +209,6 @@ function besideBoxes(model) {
   return { node, put, swatches };
 }
 
-function legend() {
-  const entry = (text, colour, dash) => make("span", {}, swatch({ colour, dash }), ` ${text}`);
-  const fit = entry("least squares, 95 % band", DATA, "");
-  const forecast = entry("forecast from the filled points, 90 % interval", FORECAST, "8 4");
-  const other = entry("", DRAGGED, "");
-  const node = make("div", { class: "row", "aria-hidden": "true" }, fit, forecast, other);
-  const put = (d, curve, law) => {
-    showIf(fit, d && curve.exponential);
-    showIf(forecast, d?.forecast);
-    showIf(other, d && (curve.dragged || !curve.exponential));
-    other.lastChild.textContent = curve?.dragged ? " dragged" : ` the law ${law}`;
-  };
-  return { node, put };
-}
-
 // Buttons that ask the kernel for a file. Its answer reaches every view of the widget: only the one that asked saves it.
 function fileButtons(model) {
   let asked = false;
@@ -291,9 +232,10 @@ function remarks(model) {
   const notes = make("ul", { class: "alarms", "aria-label": "notes" });
   const table = make("table", { "aria-label": "least-squares fits" });
   const put = (d, sent) => {
-    advice.textContent = d ? sent.forecast.words : "";
-    verdict.textContent = d ? model.get("verdict") || "Comparing the laws\u2026" : "";
-    notes.replaceChildren(...(sent.notes ?? []).map((note) => make("li", {}, note)));
+    advice.textContent = d ? d.forecast.words : "";
+    const asks = typeof model.send === "function" ? "Comparing the laws\u2026" : "";
+    verdict.textContent = d ? model.get("verdict") || asks : "";
+    notes.replaceChildren(...((d ?? sent).notes ?? []).map((note) => make("li", {}, note)));
     const cell = (text) => {
       const [value, interval] = text.split("|");
       return interval ? [value, make("small", {}, interval)] : value;
@@ -303,16 +245,25 @@ function remarks(model) {
   return { nodes: [advice, verdict, notes, table], put };
 }
 
+const CAPTION =
+  "Drag a round handle, or a and b below. Bars: residuals. Bands: 95 % of the law, 90 % of the forecast, which is made from the filled points.";
+
 function render({ model, el }) {
   const { root, wrong } = begin(model, el);
   if (!model.get("sources").length) return;
 
   const save = saver(model);
+  const names = model.get("sources").map(({ name }) => name);
   let d = null;
+  let curve = null;
   let timer = null;
-  const numbers = numbersOf(model, (trait, v) => {
-    model.set({ a: model.get("a") ?? d.a, b: model.get("b") ?? d.b, [trait]: v });
+  const drag = (a, b) => {
+    model.set({ a, b });
     save();
+  };
+  const numbers = numbersOf(model, (trait, v) => {
+    const now = { a: model.get("a") ?? d.a, b: model.get("b") ?? d.b, [trait]: v };
+    drag(now.a, now.b);
   });
   const fit = button("Let it fit", () => {
     model.set({ a: null, b: null });
@@ -324,49 +275,72 @@ function render({ model, el }) {
   });
   const chosen = lists(model);
   const beside = besideBoxes(model);
-  const key = legend();
-  const chart = svg(WIDTH, HEIGHT);
-  const status = statusLine();
-  const below = remarks(model);
-  const handles = row(...numbers.handles, fit);
-  root.append(chosen.node, beside.node, handles, row(numbers.span, ...numbers.refits, log.node), chart, key.node);
-  root.append(status.node, ...below.nodes, fileButtons(model));
+  const chart = svg(756, HEIGHT);
+  const reads = crosshair(make("div", {}, chart), "read the curves at an entropy");
+  handles(chart, () => ({ d, curve }), drag);
+  const [status, below] = [statusLine(), remarks(model)];
+  const sliders = row(...numbers.handles, fit);
+  root.append(chosen.node, beside.node, reads.node, make("p", { class: "quiet" }, CAPTION), status.node, sliders);
+  root.append(row(numbers.span, ...numbers.refits, log.node), ...below.nodes);
+  if (typeof model.send === "function") root.append(folded("Save the picture or the numbers", fileButtons(model)));
 
   const paint = () => {
-    const curve = d && curveOf(model, d);
-    const said = curve?.dragged ? `${model.get("sources")[model.get("current")].name}: ${curve.words}` : curve?.words;
+    curve = d && curveOf(model, d);
+    const said = curve?.dragged ? `${names[model.get("current")]}: ${curve.words}` : curve?.words;
     chosen.put();
     beside.put();
     log.input.checked = model.get("log_axis");
     for (const node of [...numbers.handles, fit, ...numbers.refits]) showIf(node, curve?.exponential);
     showIf(numbers.span, d);
     fit.setAttribute("aria-disabled", String(!curve?.dragged));
-    key.put(d, curve, model.get("law"));
     if (d) numbers.put(d, curve);
-    chart.replaceChildren(...(d ? chartNodes(d, curve) : []));
+    const drawn = d ? chartOf(d, curve, names, model.get("law")) : { nodes: [], plot: null };
+    chart.replaceChildren(...drawn.nodes);
+    if (drawn.plot) plotted(chart, drawn.plot);
+    reads.put();
     chart.setAttribute("aria-label", said ?? "nothing to draw");
     status.say(said ?? "");
   };
   const compareSoon = () => {
     clearTimeout(timer);
-    if (d && !model.get("verdict")) timer = setTimeout(() => model.send({ command: "compare" }), PAUSE);
+    if (!d || model.get("verdict") || typeof model.send !== "function") return;
+    timer = setTimeout(() => model.send({ command: "compare" }), PAUSE);
   };
   const tell = () => {
     compareSoon();
     below.put(d, model.get("data"));
   };
+  const lay = () => {
+    if (d) laid(d, curveOf(model, d), names, model.get("law"), width.now(), model.get("log_axis"));
+    chart.setAttribute("viewBox", `0 0 ${width.now()} ${HEIGHT}`);
+    chart.setAttribute("width", width.now());
+    paint();
+  };
   const read = () => {
-    d = opened(model.get("data"), model.get("log_axis"));
+    const sent = model.get("data");
+    const here = isOf(model, sent) ? null : fittedHere(model, sent);
+    d = here ?? opened(sent);
     wrong.show();
     beside.swatches(d ? d.beside : []);
-    paint();
+    lay();
     tell();
   };
+  const width = widthOf(root, lay);
+  const another = () => {
+    // What is dragged, and the verdict, belonged to the points before; the kernel forgets them likewise.
+    if (!isOf(model, model.get("data")) && model.get("raw").length) model.set({ a: null, b: null });
+    read();
+  };
   model.on("change:data change:log_axis", read);
+  model.on("change:current change:performance change:window change:law", another);
+  model.on("change:block_length change:cut change:beside", read);
   model.on("change:problem", wrong.show);
   model.on("change:verdict", tell);
   model.on("change:a change:b", paint);
   read();
-  return () => clearTimeout(timer);
+  return () => {
+    clearTimeout(timer);
+    width.stop();
+  };
 }
 export default { render };

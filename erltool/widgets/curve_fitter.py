@@ -28,6 +28,8 @@ FORMATS = {
     "png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf", "json": "application/json",
     "tex": "application/x-tex",
 }  # fmt: skip
+ASKED = ("current", "performance", "window", "block_length", "law", "cut", "beside")  # what the kernel fits anew for
+MOST = 12  # sources whose points are sent
 REACH = 100  # steps of a slider of a or b on either side of the fit
 DRAGGED = "#111111"
 
@@ -99,6 +101,9 @@ class CurveFitter(View):
     """A dict each: `name`, and whether it is a `run`."""
     laws = traitlets.List([[name, RIVALS[name].formula] for name in LAWS]).tag(sync=True)
     data = traitlets.Dict().tag(sync=True)
+    raw: traitlets.List[dict] = traitlets.List().tag(sync=True)
+    """Each source's points by performance, h and r as float64 bytes, `unit`, and whether they are a `run`'s; for a view
+    without a kernel, which then fits them itself. Empty for more than MOST sources."""
     verdict = traitlets.Unicode("").tag(sync=True)
     """Result of `compare` on the points on show, in words; empty before."""
     current = traitlets.Int(0, min=0).tag(**CHOSEN)
@@ -128,9 +133,9 @@ class CurveFitter(View):
             self._named, problem = {}, visible(f"CurveFitter: {e}")
         sources = [{"name": visible(str(n)), "run": isinstance(s, Run)} for n, s in self._named.items()]
         super().__init__(sources=sources, problem=problem, **settings)
+        self.raw = [self._raw(i) for i in range(len(sources))] if len(sources) <= MOST else []
         self._load()
-        asks = ["current", "performance", "window", "block_length", "law", "cut", "beside"]
-        self.observe(lambda change: self._load(change.name), asks)
+        self.observe(lambda change: self._load(change.name), list(ASKED))
         self.on_msg(lambda _, content, buffers: self._on_button(content))
 
     @traitlets.validate("a", "b")
@@ -191,13 +196,25 @@ class CurveFitter(View):
             self._fits[key] = fit_law(h, r, unit=points.unit, entropy_average=average, block_length=block)
         return self._fits[key]
 
-    def _measured(self, at: int) -> Points:
+    def _measured(self, at: int, performance: str = "") -> Points:
         """A source's points before they are averaged."""
-        key = at, self.performance
+        key = at, performance or self.performance
         if key not in self._points:
             source = list(self._named.values())[at]
-            self._points[key] = points_of(source, self.performance) if isinstance(source, Run) else source
+            self._points[key] = points_of(source, key[1]) if isinstance(source, Run) else source
         return self._points[key]
+
+    def _raw(self, at: int) -> dict:
+        """A source's points for the view, by performance; those that cannot be fitted are left out."""
+        found = {}
+        for name in PERFORMANCE if self.sources[at]["run"] else ("",):
+            try:
+                points = self._measured(at, name or self.performance)
+                fit = fit_law(points.entropy, points.performance, unit=points.unit)
+            except ErltoolError:
+                continue
+            found[name] = {"h": points.entropy.tobytes(), "r": points.performance.tobytes(), "unit": fit.unit}
+        return found
 
     # --- what is shown --------------------------------------------------------------------------------
 
@@ -214,7 +231,7 @@ class CurveFitter(View):
             try:
                 self.data, self.problem = self._data(), ""
             except ErltoolError as e:
-                self.data, self.problem = {"notes": []}, visible(str(e))
+                self.data, self.problem = {"notes": [], "of": [getattr(self, name) for name in ASKED]}, visible(str(e))
 
     def _data(self) -> dict:
         """The trait `data`: numbers as float32 bytes, and words."""
@@ -242,7 +259,7 @@ class CurveFitter(View):
             "notes": notes + list(fit.warnings if self.law == LAW else ()), "words": self._words(curve),
             "beside": [{"at": i, "h": _bytes(f.entropy), "r": _bytes(f.performance), "curve": _bytes(f.predict(grid))}
                        for i, f in others.items()],
-            "forecast": self._forecast_data(fit, grid),
+            "forecast": self._forecast_data(fit, grid), "of": [getattr(self, name) for name in ASKED],
         }  # fmt: skip
 
     def _forecast_data(self, fit: LawFit, grid: np.ndarray) -> dict:

@@ -16,6 +16,20 @@ export const row = (...children) => make("div", { class: "row" }, ...children);
 export const group = (name, ...children) => filled(row(...children), { role: "group", "aria-label": name }, []);
 export const showIf = (node, on) => (node.style.display = on ? "" : "none");
 
+// The width in pixels that a widget has for its charts; `paint` is called when it has changed. It is `otherwise` before
+// the widget is in a page.
+export const widthOf = (root, paint, otherwise = 756) => {
+  let seen = otherwise;
+  const observer = new ResizeObserver(([entry]) => {
+    const width = Math.floor(entry.contentRect.width);
+    if (width < 1 || Math.abs(width - seen) < 8) return;
+    seen = width;
+    paint();
+  });
+  observer.observe(root);
+  return { now: () => seen, stop: () => observer.disconnect() };
+};
+
 // --- controls ---
 
 // JupyterLab acts on keys that bubble out of a cell. A slider must keep its arrows, a button its space.
@@ -40,6 +54,11 @@ export const select = (name, options, value, onChange) => {
   node.value = value;
   node.addEventListener("change", () => onChange(node.value));
   return node;
+};
+// What few readers need, folded away under its name.
+export const folded = (name, ...children) => {
+  const summary = keepKeys(make("summary", {}, name));
+  return make("details", {}, summary, ...children);
 };
 // A checkbox or radio button, and the label that names it.
 export const choice = (type, name, onChange, attributes = {}) => {

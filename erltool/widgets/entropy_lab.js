@@ -21,12 +21,28 @@ import {
   saver,
   slider,
   statusLine,
+  widthOf,
 } from "./elements.js";
-import { circles, line, scales, svg, words, yAxis } from "./kit.js";
+import {
+  QUIET,
+  SERIES,
+  circles,
+  endLabels,
+  line,
+  plotted,
+  roomFor,
+  scales,
+  svg,
+  ticks,
+  wordOf,
+  words,
+  xAxis,
+  yAxis,
+} from "./kit.js";
+import { crosshair } from "./reading.js";
 
-const ENTROPY = "#0072B2";
-const PREDICTED = "#D55E00";
-const PREDICTED_WORDS = "#b34a00"; // Words need more contrast than a line.
+const [ENTROPY, PREDICTED] = SERIES;
+const HEIGHT = 190;
 const MAX_STEPS = 400;
 const METHODS = { pg: "policy gradient", npg: "natural policy gradient" };
 
@@ -140,28 +156,42 @@ function playButton(advance) {
 
 // Entropy by step, and beside it the sum of the changes that the theorem predicts.
 function entropyChart(lab) {
-  const node = svg(760, 190);
-  const paint = () => {
+  const node = svg(756, HEIGHT);
+  const paint = (width) => {
     const { history, z } = lab;
     const highest = Math.log(z.length);
-    const at = scales({ left: 56, right: 745, top: 12, bottom: 155 }, [0, Math.max(10, history.length)], [0, highest]);
+    const right = width - roomFor(["entropy", "predicted"]) - 6;
+    const last = Math.max(10, history.length);
+    const at = scales({ left: 52, right, top: 24, bottom: HEIGHT - 34 }, [0, last], [0, highest]);
     const exact = [...history.map(([h]) => h), entropy(z)];
     let sum = exact[0];
     const predicted = [sum, ...history.map(([, , change]) => (sum += change))];
     const steps = [...exact.keys()];
     const within = predicted.map((h) => Math.max(0, Math.min(highest, h)));
+    const lines = [
+      { label: "entropy", y: exact, colour: ENTROPY },
+      { label: "predicted", y: predicted, colour: PREDICTED },
+    ];
+    const x = at.px(history.length);
+    const ends = lines.map(({ label, y, colour }) => [x + 4, at.inside(y.at(-1)), label, wordOf(colour)]);
+    const halves = [0, 0.5, 1].map((half) => [half * highest, fixed(half * highest, 2)]);
+    const whole = ticks(0, last, 5).filter(([v]) => Number.isInteger(Number(v.toFixed(6))));
+    node.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+    node.setAttribute("width", width);
     node.replaceChildren(
-      ...yAxis(
+      words(52, 14, "entropy (nats), and the sum of the changes that the theorem predicts", { "font-weight": 600 }),
+      ...yAxis(at, halves),
+      ...xAxis(
         at,
-        [0, 0.5, 1].map((half) => [half * highest, fixed(half * highest, 2)]),
+        whole.map(([v]) => [v, String(Math.round(v))]),
       ),
+      words(right, HEIGHT - 4, "step", { "text-anchor": "end", "font-size": 11, fill: QUIET }),
       line(at, steps, exact, { stroke: ENTROPY }),
       line(at, steps, within, { stroke: PREDICTED, "stroke-dasharray": "6 4" }),
-      circles([[at.px(history.length), at.py(entropy(z))]], { stroke: ENTROPY, fill: ENTROPY }),
-      words(56, 182, "\u2014 entropy, nats", { fill: ENTROPY }),
-      words(186, 182, "- - sum of the changes that the theorem predicts", { fill: PREDICTED_WORDS }),
-      words(745, 182, `${history.length} steps`, { "text-anchor": "end" }),
+      circles([[x, at.py(entropy(z))]], { stroke: ENTROPY, fill: ENTROPY }),
+      ...endLabels(at, ends),
     );
+    plotted(node, { at, x: steps, lines });
   };
   return { node, paint };
 }
@@ -195,13 +225,15 @@ function render({ model, el }) {
     play.node,
     button("Reset", reset),
   );
-  root.append(table.node, settings.node, buttons, chart.node, status.node);
+  const reads = crosshair(make("div", {}, chart.node), "read the entropy at a step");
+  root.append(table.node, settings.node, buttons, reads.node, status.node);
 
   const paint = (source) => {
     const { exact, predicted } = lab.next();
     table.paint(source);
     settings.paint(source);
-    chart.paint();
+    chart.paint(width.now());
+    reads.put();
     const said =
       `entropy ${fixed(entropy(lab.z))} nats of at most ${fixed(Math.log(lab.z.length))}; the next step changes it by ` +
       `${fixed(exact, 4)}, predicted ${fixed(predicted, 4)}; ${lab.history.length} steps made`;
@@ -213,9 +245,13 @@ function render({ model, el }) {
     lab.read();
     paint();
   };
+  const width = widthOf(root, () => chart.paint(width.now()));
   model.on("change:logits change:advantages", fromKernel);
   model.on("change:eta change:method", () => paint(document.activeElement));
   paint();
-  return () => play.stop();
+  return () => {
+    play.stop();
+    width.stop();
+  };
 }
 export default { render };

@@ -1,10 +1,27 @@
-// Charts as SVG, black on white in either theme: scales, axes, lines, points and bands.
+// Charts as SVG on the page's own ground: scales, axes, lines, points, bands, and words at the ends of lines.
 import { draw, fixed } from "./elements.js";
 
-const INK = "#111111";
-const GRID = "#dddddd";
-const FRAME = "#777777";
-const SPARSE = 60; // A line of at most so many points has its points marked.
+// Colours are variables of shared.css, so that a chart follows the theme: lines, and words that need more contrast.
+export const INK = "var(--erltool-ink)";
+export const QUIET = "var(--erltool-quiet)";
+export const PAGE = "var(--erltool-page)";
+export const SERIES = ["var(--erltool-1)", "var(--erltool-2)", "var(--erltool-3)", "var(--erltool-4)"];
+export const WORDS = [
+  "var(--erltool-1-word)",
+  "var(--erltool-2-word)",
+  "var(--erltool-3-word)",
+  "var(--erltool-4-word)",
+];
+const GRID = "var(--erltool-grid)";
+const FRAME = "var(--erltool-frame)";
+const SPARSE = 25; // A line of at most so many points has its points marked.
+const HALO = { stroke: PAGE, "stroke-width": 3, "paint-order": "stroke" }; // keeps a word legible on a line
+const LETTER = 7; // pixels, of a word of 12
+const APART = 14; // pixels between two words at the ends of lines
+const LONGEST = 18; // letters of such a word
+// The colour of a line's words: a line's own, with more contrast.
+export const wordOf = (colour) => WORDS[SERIES.indexOf(colour)] ?? INK;
+export const wide = (text) => LETTER * [...text].length;
 
 // Round values from low to high, about `count` of them, each with its text.
 export const ticks = (low, high, count) => {
@@ -39,13 +56,13 @@ export const words = (x, y, text, extra = {}) => draw("text", { x, y, "font-size
 export const yAxis = ({ left, right, py }, marks) =>
   marks.flatMap(([v, text]) => [
     draw("line", { x1: left, x2: right, y1: py(v), y2: py(v), stroke: GRID }),
-    words(left - 6, py(v) + 4, text, { "text-anchor": "end" }),
+    words(left - 6, py(v) + 4, text, { "text-anchor": "end", fill: QUIET }),
   ]);
 // Texts below the box, each with a short mark.
 export const xAxis = ({ bottom, px }, marks) =>
   marks.flatMap(([v, text]) => [
     draw("line", { x1: px(v), x2: px(v), y1: bottom, y2: bottom + 4, stroke: FRAME }),
-    words(px(v), bottom + 16, text, { "text-anchor": "middle" }),
+    words(px(v), bottom + 16, text, { "text-anchor": "middle", fill: QUIET }),
   ]);
 export const box = ({ left, right, top, bottom }) =>
   draw("rect", { x: left, y: top, width: right - left, height: bottom - top, fill: "none", stroke: FRAME });
@@ -65,9 +82,9 @@ export const line = ({ left, top, bottom, px, py }, x, y, look) => {
   }
   return path(d, { "stroke-width": 2, ...look });
 };
-// The area between two lines over x, cut at the box.
+// The area between two lines over x, cut at the box; where a bound is not finite, it is left out.
 export const band = ({ left, px, inside }, x, low, high, fill) => {
-  const seen = [...x.keys()].filter((i) => px(x[i]) >= left - 0.01);
+  const seen = [...x.keys()].filter((i) => px(x[i]) >= left - 0.01 && Number.isFinite(low[i] + high[i]));
   const edge = (y) => (i) => point(px(x[i]), inside(y[i]));
   const outline = [...seen.map(edge(low)), ...seen.reverse().map(edge(high))];
   return draw("path", { d: outline.length ? `M${outline.join("L")}z` : "", fill, "fill-opacity": 0.16 });
@@ -95,13 +112,35 @@ export const marks = (places, kind, colour) => {
   return draw("path", { d: places.map(([x, y]) => `M${point(x + right, y + down)}${outline}`).join(""), fill: colour });
 };
 
-// A short piece of a line, for a legend; with `kind`, one of its marks.
+// A short piece of a line beside its name in a list; with `kind`, one of its marks.
 export const swatch = ({ colour, dash, kind }) => {
   const node = draw("svg", { width: 34, height: 12, class: "swatch", "aria-hidden": "true" });
   const look = { stroke: colour, "stroke-width": 2.2, "stroke-dasharray": dash };
   node.append(draw("line", { x1: 1, x2: 33, y1: 6, y2: 6, ...look }));
   if (kind !== undefined) node.append(marks([[17, 6]], kind, colour));
   return node;
+};
+
+// Heights, in the order of `wanted`, that are APART and within the box, as near to the wanted ones as may be.
+export const apart = (wanted, top, bottom) => {
+  const order = [...wanted.keys()].sort((i, j) => wanted[i] - wanted[j]);
+  const at = [];
+  let free = top;
+  for (const i of order) free = (at[i] = Math.max(wanted[i], free)) + APART;
+  let limit = bottom;
+  for (const i of order.toReversed()) limit = (at[i] = Math.min(at[i], limit)) - APART;
+  return at;
+};
+const cut = (text) => ([...text].length > LONGEST ? `${[...text].slice(0, LONGEST - 1).join("")}\u2026` : text);
+export const roomFor = (labels) => Math.max(0, ...labels.map((text) => wide(cut(text)) + 10));
+// Names of lines behind their ends: [x, y in pixels, text, colour of the words].
+export const endLabels = ({ top, bottom }, ends) => {
+  const heights = apart(
+    ends.map(([, y]) => y),
+    top + 4,
+    bottom,
+  );
+  return ends.map(([x, , text, fill], i) => words(x + 8, heights[i] + 4, cut(text), { fill, ...HALO }));
 };
 
 // Most lines stay when one is changed: a line's path is kept for as long as its values and the scales are the same.
@@ -115,8 +154,9 @@ const traced = (y, scale, at) => {
   return kept.get(y);
 };
 
-// Lowest and highest value that a chart of these lines spans: with room, and from 0 where that is near.
-const spanOf = (lines) => {
+// Lowest and highest value that a chart of these lines spans, of their bands too: with room, and from 0 where that is
+// near; null without a value.
+export const spanOf = (lines) => {
   let [low, high] = [Infinity, -Infinity];
   for (const { y } of lines) {
     for (const v of y) {
@@ -130,28 +170,53 @@ const spanOf = (lines) => {
   const room = (high - low || Math.abs(high) || 1) * 0.05;
   return [low === 0 ? 0 : low - room, high + room];
 };
+const lastOf = (y) => {
+  let i = y.length - 1;
+  while (i >= 0 && !Number.isFinite(y[i])) i--;
+  return i;
+};
 
-// Lines by optimiser step, each {y, colour, dash, width, opacity} on the steps `x`. A value that is not finite was not
-// measured: the line passes over it.
-export const lineChart = (title, x, end, lines, width = 376, height = 200) => {
+// Lines by optimiser step, each {y, colour, dash, width, opacity} on the steps `x`; with a `label` it is named at its
+// end and read by a crosshair; with `low` and `high` it has a band. A value that is not finite was not measured: the
+// line passes over it. Charts with one `span` share the vertical axis.
+export const lineChart = (title, x, end, lines, width = 376, height = 200, span = spanOf(lines)) => {
   const chart = svg(width, height);
-  const room = { left: 52, right: width - 16, top: 26, bottom: height - 34 };
+  const named = lines.filter(({ label }) => label);
+  const right = width - Math.max(16, roomFor(named.map(({ label }) => label)));
+  const room = { left: 52, right, top: 26, bottom: height - 34 };
   chart.append(words(room.left, 16, title, { "font-weight": 600 }));
-  const span = spanOf(lines);
   if (!span) {
     const middle = (room.left + room.right) / 2;
-    chart.append(words(middle, height / 2, "not measured yet", { "text-anchor": "middle" }));
+    chart.append(words(middle, height / 2, "not measured yet", { "text-anchor": "middle", fill: QUIET }));
     return chart;
   }
   const at = scales(room, [0, end], span);
-  chart.append(...yAxis(at, ticks(...span, 4)), ...xAxis(at, ticks(0, end, 5)));
-  chart.append(words(room.right, height - 4, "optimiser step", { "text-anchor": "end", "font-size": 11 }));
-  const scale = [width, height, end, ...span].join();
+  chart.append(
+    ...yAxis(at, ticks(...span, 4)),
+    ...xAxis(at, ticks(0, end, Math.max(2, Math.floor((right - 52) / 60)))),
+  );
+  chart.append(words(room.right, height - 4, "optimiser step", { "text-anchor": "end", "font-size": 11, fill: QUIET }));
+  const scale = [width, height, end, right, ...span].join();
+  for (const { low, high, colour } of lines) if (low) chart.append(band(at, x, low, high, colour));
   for (const { y, colour, dash, width: stroke, opacity } of lines) {
-    const { d, dots } = traced(y, scale, (i) => point(at.px(x[i]), at.py(y[i])));
+    const { d, dots } = traced(y, scale, (i) => point(at.px(x[i]), at.inside(y[i])));
     const look = { stroke: colour, "stroke-opacity": opacity };
     chart.append(path(d, { "stroke-width": stroke, "stroke-dasharray": dash, ...look }));
     if (dots) chart.append(path(dots, { "stroke-width": stroke + 3, "stroke-linecap": "round", ...look }));
   }
+  const ends = named.map(({ y, label, colour }) => [lastOf(y), y, label, wordOf(colour)]).filter(([i]) => i >= 0);
+  chart.append(
+    ...endLabels(
+      at,
+      ends.map(([i, y, label, fill]) => [at.px(x[i]), at.inside(y[i]), label, fill]),
+    ),
+  );
+  return plotted(chart, { at, x, lines: named });
+};
+
+// What a crosshair reads of a chart: its scales, x, and its lines {label, y, colour}.
+export const plotted = (chart, plot) => {
+  chart.classList.add("plot");
+  chart.plot = plot;
   return chart;
 };

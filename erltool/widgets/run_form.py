@@ -1,21 +1,29 @@
-"""RunForm: a run's configuration in a form, and the memory that it needs, before anything is loaded."""
+"""RunForm: a run's configuration in a form, and the memory and the time that it needs, before it starts."""
 
 import logging
+import math
+import re
+import threading
+import time
 import typing
+from dataclasses import replace
 
 import traitlets
 from matplotlib.figure import Figure
 
 from erltool.controls.base import Control
-from erltool.controls.catalog import CONTROLS, PRESETS, control_to_dict, parse_control
+from erltool.controls.catalog import control_to_dict, parse_control
 from erltool.errors import ErltoolError
 from erltool.plots import COLOURS, new_axes
-from erltool.resources import POLICIES
 from erltool.runs.compare import control_text
-from erltool.tasks.chain import REGIMES
 from erltool.text import visible
 from erltool.training.config import BASES, TrainConfig
+from erltool.widgets.run_choices import CHOICES, STARTS
+from erltool.widgets.run_monitor import _TURN
 from erltool.widgets.view import CHOSEN, View, javascript, message
+
+if typing.TYPE_CHECKING:
+    from erltool.training.memory import MemoryPlan  # loads transformers
 
 GIB = 2**30
 PROMPT_TOKENS = 256  # of the longest prompts, as in `erltool plan`
@@ -25,25 +33,23 @@ ASKED = (
 )  # fmt: skip
 ONLY = {"base": BASES, "gradient_checkpointing": ("no", "yes")}
 """Choices of a field that takes no other value."""
-OFFERED = {
-    "policy": (*POLICIES, "smollm2-135m", *(f"Qwen/Qwen2.5-{size}" for size in ("0.5B", "1.5B", "3B", "7B"))),
-    "task": ("countdown", *(f"chain:{name}" for name in REGIMES), "addition:20", "gsm8k", "math", "dapo-math"),
-    "control": (*CONTROLS, *(f"{name}:{preset}" for name in ("clip-cov", "kl-cov") for preset in PRESETS)),
-    "device": ("auto", "cpu", "cuda"),
-}
+OFFERED = {name: tuple(entries) for name, entries in CHOICES.items()} | {"device": ("auto", "cpu", "cuda")}
 """Suggestions of a field of text; it takes other text, too."""
+NO_PACE = {"steps", "seed", "learning_rate"}  # fields that do not change how long an iteration takes
+SHOWN = 0.005  # GiB: less is 0.00 for a reader
 KINDS = typing.get_type_hints(TrainConfig)
 _log = logging.getLogger(__name__)
 
 
 class RunForm(View):
-    """`RunForm(config)`: choose policy, base, task, control and sizes; `.result` is the TrainConfig, for the next cell.
+    """`RunForm(config)`: choose policy, task, control and sizes; `.result` is the TrainConfig, for the next cell.
 
-    Beside the fields stand the memory plan for this machine (prompts of PROMPT_TOKENS tokens), the free memory, and
-    what to lower for common GPUs. Nothing is loaded and nothing starts. A field that the form does not have stays as in
-    `config`. `values` are the fields as text; `choose` sets them from Python. `problem` says in one line what is wrong
-    with a field, a combination or a policy; `.result` then raises ErltoolError with it. A plan above the free memory is
-    not a problem, since it may be for another machine: a line beside the plan says so.
+    The view shows the memory plan for this machine (prompts of PROMPT_TOKENS tokens) against the free memory, and what
+    to lower for common GPUs. Nothing is loaded and nothing starts, but for `measure`, which makes one iteration. A
+    field that the form does not have stays as in `config`. `values` are the fields as text; `choose` sets them from
+    Python. `wrong` says at each field in one line what is wrong there, and `problem` is the first of these lines;
+    `.result` then raises ErltoolError with it. A plan above the free memory is not a problem, since it may be for
+    another machine: a line beside the plan says so.
     """
 
     _esm = javascript("run_form.js")
@@ -52,22 +58,31 @@ class RunForm(View):
     plan = traitlets.Dict().tag(sync=True)
     """The memory plan: rows (when, name, GiB) and the sentences beside it; empty where there is a problem"""
     fields: traitlets.List[dict] = traitlets.List().tag(sync=True)
+    wrong = traitlets.Dict().tag(sync=True)
+    """Field -> what is wrong with it; "" -> what is wrong with none of them"""
+    pace = traitlets.Dict().tag(sync=True)
+    """Of `measure`: `iteration` and `evaluation`, seconds each, and `words`; while it runs `words` alone; else empty"""
+    starts = traitlets.Dict(STARTS).tag(sync=True)
 
     def __init__(self, config: TrainConfig | None = None):
         self._base = config if isinstance(config, TrainConfig) else TrainConfig()
+        self._measured: tuple[dict, float, float] | None = None
         about = TrainConfig.__dataclass_fields__
         super().__init__(
             fields=[
-                {"name": n, "help": about[n].metadata["help"], "only": ONLY.get(n, ()), "offered": OFFERED.get(n, ())}
+                {"name": n, "help": about[n].metadata["help"], "only": ONLY.get(n, ()),
+                 "offered": [[o, CHOICES.get(n, {}).get(o, "")] for o in OFFERED.get(n, ())], "menu": n in CHOICES}
                 for n in ASKED
             ],
             values={name: _text(getattr(self._base, name)) for name in ASKED},
-        )
+        )  # fmt: skip
         if config is not None and config is not self._base:
             self.problem = f"RunForm: give a TrainConfig, not {type(config).__name__}"
+            self.wrong = {"": self.problem}
             return
         self._look()
         self.observe(lambda change: self._look(), "values")
+        self.on_msg(lambda _, content, buffers: self._on_button(content))
 
     def choose(self, **fields) -> "RunForm":
         """Sets fields to values of a TrainConfig, or to their text. Returns the form."""
@@ -81,34 +96,82 @@ class RunForm(View):
             raise ErltoolError(self.problem)
         return self._config()
 
+    def measure(self) -> "RunForm":
+        """Loads the policy, makes one iteration with its evaluations, and says in `pace` how long the run will take.
+        Returns the form. Where the configuration cannot train here, `problem` says why."""
+        if self.problem:
+            return self
+        config, values = self._config(), dict(self.values)
+        self.pace = {"words": "measuring one iteration\u2026"}
+        try:
+            iteration, evaluation = _iteration_seconds(config)
+        except ErltoolError as e:
+            return self._failed(str(e))
+        except Exception as e:
+            _log.exception("RunForm: the measured iteration failed")
+            return self._failed(f"{type(e).__name__}: {' '.join(str(e).split())}")
+        self._measured = values, iteration, evaluation
+        self.pace = self._pace()
+        return self
+
+    def _failed(self, problem: str) -> "RunForm":
+        with self.hold_sync():
+            self.pace, self.problem = {}, visible(problem)
+            self.wrong = _placed(self.problem)
+        return self
+
+    def _on_button(self, content) -> None:
+        """{"command": "measure"}: not in the thread that answers the notebook."""
+        if isinstance(content, dict) and content.get("command") == "measure" and "iteration" not in self.pace:
+            if self.pace or self.problem:
+                return
+            threading.Thread(target=self.measure, name="RunForm").start()
+
+    def _pace(self) -> dict:
+        """The trait `pace` of what was measured, if it is of these values; else {}."""
+        if self._measured is None or self.problem:
+            return {}
+        values, iteration, evaluation = self._measured
+        if any(values[n] != self.values.get(n) for n in values if n not in NO_PACE):
+            return {}
+        config = self._config()
+        iterations = config.steps // config.updates_per_iteration
+        evaluations = math.ceil(iterations / config.eval_every) + 1 if config.eval_every else 0
+        seconds = iterations * iteration + evaluations * evaluation
+        words = f"about {_duration(seconds)} to finish: {iterations} iterations of {iteration:.2g} s, measured"
+        if evaluations:
+            words += f", and {evaluations} evaluations of {evaluation:.2g} s"
+        return {"iteration": iteration, "evaluation": evaluation, "words": f"{words}."}
+
     @property
     def sentence(self) -> str:
-        return self.problem or " ".join([self.plan["about"] + ":", *self.plan["says"]])
+        words = [self.pace["words"]] if "iteration" in self.pace else []
+        return self.problem or " ".join([self.plan["about"] + ":", *self.plan["says"], *words])
 
     def picture(self) -> Figure:
-        """The plan as two bars, sampling and the update, which take turns; each begins with what always stays."""
+        """The plan's peak as one bar of its parts, against the free memory."""
         if self.problem:
             return message(self.problem)
-        ax = new_axes(width=8.4, height=2.2)[0]
-        for row, turn in enumerate(("update", "sampling")):
-            at = 0.0
-            for when, name, size in self.plan["rows"]:
-                if when not in ("always", turn):
-                    continue
-                ax.barh(row, size, left=at, color=COLOURS[when == turn], edgecolor="white", linewidth=0.8)
-                if size > 0.14 * self.plan["peak"]:
-                    ax.text(at + size / 2, row, _short(name), ha="center", va="center", fontsize=7, color="white")
-                at += size
-            ax.text(at, row, f" {at:.2f} GiB", va="center", fontsize=9)
-        ax.set_yticks(range(2), ["update", "sampling"])
-        ax.set(xlabel="memory (GiB); blue always stays", xlim=(0, 1.18 * self.plan["peak"]))
+        ax = new_axes(width=8.4, height=1.6)[0]
+        at, peak, free = 0.0, self.plan["peak"], self.plan["free"]
+        for k, (name, size) in enumerate(self.plan["bar"]):
+            ax.barh(0, size, left=at, color=COLOURS[k % 4], edgecolor="white", linewidth=0.8)
+            if size > 0.12 * max(peak, free or 0):
+                ax.text(at + size / 2, 0, name, ha="center", va="center", fontsize=7, color="white")
+            at += size
+        ax.text(at, 0, f" {peak:.2f} GiB at the peak", va="center", fontsize=9)
+        if free is not None:
+            ax.axvline(free, color="black", linestyle=":")
+            ax.text(free, 0.62, f"{free:.1f} free ", ha="right", fontsize=8)
+        parts = ", ".join(f"{name} {size:.2f}" for name, size in self.plan["bar"])
+        ax.set(xlabel=f"memory (GiB): {parts}", xlim=(0, 1.3 * max(peak, free or 0)), ylim=(-0.6, 0.9), yticks=[])
         ax.set_title(self.plan["about"], fontsize=9, parse_math=False)
         return ax.figure
 
     def _look(self) -> None:
-        """Sends the plan of the values, or their problem, as one message."""
+        """Sends the plan of the values, or their problems, as one message."""
         plan: dict = {}
-        problem = ""
+        problem, wrong = "", self._wrong_texts()
         try:
             plan = _plan(self._config())
         except ErltoolError as e:
@@ -118,12 +181,59 @@ class RunForm(View):
             problem = f"{type(e).__name__}: {' '.join(str(e).split())}"
         with self.hold_sync():
             self.plan, self.problem = plan, visible(problem)
+            self.wrong = _placed(self.problem) | {n: visible(w) for n, w in wrong.items()}
+            if not self.pace or "iteration" in self.pace:
+                self.pace = self._pace()
+
+    def _wrong_texts(self) -> dict[str, str]:
+        """Fields whose text is no value, each with why; and what is wrong among the others."""
+        wrong, fields = {}, self._base.to_dict()
+        for name, text in self.values.items():
+            try:
+                fields |= {name: _value(name, text)} if name in ASKED else {}
+            except ErltoolError as e:
+                wrong[name] = str(e)
+        try:
+            TrainConfig.from_dict(fields, trust_remote_code=self._base.trust_remote_code)
+        except ErltoolError as e:
+            wrong = _placed(str(e)) | wrong
+        return wrong
 
     def _config(self) -> TrainConfig:
         if wrong := [name for name in self.values if name not in ASKED]:
             raise ErltoolError(f"RunForm: no field {wrong[0]!r}; there are {', '.join(ASKED)}")
         fields = self._base.to_dict() | {name: _value(name, text) for name, text in self.values.items()}
         return TrainConfig.from_dict(fields, trust_remote_code=self._base.trust_remote_code)
+
+
+def _placed(problem: str) -> dict[str, str]:
+    """The field that a problem is about, the first one that it names, and the problem; {} without one."""
+    if not problem:
+        return {}
+    begin = problem.partition(";")[0]  # before the remedy
+    named = [(m.start(), name) for name in ASKED if (m := re.search(rf"(?<![\w-]){name}(?![\w-])", begin))]
+    return {min(named)[1] if named else "": problem}
+
+
+def _iteration_seconds(config: TrainConfig) -> tuple[float, float]:
+    """Seconds of one iteration, and of one evaluation, 0 without any."""
+    from erltool.training.loop import train
+
+    once = replace(config, steps=config.updates_per_iteration, eval_every=min(1, config.eval_every), record_every=0)
+    with _TURN:  # no run of a RunMonitor meanwhile
+        steps = train(once)
+        began = time.perf_counter()
+        metrics = [step.metrics for step in steps]
+        whole = time.perf_counter() - began
+    iteration = sum(m["response_tokens"] / m["tokens_per_second"] for m in metrics)
+    return iteration, max(0.0, whole - iteration) / 2 if once.eval_every else 0.0  # evaluated before it and after it
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )  # fmt: skip
 
 
 def _text(value) -> str:
@@ -174,9 +284,24 @@ def _plan(config: TrainConfig) -> dict:
     return {
         "about": visible(about),
         "rows": [[when, name, size / GIB] for when, sizes in times.items() for name, size in sizes.items() if size],
+        "bar": _bar(plan),
         "peak": plan.peak / GIB,
+        "free": free / GIB if free < 1e18 else None,
         "says": says,
     }
+
+
+def _bar(plan: "MemoryPlan") -> list[tuple[str, float]]:
+    """The peak's parts as (name, GiB), largest first: what always stays, and of sampling and the update, which take
+    turns, the larger. Parts below SHOWN or a fiftieth of the peak are one."""
+    turn = max((plan.sampling, plan.update), key=lambda sizes: sum(sizes.values()))
+    parts = {_short(name): size / GIB for name, size in plan.stays.items()}
+    for name, size in turn.items():
+        parts[_short(name)] = parts.get(_short(name), 0.0) + size / GIB
+    least = max(SHOWN, plan.peak / GIB / 50)
+    shown = sorted(((n, s) for n, s in parts.items() if s >= least), key=lambda part: -part[1])
+    rest = sum(s for s in parts.values() if s < least)
+    return shown + ([("the rest", rest)] if rest >= SHOWN else [])
 
 
 def _short(name: str) -> str:
