@@ -163,17 +163,180 @@ def test_axe_finds_nothing_serious_in_our_widgets(widgets, theme, shots):
     assert not serious
 
 
-def test_a_form_takes_what_is_typed_and_says_what_cannot_be(widgets):
+def test_a_form_takes_what_is_typed_and_says_what_cannot_be_at_its_field(widgets):
     output = widgets.output_of(1 + SHOWN.index("RunForm(erltool.TrainConfig(device='cpu'))"))
-    policy, peak = output.get_by_role("combobox", name="policy"), output.locator(".status")
+    menu, policy = output.get_by_role("combobox", name="policy"), output.get_by_role("textbox", name="policy, as text")
+    peak = output.locator(".status")
     before = peak.inner_text()
+    assert not policy.is_visible()
+    menu.select_option("")
     policy.fill("nothing-there")
     policy.press("Enter")
-    output.get_by_role("alert").get_by_text("no config.json there; give 'sharpening'").wait_for()
+    wrong = output.get_by_role("alert").get_by_text("no config.json there; give 'sharpening'")
+    wrong.wait_for()
+    assert policy.get_attribute("aria-invalid") == "true"
+    assert policy.get_attribute("aria-describedby") == wrong.get_attribute("id")
     policy.fill("Qwen/Qwen2.5-7B")
     policy.press("Enter")
-    output.get_by_role("alert").wait_for(state="detached")
+    wrong.wait_for(state="hidden")
     assert peak.inner_text() != before
+    policy.fill("sharpening")
+    policy.press("Enter")
+    assert output.get_by_role("img", name="memory").is_visible()
+    output.get_by_role("button", name="Measure one iteration").click()
+    output.get_by_text("to finish").wait_for()
+    before = output.get_by_text("to finish").inner_text()
+    output.get_by_role("combobox", name="start from").select_option("the same with Clip-Cov")
+    output.get_by_role("combobox", name="control").and_(widgets.page.locator("select")).wait_for()
+    widgets.page.wait_for_timeout(1500)
+    assert output.get_by_role("combobox", name="control").and_(widgets.page.locator("select")).input_value() == (
+        "clip-cov:chain"
+    )
+
+
+def test_a_cell_of_the_map_shows_its_runs_beside_another(widgets):
+    output = widgets.output_of(1 + SHOWN.index("ControlExplorer(shipped('data/runs/discovery'))"))
+    cells = output.locator("button.cell")
+    shown = output.locator("h4")
+    pressed = output.locator("button.cell[aria-pressed=true]")
+    assert cells.count() == 4 and pressed.count() == shown.count() == 2
+    cells.first.click()  # the third takes the place of the first
+    assert pressed.count() == 2 and cells.first.get_attribute("aria-pressed") == "true"
+    cells.first.focus()
+    widgets.page.keyboard.press("Enter")
+    assert pressed.count() == shown.count() == 1
+    assert output.locator("svg.plot").count() == 2
+
+
+def test_a_crosshair_reads_the_values_of_charts_together(widgets):
+    output = widgets.output_of(1 + SHOWN.index("ControlExplorer(shipped('data/runs/discovery'))"))
+    charts = output.locator("svg.plot")
+    charts.first.hover()
+    assert output.locator(".crosshair").count() == charts.count()
+    assert "random-clip" in output.locator(".crosshair").first.inner_text()
+    widgets.page.mouse.move(0, 0)
+    output.locator(".crosshair").first.wait_for(state="detached")
+    reader = output.get_by_role("slider", name="read the values at a step")
+    reader.focus()
+    widgets.page.keyboard.press("End")
+    assert output.locator(".crosshair").count() == charts.count()
+    assert "none 0.0" in reader.get_attribute("aria-valuetext")
+
+
+# A model as a report has it: no kernel, no messages.
+ALONE = """async ([module, css, state]) => {
+  const values = Object.assign({}, state);
+  const decoded = (v) => Array.isArray(v) ? v.map(decoded) : v && typeof v === "object"
+    ? ("$bytes" in v ? new DataView(Uint8Array.from(atob(v.$bytes), (c) => c.charCodeAt(0)).buffer)
+       : Object.fromEntries(Object.entries(v).map(([k, x]) => [k, decoded(x)]))) : v;
+  for (const k of Object.keys(values)) values[k] = decoded(values[k]);
+  const heard = {};
+  const model = {
+    get: (name) => values[name],
+    on: (names, act) => names.split(" ").forEach((n) => (heard[n] ??= []).push(act)),
+    set: (name, value) => {
+      for (const [k, v] of Object.entries(typeof name === "string" ? {[name]: value} : name)) {
+        values[k] = v;
+        for (const act of heard[`change:${k}`] ?? []) act();
+      }
+    },
+    save_changes: () => {},
+  };
+  document.head.append(Object.assign(document.createElement("style"), {textContent: css}));
+  const url = URL.createObjectURL(new Blob([module], {type: "text/javascript"}));
+  (await import(url)).default.render({model, el: document.body});
+  window.model = model;
+}"""
+
+
+def state_of(widget):
+    """A widget's synchronised traits as JSON, its bytes in base 64."""
+    import base64
+
+    def plain(value):
+        if isinstance(value, bytes | memoryview):
+            return {"$bytes": base64.b64encode(value).decode()}
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+    names = [n for n in widget.trait_names(sync=True) if not n.startswith("_")]
+    return {n: plain(getattr(widget, n)) for n in names if n not in ("layout", "tabbable", "tooltip", "comm")}
+
+
+@pytest.fixture
+def alone():
+    """A page without a kernel, in which a widget's view can be opened: a function of the widget."""
+    import browser
+
+    opened = browser.playwright().chromium.launch(
+        executable_path=browser.chromium(), args=["--no-sandbox", "--disable-gpu"]
+    )
+    page = opened.new_page(viewport={"width": 900, "height": 1200})
+    errors = []
+    page.on("pageerror", lambda e: errors.append(str(e)))
+
+    def show(widget):
+        page.set_content("<body></body>")
+        page.evaluate(ALONE, [widget._esm, widget._css, state_of(widget)])
+        return page
+
+    yield show
+    opened.close()
+    assert not errors
+
+
+def test_a_view_without_a_kernel_refits_and_forecasts(alone):
+    import numpy as np
+
+    from erltool.widgets import CurveFitter
+
+    h = np.linspace(1.0, 0.1, 40)
+    r = 0.9 - 0.3 * np.exp(h) + 0.01 * np.sin(7 * np.arange(40))
+    page, fitter = alone(CurveFitter((h, r))), CurveFitter((h, r), window=4, cut=0.5)
+    for name, presses, key in (("window", 3, "ArrowRight"), ("forecast cut", 50, "ArrowLeft")):
+        page.get_by_role("slider", name=name, exact=True).focus()
+        for _ in range(presses):
+            page.keyboard.press(key)
+    assert page.evaluate("[model.get('window'), model.get('cut')]") == [4, 0.5]
+    text = page.locator("body").inner_text()
+    fit, ahead = fitter.result, fitter.forecast
+    assert f"{fit.a:.4g}" in text and f"{fit.b:.4g}" in text and f"{fit.rmse:.4g}" in text
+    assert f"From the first 6 points: RMSE {ahead.rmse:.4g}" in text
+    assert not page.get_by_text("Save the picture").count() and "Comparing" not in text
+    page.get_by_role("slider", name="a", exact=True).focus()
+    page.keyboard.press("ArrowRight")
+    assert "dragged to a = " in page.locator("body").inner_text()
+
+
+def test_a_handle_drags_the_law_through_the_pointer(alone):
+    import numpy as np
+
+    from erltool.widgets import CurveFitter
+
+    h = np.linspace(1.0, 0.1, 40)
+    page = alone(CurveFitter((h, 0.9 - 0.3 * np.exp(h) + 0.01 * np.cos(7 * np.arange(40)))))
+    grip = page.locator(".grip").first.bounding_box()
+    x, y = grip["x"] + grip["width"] / 2, grip["y"] + grip["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x, y + 40)
+    page.mouse.up()
+    a, b = page.evaluate("[model.get('a'), model.get('b')]")
+    assert b - a < 0.58 and b - a * np.exp(1.0) == pytest.approx(0.9 - 0.3 * np.e, abs=0.02)  # the other end stays
+
+
+@pytest.mark.parametrize("width", [800, 1280])
+def test_the_other_views_open_without_a_kernel(alone, width, shots):
+    from erltool.widgets import ControlExplorer, EntropyLab, RunForm
+
+    for widget in (EntropyLab().step(5), ControlExplorer(), RunForm()):
+        page = alone(widget)
+        page.set_viewport_size({"width": width, "height": 1200})
+        page.wait_for_timeout(200)
+        root = page.locator(".erltool")
+        assert root.locator("svg").count() and root.evaluate("(n) => n.scrollWidth <= n.clientWidth + 1")
+        page.screenshot(path=shots / f"{type(widget).__name__}_alone_{width}.png", full_page=True)
 
 
 def test_tables_have_scopes_and_the_focused_token_is_the_selected_one(widgets):

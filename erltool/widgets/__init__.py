@@ -2,8 +2,10 @@
 
 Each draws itself in the browser (anywidget, its JavaScript in the package, nothing from a network), keeps its
 keys from JupyterLab's shortcuts, and shows a PNG and a sentence where there is no kernel. A widget's module imports
-kit.js (charts), elements.js (controls, tables, live regions) and the arithmetic that a test holds equal to Python's
-(bandit.js, selection.js). Their format is prettier's: npx prettier@3 --write erltool/widgets/*.js
+kit.js (charts), reading.js (their crosshair), elements.js (controls, tables, live regions) and the arithmetic that a
+test holds equal to Python's (bandit.js, law.js, selection.js). Colours are variables of shared.css, which follow the
+theme. A view uses of its model get, set, on and save_changes; where there is no `send`, it leaves out what asks a
+kernel. Their format is prettier's: npx prettier@3 --write erltool/widgets/*.js
 """
 
 from erltool.widgets.control_explorer import ControlExplorer

@@ -105,7 +105,7 @@ function parametersOf(d, cell, change) {
       fits.reduce((a, b) => (differing(b) < differing(a) ? b : a)),
     );
   };
-  const name = d.settings.length > 1 ? `${control} in ${d.settings[setting]}:` : control;
+  const name = d.map.settings.length > 1 ? `${control} in ${d.settings[setting]}:` : control;
   const controls = Object.keys(parameters)
     .map((key) => [key, [...new Set(here.map((i) => d.groups[i].parameters[key]))].sort(inOrder)])
     .filter(([, values]) => values.length > 1)

@@ -4,7 +4,7 @@
 export const LAW = "exponential"; // R = b - a exp(H), the one that is dragged and forecasts
 const FEWEST = 6; // points that a forecast is fitted to
 const logarithms = (low, high, count) =>
-  Array.from({ length: count }, (_, i) => low * (high / low) ** (i / (count - 1)));
+  Array.from({ length: count }, (_, i) => (i === count - 1 ? high : low * (high / low) ** (i / (count - 1))));
 const EXPONENTS = [...logarithms(12, 0.05, 25).map((c) => -c), ...logarithms(0.05, 12, 25)];
 const SHAPES = {
   exponential: { shape: (h) => Math.exp(h) },
@@ -91,7 +91,7 @@ export const forecastLaw = (h, r, cut) => {
 // Entropies from 0 to the highest, for drawing curves; dense enough for either axis.
 export const gridOf = (h) => {
   const [low, high] = [Math.min(0, ...h), Math.max(...h)];
-  const even = Array.from({ length: 81 }, (_, i) => low + ((high - low) * i) / 80);
+  const even = Array.from({ length: 81 }, (_, i) => (i === 80 ? high : low + ((high - low) * i) / 80));
   const positive = h.filter((v) => v > 0);
   const dense = positive.length ? logarithms(Math.min(...positive), high, 61) : [];
   return Float64Array.from(new Set([...even, ...dense])).sort();

@@ -1,5 +1,5 @@
 // A crosshair that reads the values of charts which share their horizontal axis, by pointer or by keys.
-import { draw, fixed, make, slider } from "./elements.js";
+import { draw, fixed, make, showIf, slider } from "./elements.js";
 import { INK, PAGE, circles, path, wide, wordOf, words } from "./kit.js";
 
 const ROW = 15; // pixels
@@ -89,6 +89,7 @@ export const crosshair = (node, name) => {
   const put = () => {
     const [first] = charts();
     input.max = first ? first.plot.x.length - 1 : 0;
+    showIf(input, first?.plot.x.length > 1);
     if (at !== null) show();
   };
   return { input, put, node: make("div", { class: "reader" }, input, node) };

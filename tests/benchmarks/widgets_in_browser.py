@@ -34,7 +34,7 @@ SETUP = f"""
 import dataclasses, numpy as np, pandas as pd
 from erltool.runs.folder import read_runs
 from erltool.resources import shipped
-from erltool.widgets import ControlExplorer, CurveFitter, EntropyLab, RunMonitor, TokenInspector
+from erltool.widgets import ControlExplorer, CurveFitter, EntropyLab, RunForm, RunMonitor, TokenInspector
 import erltool
 hostile = {HOSTILE!r}
 def tokens(length, responses=2):
@@ -87,12 +87,16 @@ WIDGETS = (
     Widget("ControlExplorer, 4 controls, 10 seeds", "ControlExplorer(runs())", "clip-cov fraction", 40),
     Widget("CurveFitter, dragged", "CurveFitter(paper(), current=4, beside=[0, 2])", "a", 40),
     Widget("CurveFitter, refitted", "CurveFitter(recorded(), performance='reward')", "window", 60),
+    Widget("ControlExplorer, crosshair", "ControlExplorer(runs()).choose('clip-cov')", "read the values at a step", 40),
     Widget("CurveFitter, forecast", "CurveFitter(recorded(), performance='reward', cut=0.5)", "forecast cut", 60),
 )
 SHOWN_AS_ITSELF = (
     "TokenInspector(few.assign(text=hostile, prompt=hostile))",
     "EntropyLab(names=[hostile] * 4)",
     "CurveFitter({hostile: (line, 1 - line), hostile * 2: (line, 1 - line)}, beside=[1])",
+    "RunForm(erltool.TrainConfig(device='cpu')).choose(policy=hostile, steps=hostile)",
+    "ControlExplorer([dataclasses.replace(r, config=r.config | dict(policy=hostile, task=str(i % 2))) for i, r in "
+    "enumerate(recorded().values())])",
 )
 BAD = (  # name, expression, words that the widget must show
     ("empty run", "TokenInspector(few.iloc[:0])", "no tokens were recorded"),
@@ -105,7 +109,6 @@ BAD = (  # name, expression, words that the widget must show
     ("step that is not there", "TokenInspector(few, step=7)", "no tokens of step 7"),
     ("ControlExplorer, no runs", "ControlExplorer([])", "there are no runs"),
     ("ControlExplorer, foreign folder", "ControlExplorer('.')", "holds no runs"),
-    ("ControlExplorer, other policies", "ControlExplorer(shipped('data/runs'))", "do not compare"),
     ("RunMonitor, no configuration", "RunMonitor(42)", "give a TrainConfig"),
     ("RunMonitor, stopped before start", "RunMonitor(erltool.TrainConfig()).stop()", "nothing to stop"),
     ("CurveFitter, constant entropy", "CurveFitter((np.ones(9), line[:9]))", "does not vary"),
