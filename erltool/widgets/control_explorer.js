@@ -31,7 +31,8 @@ const textOf = (v) => (typeof v === "number" ? String(Number(v.toPrecision(6))) 
 const inOrder = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
 const titleOf = (d, i) => {
   const { control, setting } = d.groups[i];
-  return d.settings.length > 1 ? `${control} in ${d.settings[setting]}` : control;
+  const { settings } = d.map;
+  return settings.length > 1 || !settings.includes(setting) ? `${control} in ${d.settings[setting]}` : control;
 };
 // The groups that stand beside a cell's: without control, at random, and its own.
 const around = (d, i) => [...new Set([d.groups[i].none, d.groups[i].baseline, i])].filter((k) => k !== null);
@@ -136,6 +137,16 @@ const headOf = (d) => [
   `${d.map.accuracy}, against none`,
 ];
 
+// A list of the groups whose settings have nothing to compare, which the map leaves out; null without any.
+function othersList(d, pick) {
+  const others = [...d.groups.keys()].filter((i) => !d.map.settings.includes(d.groups[i].setting));
+  if (!others.length) return null;
+  const options = [["", "choose one"], ...others.map((i) => [i, titleOf(d, i)])];
+  const list = select("also recorded", options, "", (i) => i && pick(Number(i)));
+  const put = (cells) => (list.value = others.find((i) => cells.includes(i)) ?? "");
+  return { put, node: make("label", {}, "also recorded", list) };
+}
+
 function metricBoxes(model, put) {
   const { metrics } = model.get("data");
   const boxes = Object.entries(metrics).map(([key, name]) => {
@@ -222,6 +233,7 @@ function render({ model, el }) {
     return put("cells", [...now, at].slice(-2));
   };
   const map = controlMap(d, pick);
+  const others = othersList(d, pick);
   const metrics = metricBoxes(model, put);
   const cells = cellsOf(d, linesOf(d), (was, now) =>
     put(
@@ -232,6 +244,7 @@ function render({ model, el }) {
   const table = make("table", { "aria-label": "end values" });
   const status = statusLine();
   const read = crosshair(cells.node, "read the values at a step");
+  if (others) metrics.node.append(others.node);
   root.append(make("div", { class: "scrolls" }, map.node), metrics.node, read.node, status.node);
   root.append(make("div", { class: "scrolls" }, table));
 
@@ -239,6 +252,7 @@ function render({ model, el }) {
     const now = shown();
     map.paint(now);
     metrics.show();
+    others?.put(now);
     cells.paint(now, model.get("metrics"), width.now());
     read.put();
     const rows = [...new Set(now.flatMap((i) => around(d, i)))];

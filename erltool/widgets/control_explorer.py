@@ -43,7 +43,7 @@ __all__ = ["END", "POINTS", "SHOWN", "ControlExplorer", "ControlExplorerResult",
            "middles", "opened", "parts_of"]  # fmt: skip
 
 SHOWN = ("policy_entropy", "eval_accuracy", "response_length", "mean_covariance")
-FIRST = ("clip-cov", "kl-cov")  # on show at first, where they were recorded
+FIRST = ("clip-cov", "kl-cov")  # before other controls, where a map of one setting opens
 CELLS = 2  # on show at a time
 MEASURES = {True: "greedy accuracy at the end", False: "late held-out accuracy"}
 
@@ -140,7 +140,7 @@ class ControlExplorer(View):
         return asked or self._first()
 
     def _first(self) -> list[int]:
-        """The cells on show at first: where one control does best and worst, over several settings; else FIRST."""
+        """The cells on show at first: where one control does best and worst, over several settings; else two controls."""
         columns = self.data["map"]["settings"]
         acting = [i for i, g in enumerate(self.groups) if g.setting in columns and not self._is_baseline(g.control)]
         d = {i: v for i in acting if (v := self.data["groups"][i]["end"]["difference"]) and v[1] is not None}
@@ -151,7 +151,7 @@ class ControlExplorer(View):
             return [best, *sorted(same or others, key=lambda i: d[i][0])[:1]]
         here = [i for i in acting if self.groups[i].setting == columns[0]] if columns else []
         named = list(dict.fromkeys(self.groups[i].control for i in here))
-        wanted = [c for c in FIRST if c in named] or named[:CELLS]
+        wanted = sorted(named, key=lambda c: FIRST.index(c) if c in FIRST else len(FIRST))[:CELLS]
         first = [self._nearest([i for i in here if self.groups[i].control == c], None) for c in wanted]
         return first or list(range(len(self.groups)))[:1]
 
@@ -228,9 +228,10 @@ class ControlExplorer(View):
         return f"Entropy at the end (nats/token) and {self.data['map']['accuracy']}: {'; '.join(texts)}."
 
     def name_of(self, cell: int) -> str:
-        """A group's label, and its setting where there are several."""
-        group, settings = self.groups[cell], self.data["settings"]
-        return f"{group.label} in {settings[group.setting]}" if len(settings) > 1 else group.label
+        """A group's label, and its setting where the map has several or not this one."""
+        group, columns = self.groups[cell], self.data["map"]["settings"]
+        alone = columns == [group.setting]
+        return group.label if alone else f"{group.label} in {self.data['settings'][group.setting]}"
 
     def picture(self) -> Figure:
         """The map, and below it the chosen metrics of each cell on show."""

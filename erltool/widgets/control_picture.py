@@ -36,7 +36,8 @@ def draw_picture(
 
 
 def _title(data: dict, group: dict) -> str:
-    return group["control"] + (f" in {data['settings'][group['setting']]}" if len(data["settings"]) > 1 else "")
+    alone = data["map"]["settings"] == [group["setting"]]
+    return group["control"] if alone else f"{group['control']} in {data['settings'][group['setting']]}"
 
 
 def _map(axes: np.ndarray, data: dict, cells: list[int]) -> None:
