@@ -140,7 +140,7 @@ class ControlExplorer(View):
         return asked or self._first()
 
     def _first(self) -> list[int]:
-        """The cells on show at first: where one control does best and worst, over several settings; else two controls."""
+        """The cells on show at first: where a control does best and worst, over several settings; else two controls."""
         columns = self.data["map"]["settings"]
         acting = [i for i, g in enumerate(self.groups) if g.setting in columns and not self._is_baseline(g.control)]
         d = {i: v for i in acting if (v := self.data["groups"][i]["end"]["difference"]) and v[1] is not None}

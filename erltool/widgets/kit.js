@@ -154,16 +154,24 @@ const traced = (y, scale, at) => {
   return kept.get(y);
 };
 
-// Lowest and highest value that a chart of these lines spans, of their bands too: with room, and from 0 where that is
+const ends = new WeakMap(); // of a line's values, which are looked through once
+const endsOf = (y) => {
+  let [low, high] = [Infinity, -Infinity];
+  for (const v of y) {
+    if (!Number.isFinite(v)) continue;
+    if (v < low) low = v;
+    if (v > high) high = v;
+  }
+  return [low, high];
+};
+// Lowest and highest value that a chart of these lines spans: with room, and from 0 where that is
 // near; null without a value.
 export const spanOf = (lines) => {
   let [low, high] = [Infinity, -Infinity];
   for (const { y } of lines) {
-    for (const v of y) {
-      if (!Number.isFinite(v)) continue;
-      if (v < low) low = v;
-      if (v > high) high = v;
-    }
+    if (!ends.has(y)) ends.set(y, endsOf(y));
+    low = Math.min(low, ends.get(y)[0]);
+    high = Math.max(high, ends.get(y)[1]);
   }
   if (low > high) return null;
   if (low > 0 && low < 0.7 * high) low = 0;
@@ -204,11 +212,11 @@ export const lineChart = (title, x, end, lines, width = 376, height = 200, span 
     chart.append(path(d, { "stroke-width": stroke, "stroke-dasharray": dash, ...look }));
     if (dots) chart.append(path(dots, { "stroke-width": stroke + 3, "stroke-linecap": "round", ...look }));
   }
-  const ends = named.map(({ y, label, colour }) => [lastOf(y), y, label, wordOf(colour)]).filter(([i]) => i >= 0);
+  const last = named.map(({ y, label, colour }) => [lastOf(y), y, label, wordOf(colour)]).filter(([i]) => i >= 0);
   chart.append(
     ...endLabels(
       at,
-      ends.map(([i, y, label, fill]) => [at.px(x[i]), at.inside(y[i]), label, fill]),
+      last.map(([i, y, label, fill]) => [at.px(x[i]), at.inside(y[i]), label, fill]),
     ),
   );
   return plotted(chart, { at, x, lines: named });
