@@ -1,16 +1,18 @@
-"""Rows of folders of logs: TensorBoard's event files and MLflow's metrics, of one run or several."""
+"""Rows of folders of logs: TensorBoard's event files and MLflow's metrics, of one run or several; TRL's state."""
 
 import contextlib
+import heapq
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from erltool.errors import ErltoolError
 from erltool.logs.rows import SOURCE, Row, joined
-from erltool.logs.text import Counts, lines_of
+from erltool.logs.text import Counts, pieces
 from erltool.text import listed, shown
 
 MLFLOW_LINE = re.compile(r"(\d{9,}) (\S+)(?: (\d+))?\s*")
+MLFLOW_PIECE = 1 << 16  # bytes
 
 
 def event_runs(path: Path, skipped: Counts) -> dict[str, list[Path]]:
@@ -94,19 +96,33 @@ def _mlflow_name(run: Path) -> str:
     return run.name
 
 
-def mlflow_rows(folder: Path, skipped: Counts) -> Iterator[Row]:
+def mlflow_rows(folder: Path, skipped: Counts, keep: Callable[[str], bool] | None = None) -> Iterator[Row]:
     """Rows of what was logged together. MLflow keeps a file a metric, with lines of time, value and step."""
-    logged = []
-    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
-        name = file.relative_to(folder).as_posix()
-        with lines_of(file, skipped) as lines:
-            for line in lines:
-                if (match := MLFLOW_LINE.fullmatch(line)) and match[3]:
-                    logged.append((int(match[1]), float(match[3]), name, match[2]))
-                else:
-                    skipped["unreadable lines"] += bool(line.strip())
-    logged.sort(key=lambda entry: entry[0])
+    metrics = {f.relative_to(folder).as_posix(): f for f in sorted(folder.rglob("*")) if f.is_file()}
+    kept = [_mlflow_lines(file, name, skipped) for name, file in metrics.items() if keep is None or keep(name)]
+    logged = heapq.merge(*kept, key=lambda entry: entry[:2])  # each file is in the order of time
     yield from joined((step, name, value) for _, step, name, value in logged)
+
+
+def _mlflow_lines(file: Path, name: str, skipped: Counts) -> Iterator[tuple[int, float, str, str]]:
+    """Time, step, metric and value of each line. The file is open only while a piece is read: there may be many."""
+    at = 0
+    while lines := pieces(file, at, MLFLOW_PIECE):
+        at += sum(map(len, lines))
+        for line in lines:
+            if (match := MLFLOW_LINE.fullmatch(line.decode("utf-8", "replace"))) and match[3]:
+                yield int(match[1]), float(match[3]), name, match[2]
+            else:
+                skipped["unreadable lines"] += bool(line.strip())
+
+
+def trainer_state(folder: Path) -> Path | None:
+    """The trainer_state.json of a folder, or that of the last checkpoint in it."""
+    if (file := folder / "trainer_state.json").is_file():
+        return file
+    steps = {int(f.parent.name[11:]): f for f in folder.glob("checkpoint-*/trainer_state.json")
+             if f.parent.name[11:].isdecimal()}  # fmt: skip
+    return steps[max(steps)] if steps else None
 
 
 def chosen(runs: Collection[str], run: str | None, path: Path) -> str:

@@ -1,8 +1,9 @@
 """The format of another tool's log file, and its content as a table of numbers.
 
-verl (console, JSONL), TRL (trainer_state.json, console, notebooks), OpenRLHF (console), W&B and SwanLab (exports),
-MLflow and TensorBoard (folders), and any tool's CSV, TSV, Parquet, Markdown, HTML, JSON and JSONL. A file is untrusted
-text: nothing of it is evaluated, and text for a terminal goes through `shown`. Files are read as streams, in chunks.
+verl (console, JSONL), TRL (trainer_state.json, console, notebooks), OpenRLHF and SkyRL (console), W&B and SwanLab
+(exports, and the files they write offline), Trackio (database), MLflow (database, folder), TensorBoard (folders), and
+any tool's CSV, TSV, Parquet, Markdown, HTML, JSON and JSONL. A file is untrusted text: nothing of it is evaluated, and
+text for a terminal goes through `shown`. Files are read as streams, in chunks.
 """
 
 import contextlib
@@ -17,7 +18,9 @@ import numpy as np
 import pandas as pd
 
 from erltool.errors import ErltoolError
+from erltool.logs import databases
 from erltool.logs import folders as logfolders
+from erltool.logs import records as logrecords
 from erltool.logs import rows as logrows
 from erltool.logs import tables as logtables
 from erltool.logs.numbers import NUMBER_WIDTH, decimal_signs, number
@@ -32,16 +35,16 @@ MAX_ROWS = 1_000_000
 ROWS = {
     "verl console": logrows.verl_console, "verl JSONL": logrows.json_rows,
     "OpenRLHF console": logrows.openrlhf_console, "TRL trainer_state": logrows.json_rows,
-    "TRL console": logrows.trl_console, "W&B history": logrows.json_rows, "JSONL": logrows.json_rows,
-    "JSON": logrows.json_rows,
+    "TRL console": logrows.trl_console, "SkyRL console": logrows.skyrl_console, "W&B history": logrows.json_rows,
+    "JSONL": logrows.json_rows, "JSON": logrows.json_rows,
 }  # fmt: skip
-FOLDERS = ("TensorBoard", "MLflow")
+STORES = ("TensorBoard", "MLflow", "Trackio", "W&B run", "SwanLab run")  # which hold one run or several
 TABLES = {
     "W&B CSV": logtables.csv_chunks, "SwanLab CSV": logtables.csv_chunks, "CSV": logtables.csv_chunks,
     "Parquet": logtables.parquet_chunks, "Markdown table": logtables.markdown_chunks,
     "HTML table": logtables.html_chunks, "notebook": logtables.notebook_chunks,
 }  # fmt: skip
-KINDS = (*ROWS, *FOLDERS, *TABLES, "erltool run")
+KINDS = (*ROWS, *STORES, *TABLES, "erltool run")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,12 @@ def detect(path: Path) -> str:
         return "TensorBoard"
     if head.startswith(b"PAR1"):
         return "Parquet"
+    if kind := logrecords.kind_of_head(head):
+        return kind
+    if head.startswith(databases.MAGIC):
+        if kind := databases.database_kind(path):
+            return kind
+        raise ErltoolError(f"{shown(path)}: an SQLite database, but neither Trackio's nor MLflow's; give one of theirs")
     if not is_wide(head) and sum(map(head.count, CONTROLS)) > len(head) / 30:
         raise ErltoolError(f"{shown(path)}: a binary file and no log; give one of: {', '.join(KINDS)}")
     if logrows.is_printed_dict(lines[0]):
@@ -98,14 +107,20 @@ def detect(path: Path) -> str:
 def _detect_folder(path: Path) -> str:
     if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
         return "erltool run"
-    if (path / "trainer_state.json").is_file():
+    if logfolders.trainer_state(path):
         return "TRL trainer_state"
+    for kind in logrecords.FILES:
+        if logrecords.record_files(path, kind):
+            return kind
+    if databases.databases(path, "Trackio"):
+        return "Trackio"
     if any(path.rglob("*tfevents*")):
         return "TensorBoard"
-    if logfolders.mlflow_runs(path):
+    if logfolders.mlflow_runs(path) or databases.databases(path, "MLflow"):
         return "MLflow"
     raise ErltoolError(
-        f"{shown(path)}: holds no erltool run, trainer_state.json, TensorBoard event files or MLflow metrics"
+        f"{shown(path)}: holds no erltool run, trainer_state.json, TensorBoard event files or runs of Trackio, MLflow, "
+        "W&B or SwanLab; erltool runs FOLDER looks further down"
     )
 
 
@@ -154,7 +169,7 @@ def read_table(path: Path, kind: str, keep: Callable[[str], bool], run: str | No
             left_out.add(name)
         return name not in left_out
 
-    large = path.is_file() and path.stat().st_size > LARGE
+    large = size_of(path) > LARGE
     kept_chunks, count = [], 0
     folder, chunks = _chunks(path, kind, run, skipped, kept if large else None)
     with contextlib.closing(chunks):
@@ -169,22 +184,50 @@ def read_table(path: Path, kind: str, keep: Callable[[str], bool], run: str | No
     return replace(_numbers_and_texts(whole, skipped), run=folder)
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    files = [path] if path.is_file() else (f for f in path.rglob("*") if f.is_file())
+    return sum(f.stat().st_size for f in files)
+
+
+def runs_of_store(path: Path, kind: str, skipped: Counts) -> dict[str, object]:
+    """The runs of one of STORES by name, each in a form that `store_rows` reads."""
+    if kind == "TensorBoard":
+        return dict(logfolders.event_runs(path, skipped))
+    if kind == "MLflow":
+        return dict(logfolders.mlflow_runs(path) if path.is_dir() else {}) or dict(databases.mlflow_stored(path))
+    if kind == "Trackio":
+        return dict(databases.trackio_runs(path))
+    return dict(logrecords.record_runs(path, kind))
+
+
+def store_rows(run, kind: str, prefix: str, skipped: Counts, keep: Keep) -> Iterator[Row]:
+    """Rows of a run of `runs_of_store`. Each of a run's several files is a source, in TensorBoard under `prefix`."""
+    if kind == "TensorBoard":
+        return logfolders.event_rows(run, prefix, skipped)
+    if kind == "Trackio":
+        return (row for _, row in databases.trackio_rows(run, 0, skipped))
+    if kind == "MLflow" and isinstance(run, databases.Stored):
+        return logrows.joined(entry for _, entry in databases.mlflow_entries(run, 0))
+    return (
+        logfolders.mlflow_rows(run, skipped, keep)
+        if kind == "MLflow"
+        else logrecords.record_rows(run, kind, skipped, keep)
+    )
+
+
 def _chunks(path: Path, kind: str, run: str | None, skipped: Counts, keep: Keep) -> tuple[str, Chunks]:
     """The chosen run of a folder, and its chunks."""
     if kind in TABLES:
         return "", TABLES[kind](path, skipped, keep)
     name = ""
-    if kind == "TensorBoard":
-        runs = logfolders.event_runs(path, skipped)
+    if kind in STORES:
+        runs = runs_of_store(path, kind, skipped)
         name = logfolders.chosen(runs, run, path)
-        rows = logfolders.event_rows(runs[name], f"{name}/" if len(runs) > 1 else "", skipped)
-    elif kind == "MLflow":
-        folders = logfolders.mlflow_runs(path)
-        name = logfolders.chosen(folders, run, path)
-        rows = logfolders.mlflow_rows(folders[name], skipped)
+        rows = store_rows(runs[name], kind, f"{name}/" if len(runs) > 1 else "", skipped, keep)
     else:
-        file = path / "trainer_state.json" if kind == "TRL trainer_state" and path.is_dir() else path
-        rows = ROWS[kind](file, skipped)
+        file = logfolders.trainer_state(path) if kind == "TRL trainer_state" and path.is_dir() else path
+        rows = ROWS[kind](file or path, skipped)
     return name, _framed(path, rows, keep)
 
 

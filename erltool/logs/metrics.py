@@ -43,16 +43,21 @@ ROLES = {
         r"^((train|training)/)?(iterations?|iters?|updates?|n_updates)$",
         r"^time/iterations$", r"^rollout/steps?$", r"^_step$",
     ),
-    "reward": (r"^(train/)?reward$", r"^critic/rewards/mean$", r"^(train/)?rewards?/mean$", r"^critic/score/mean$"),
+    "reward": (
+        r"^(train/)?reward$", r"^critic/rewards/mean$", r"^(train/)?rewards?/(all/)?mean$", r"^critic/score/mean$",
+        r"^reward/avg_raw_reward$", r"^rollout/raw_reward$",
+    ),
     "response_entropy": (r"^response_entropy$",),
-    "response_length": (r"^(train/)?response_length(/mean)?$", r"^(train/)?completions/mean_length$"),
+    "response_length": (
+        r"^(train/)?response_length(/mean)?$", r"^(train/)?completions/mean_length$", r"^generate/avg_num_tokens$",
+    ),
     "truncated_fraction": (
         r"^(train/)?completions/clipped_ratio$", r"^response_length/clip_ratio$", r"^truncated_fraction$",
     ),
     "zero_spread_fraction": (r"^(train/)?frac_reward_zero_std$", r"^zero_spread_fraction$"),
     "clip_fraction": (r"^actor/pg_clipfrac$", r"^(train/)?clip_ratio/region_mean$", r"^clip_fraction$"),
     "kl_k1": (r"^actor/ppo_kl$", r"^kl_k1$"),
-    "grad_norm": (r"^(actor/|train/)?grad_norm$",),
+    "grad_norm": (r"^(actor/|train/|policy/)?(raw_)?grad_norm$",),
 }  # fmt: skip
 """Regular expressions on a column's plain name, the best first. Entropy and performance have rules below."""
 ALL_ROLES = (*MAIN, *(role for role in ROLES if role not in MAIN))
@@ -212,6 +217,7 @@ AVERAGES = {
     "TRL": TOKEN_MEAN.format("as TRL logs it"),
     "prime-rl": TOKEN_MEAN.format("as prime-rl logs it"),
     "ms-swift": "mean over each response, then over responses (Eq 5), as ms-swift logs it",
+    "SkyRL": "mean over each micro-batch's tokens, then over micro-batches, as SkyRL logs it",
     "slime": "mean over each response, then over responses (Eq 5), slime's default",
     "NeMo-RL": "an estimate from the sampled tokens (NeMo-RL's approx_entropy), no exact one",
     "tinker": "an estimate from the sampled tokens (tinker's optim/entropy), no exact one",
@@ -223,6 +229,7 @@ MARKS = (
             r"((train|eval)/)?(eval_)?rewards/[^/]+/(mean|std)|(train/)?reward_std)$"),
     ("OpenRLHF", r"(train/)?actor_lr$"),
     ("slime", r"rollout/raw_reward$|train/train_rollout_logprob_abs_diff$"),
+    ("SkyRL", r"reward/avg_raw_reward$|policy/policy_lr$|generate/avg_num_tokens$"),
     ("prime-rl", r"entropy/(all/)?std$|mismatch_kl/"),
     ("NeMo-RL", r"train/approx_entropy$"),
     ("tinker", r"optim/entropy$"),
@@ -230,9 +237,10 @@ MARKS = (
 ENTROPY_COLUMNS = {
     "verl": r"actor/entropy(_loss)?|entropy_loss", "OpenRLHF": r"(train/)?entropy_loss", "TRL": r"(train/)?entropy",
     "prime-rl": r"entropy/(all/)?mean", "ms-swift": r"(train/)?entropy/mean", "slime": r"train/entropy_loss",
+    "SkyRL": r"policy/policy_entropy",
     "NeMo-RL": r"train/approx_entropy", "tinker": r"optim/entropy",
 }  # fmt: skip
-KIND_OF = {"verl console": "verl", "verl JSONL": "verl", "OpenRLHF console": "OpenRLHF"}
+KIND_OF = {"verl console": "verl", "verl JSONL": "verl", "OpenRLHF console": "OpenRLHF", "SkyRL console": "SkyRL"}
 TRAINER = ("TRL trainer_state", "TRL console")
 OWN = {
     "policy_entropy": "exact, mean over response tokens; not Eq 5's mean over responses",

@@ -28,6 +28,8 @@ from erltool.runs.folder import METRICS, read_run
 from erltool.runs.writer import RunWriter
 from erltool.text import listed, shown
 
+CLOCKS = ("_runtime", "_timestamp", "timestamp", "time", "epoch")  # columns that differ within a step
+
 
 @dataclass(frozen=True)
 class Log:
@@ -159,7 +161,8 @@ def _table(path: Path, kind: str, asked: Mapping[str, str], run: str | None) -> 
 def _log(path: Path, kind: str, taken: Taken, choice: Choice, unit: str | None, imported: dict) -> Log:
     table, columns, skipped = taken.table, choice.columns, taken.table.skipped
     skipped["rows that the run did again after it was resumed"] += taken.again
-    metrics = tables.Table(_by_step(table.numbers, columns["step"], skipped))  # columns of any name
+    counters = set(choice.candidates.get("step", ())) - {columns["step"]}
+    metrics = tables.Table(_by_step(table.numbers, columns["step"], counters, skipped))  # columns of any name
     entropy, performance = columns["entropy"], columns["performance"]
     stated = unit or ("percentage points" if performance in table.percents else None)
     if kind == "erltool run" and performance == "eval_accuracy":
@@ -178,12 +181,15 @@ def _log(path: Path, kind: str, taken: Taken, choice: Choice, unit: str | None, 
     )  # fmt: skip
 
 
-def _by_step(table: pd.DataFrame, step: str, skipped: Counts) -> pd.DataFrame:
-    """One row a step, sorted, with the last value of each column. `skipped` counts what is lost."""
+def _by_step(table: pd.DataFrame, step: str, counters: set[str], skipped: Counts) -> pd.DataFrame:
+    """One row a step, sorted, with the last value of each column. `skipped` counts what is lost; other `counters` of
+    steps, such as a tracker's count of calls, differ within a step and are not missed."""
     rows = table.dropna(subset=[step])
     skipped["rows without a step"] += len(table) - len(rows)
     skipped["rows out of order"] += int((rows[step].diff() < 0).sum())
-    again = rows[rows.duplicated(step, keep=False)].groupby(step).nunique()  # or an evaluation's row
+    apart = [name for name in (*counters, *CLOCKS) if name != step]
+    twice = rows[rows.duplicated(step, keep=False)].drop(columns=apart, errors="ignore")
+    again = twice.groupby(step).nunique()  # or an evaluation's row
     skipped["duplicated steps, of which the last value wins"] += int((again > 1).any(axis=1).sum())
     return rows.groupby(step, sort=True).last().reset_index().astype(float)
 

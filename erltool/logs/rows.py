@@ -31,6 +31,8 @@ OPENRLHF = re.compile(r"[Gg]lobal[ _]step (\d+)(?:: |, eval_metrics: )(\{.*)")
 OPENRLHF_ITEM = re.compile(rf"'([^']+)': (?:np\.\w+\()?({NUMBER})", re.I)
 PRINTED = re.compile(r"\{('[^{}]*)\}")
 PRINTED_ITEM = re.compile(r"'([^'{}]+)': (?:np\.\w+\()?['\"]?([^,'\"()]{1,40})")
+SKYRL = re.compile(r"Step (\d+): ?$")
+SKYRL_ITEM = re.compile(rf"[{{ ]'([^'{{}}]{{1,400}})': '?({NUMBER})'?[,}}]$", re.I)
 TRAINER_KEYS = {"loss", "epoch", "reward", "train_loss", "eval_loss", "eval_reward"}
 
 Row = dict[str, float | str]
@@ -43,6 +45,8 @@ def kind_of_line(line: str) -> str | None:
         return "verl console"
     if OPENRLHF.search(line):
         return "OpenRLHF console"
+    if SKYRL.search(line.rstrip()) and "|" in line:  # as loguru prints it, since others have steps, too
+        return "SkyRL console"
     return "TRL console" if any(True for _ in _printed(line)) else None
 
 
@@ -65,6 +69,25 @@ def openrlhf_console(path: Path, skipped: Counts) -> Iterator[Row]:
         for line in lines:
             if match := OPENRLHF.search(ESCAPES.sub("", line)):
                 yield {STEP: float(match[1]), **{k: float(v) for k, v in OPENRLHF_ITEM.findall(match[2])}}
+
+
+def skyrl_console(path: Path, skipped: Counts) -> Iterator[Row]:
+    with lines_of(path, skipped) as lines:
+        yield from skyrl_rows(lines)
+
+
+def skyrl_rows(lines: Iterable[str]) -> Iterator[Row]:
+    """Rows that SkyRL prints as a step's line and a dict below it, a metric a line."""
+    row: Row = {}
+    for line in lines:
+        line = ESCAPES.sub("", line).rstrip()
+        if match := SKYRL.search(line):
+            row = {STEP: float(match[1])}
+        elif row and (item := SKYRL_ITEM.search(line)):
+            row[item[1]] = float(item[2])
+            if line.endswith("}"):
+                yield row
+                row = {}
 
 
 def trl_console(path: Path, skipped: Counts) -> Iterator[Row]:

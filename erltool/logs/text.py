@@ -50,3 +50,13 @@ def first_lines(path: Path, count: int = 5) -> list[str]:
     """The first lines that are not blank."""
     with lines_of(path, Counter()) as lines:
         return list(itertools.islice(filter(str.strip, lines), count))
+
+
+def pieces(file: Path, at: int, size: int) -> list[bytes]:
+    """The whole lines among `size` bytes from offset `at`; a longer line, or one that ends with the file, as it is."""
+    with open(file, "rb") as f:
+        f.seek(at)
+        lines = f.read(size).splitlines(keepends=True)
+    if len(lines) > 1 and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    return lines
