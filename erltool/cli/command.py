@@ -1,5 +1,4 @@
-"""The command line: erltool demo | train | eval | plan | prompt | experiment | fit |
-microscope | advise | import | inspect | check | export | lab | workshop | doctor.
+"""The command line: `erltool COMMAND`, with the commands below.
 
 Each command is a file in this folder with a function `run`, and only the command that is called is imported. An error
 that the user can fix is one line on stderr and exit status 2. An interrupted command exits with 130, and one whose
@@ -24,6 +23,7 @@ COMMANDS = {
     "fit": "fit the law R = -a exp(H) + b to runs and logs",
     "microscope": "measure which tokens of a run's updates spend the entropy, and what sparing them costs",
     "advise": "say in one paragraph what a run's entropy is worth, who spends it, and which control to try",
+    "runs": "list the runs in a place: a log, Trackio's cache, MLflow's database, a folder of folders",
     "import": "read another tool's log, show its entropy and performance, write it as a run",
     "inspect": "show the tokens of anyone's rollouts: covariance, push, and what a control would take",
     "check": "find what is wrong with a configuration of verl, TRL, SkyRL, prime-rl or erltool",

@@ -4,7 +4,7 @@ Notes explain a guess. An error names the columns where no choice is possible.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,10 +44,13 @@ def with_negated(table: Table, asked: Mapping[str, str], path: Path) -> Table:
     return replace(table, numbers=numbers)
 
 
-def choose_columns(table: Table, kind: str, run: str, asked: Mapping[str, str], path: Path) -> Choice:
+def choose_columns(
+    table: Table, kind: str, run: str, asked: Mapping[str, str], path: Path, need: Collection[str] = MAIN
+) -> Choice:
     """The columns by role, requested or likeliest; of a chart of several runs those of `run`.
 
-    Raises ErltoolError, naming the columns, where none fits a role or the values of one do not.
+    A log may lack a performance where that is not in `need`. Raises ErltoolError, naming the columns, where none fits a
+    role or the values of one do not.
     """
     numbers, columns = table.numbers, dict(asked)
     fitting = candidates(list(numbers), kind, run)
@@ -59,11 +62,14 @@ def choose_columns(table: Table, kind: str, run: str, asked: Mapping[str, str], 
     for role, names in fitting.items():
         if role not in (*columns, "step") and names:
             columns[role] = names[0]
-    _require("performance", columns, numbers, path)
+    if "performance" in need:
+        _require("performance", columns, numbers, path)
     if "step" not in asked:
         columns["step"], more = _step(numbers, fitting["step"], columns, kind, path)
         notes += more
     for role in MAIN:
+        if role not in need and role not in columns:
+            continue
         _require(role, columns, numbers, path)
         _check(role, columns[role], table, path)
     order = sorted(columns, key=lambda role: MAIN.index(role) if role in MAIN else len(MAIN))
@@ -102,7 +108,7 @@ def _step(
     """The likeliest column of steps with values in the rows of entropies and of performances."""
     if not fitting:
         raise _none_for("step", numbers, path)
-    beside = [numbers[columns[role]].notna() for role in ("entropy", "performance")]
+    beside = [numbers[columns[role]].notna() for role in ("entropy", "performance") if role in columns]
     shares = [min(numbers.loc[rows, name].notna().mean() for rows in beside) for name in fitting]
     if not np.max(shares) > 0:
         raise ErltoolError(

@@ -140,8 +140,18 @@ def chosen(runs: Collection[str], run: str | None, path: Path) -> str:
     return outer[0]
 
 
-def not_chosen(runs: Collection[str], run: str | None, path: Path) -> ErltoolError:
-    names = listed(runs, 8)
+class NotChosen(ErltoolError):
+    """Several runs, of which none was requested, or one that is not there."""
+
+    def __init__(self, message: str, names: tuple[str, ...]):
+        super().__init__(message)
+        self.names = names
+
+
+def not_chosen(runs: Collection[str], run: str | None, path: Path, spans: Collection[str] | None = None) -> NotChosen:
+    """The error that names the runs, or their `spans`."""
+    named, names = listed(spans or runs, 8), tuple(runs)
     if run is None:
-        return ErltoolError(f"{shown(path)}: holds {len(runs)} runs; choose one with --run NAME or run=NAME: {names}")
-    return ErltoolError(f"{shown(path)}: no run {shown(run)!r}; its runs are {names}")
+        text = f"{shown(path)}: holds {len(runs)} runs; choose one with --run NAME or run=NAME: {named}"
+        return NotChosen(text, names)
+    return NotChosen(f"{shown(path)}: no run {shown(run)!r}; its runs are {named}", names)

@@ -32,12 +32,10 @@ from erltool.text import shown
 LARGE = 64 << 20  # bytes; of a larger file only columns with a role are kept
 MAX_ROWS = 1_000_000
 
-ROWS = {
-    "verl console": logrows.verl_console, "verl JSONL": logrows.json_rows,
-    "OpenRLHF console": logrows.openrlhf_console, "TRL trainer_state": logrows.json_rows,
-    "TRL console": logrows.trl_console, "SkyRL console": logrows.skyrl_console, "W&B history": logrows.json_rows,
-    "JSONL": logrows.json_rows, "JSON": logrows.json_rows,
-}  # fmt: skip
+JSON_KINDS = ("verl JSONL", "TRL trainer_state", "W&B history", "JSONL", "JSON")
+ROWS = {kind: logrows.json_rows if kind in JSON_KINDS else logrows.rows_of_text
+        for kind in ("verl console", "verl JSONL", "OpenRLHF console", "TRL trainer_state", "TRL console",
+                     "SkyRL console", "W&B history", "JSONL", "JSON")}  # fmt: skip
 STORES = ("TensorBoard", "MLflow", "Trackio", "W&B run", "SwanLab run")  # which hold one run or several
 TABLES = {
     "W&B CSV": logtables.csv_chunks, "SwanLab CSV": logtables.csv_chunks, "CSV": logtables.csv_chunks,
@@ -174,14 +172,14 @@ def read_table(path: Path, kind: str, keep: Callable[[str], bool], run: str | No
     folder, chunks = _chunks(path, kind, run, skipped, kept if large else None)
     with contextlib.closing(chunks):
         for chunk in chunks:
-            kept_chunks.append(_compact(chunk)[: MAX_ROWS - count])
+            kept_chunks.append(compact(chunk)[: MAX_ROWS - count])
             count += len(chunk)
             if count > MAX_ROWS:
                 skipped[f"the rest of the file, after {MAX_ROWS:,} rows"] = 1
                 break
     whole = pd.concat(kept_chunks, ignore_index=True) if kept_chunks else pd.DataFrame()
     skipped["columns without a role, of a large file"] = len(left_out)
-    return replace(_numbers_and_texts(whole, skipped), run=folder)
+    return replace(table_of(whole, skipped), run=folder)
 
 
 def size_of(path: Path) -> int:
@@ -227,7 +225,7 @@ def _chunks(path: Path, kind: str, run: str | None, skipped: Counts, keep: Keep)
         rows = store_rows(runs[name], kind, f"{name}/" if len(runs) > 1 else "", skipped, keep)
     else:
         file = logfolders.trainer_state(path) if kind == "TRL trainer_state" and path.is_dir() else path
-        rows = ROWS[kind](file or path, skipped)
+        rows = ROWS[kind](file or path, kind, skipped)
     return name, _framed(path, rows, keep)
 
 
@@ -240,7 +238,7 @@ def _framed(path: Path, rows: Iterator[Row], keep: Keep) -> Chunks:
         yield pd.DataFrame([row if keep is None else {k: v for k, v in row.items() if keep(k)} for row in chunk])
 
 
-def _compact(chunk: pd.DataFrame) -> pd.DataFrame:
+def compact(chunk: pd.DataFrame) -> pd.DataFrame:
     """A chunk with floats in columns of numbers, so that the longest logs fit into memory."""
     columns = {}
     for name, values in chunk.items():
@@ -249,7 +247,8 @@ def _compact(chunk: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=chunk.index)
 
 
-def _numbers_and_texts(whole: pd.DataFrame, skipped: Counts) -> Table:
+def table_of(whole: pd.DataFrame, skipped: Counts) -> Table:
+    """A log's content from its rows, whose cells are floats, or texts that may be numbers."""
     plain = {name: values for name, values in whole.items() if values.dtype == float}
     tokens = {name: {v for v in values.unique() if isinstance(v, str) and len(v) <= NUMBER_WIDTH}
               for name, values in whole.items() if name not in plain}  # fmt: skip

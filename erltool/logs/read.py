@@ -8,7 +8,7 @@ correct them. `align_points` averages the entropy before each measurement of per
 import contextlib
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +112,14 @@ def read_log(
     step, entropy or performance, an entropy below 0, an unclear decimal sign, several runs without `run`, or mixed
     units.
     """
+    return read_part(path, columns=columns, kind=kind, unit=unit, run=run, need=MAIN)
+
+
+def read_part(
+    path: str | Path, *, columns: Mapping[str, str] | None = None, kind: str | None = None, unit: str | None = None,
+    run: str | None = None, need: Collection[str] = ("step", "entropy"),
+) -> Log:  # fmt: skip
+    """As `read_log`, of a log that may still lack a role that is not in `need`."""
     path, asked, run = Path(path), dict(columns or {}), None if run is None else str(run)
     _check_asked(path, asked, kind)
     try:
@@ -119,11 +127,19 @@ def read_log(
         table, imported = _table(path, kind, asked, run)
     except OSError as e:
         raise ErltoolError(f"{shown(path)}: cannot be read ({e.strerror or shown(e)}); make it readable") from e
+    return log_of(path, kind, table, asked, unit, run, imported, need)
+
+
+def log_of(
+    path: Path, kind: str, table: Table, asked: Mapping[str, str], unit: str | None, run: str | None, imported: dict,
+    need: Collection[str] = MAIN,
+) -> Log:  # fmt: skip
+    """The log in a table: its run, columns and unit, as `read_log`; the roles in `need` must be there."""
     table = with_negated(table, asked, path)
     taken = named_run(table, kind, asked, run, path)
-    choice = choose_columns(taken.table, kind, taken.name, asked, path)
+    choice = choose_columns(taken.table, kind, taken.name, asked, path, need)
     taken = run_by_steps(taken, choice.columns, None if run == taken.name else run, path)
-    choice = choose_columns(taken.table, kind, taken.name, asked, path)
+    choice = choose_columns(taken.table, kind, taken.name, asked, path, need)
     return _log(path, kind, taken, choice, unit, imported)
 
 
@@ -163,12 +179,13 @@ def _log(path: Path, kind: str, taken: Taken, choice: Choice, unit: str | None, 
     skipped["rows that the run did again after it was resumed"] += taken.again
     counters = set(choice.candidates.get("step", ())) - {columns["step"]}
     metrics = tables.Table(_by_step(table.numbers, columns["step"], counters, skipped))  # columns of any name
-    entropy, performance = columns["entropy"], columns["performance"]
+    entropy, performance = columns["entropy"], columns.get("performance", "")
     stated = unit or ("percentage points" if performance in table.percents else None)
     if kind == "erltool run" and performance == "eval_accuracy":
         stated = stated or "fraction"
     try:
-        unit = unit_of(metrics[performance], stated, name=f"column {split_run(performance, kind)[1]!r}")
+        values = metrics[performance] if performance else []
+        unit = unit_of(values, stated, name=f"column {split_run(performance, kind)[1]!r}")
     except ErltoolError as e:
         raise ErltoolError(f"{shown(path)}: {shown(e, 300)} (--unit, unit=)") from e
     tool = tool_of(kind, [split_run(name, kind)[1] for name in table.numbers])

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from erltool.errors import ErltoolError
@@ -55,65 +55,61 @@ def is_printed_dict(line: str) -> bool:
     return line.lstrip().startswith("{'") and kind_of_line(line) == "TRL console"
 
 
-def verl_console(path: Path, skipped: Counts) -> Iterator[Row]:
-    with lines_of(path, skipped) as lines:
-        for line in lines:
-            if match := VERL.search(ESCAPES.sub("", line)):
-                fields = [VERL_FIELD.match(field) for field in match[2].split(" - ")]
-                skipped["unreadable fields"] += fields.count(None)
-                yield {STEP: float(match[1]), **{f[1].strip(): float(f[2]) for f in fields if f}}
-
-
-def openrlhf_console(path: Path, skipped: Counts) -> Iterator[Row]:
-    with lines_of(path, skipped) as lines:
-        for line in lines:
-            if match := OPENRLHF.search(ESCAPES.sub("", line)):
-                yield {STEP: float(match[1]), **{k: float(v) for k, v in OPENRLHF_ITEM.findall(match[2])}}
-
-
-def skyrl_console(path: Path, skipped: Counts) -> Iterator[Row]:
-    with lines_of(path, skipped) as lines:
-        yield from skyrl_rows(lines)
-
-
-def skyrl_rows(lines: Iterable[str]) -> Iterator[Row]:
-    """Rows that SkyRL prints as a step's line and a dict below it, a metric a line."""
-    row: Row = {}
+def verl_rows(lines: Iterable[str], skipped: Counts) -> Iterator[Row]:
     for line in lines:
-        line = ESCAPES.sub("", line).rstrip()
-        if match := SKYRL.search(line):
-            row = {STEP: float(match[1])}
-        elif row and (item := SKYRL_ITEM.search(line)):
-            row[item[1]] = float(item[2])
-            if line.endswith("}"):
-                yield row
-                row = {}
+        if match := VERL.search(ESCAPES.sub("", line)):
+            fields = [VERL_FIELD.match(field) for field in match[2].split(" - ")]
+            skipped["unreadable fields"] += fields.count(None)
+            yield {STEP: float(match[1]), **{f[1].strip(): float(f[2]) for f in fields if f}}
 
 
-def trl_console(path: Path, skipped: Counts) -> Iterator[Row]:
-    with lines_of(path, skipped) as lines:
-        yield from printed_rows(lines)
+def openrlhf_rows(lines: Iterable[str], skipped: Counts) -> Iterator[Row]:
+    for line in lines:
+        if match := OPENRLHF.search(ESCAPES.sub("", line)):
+            yield {STEP: float(match[1]), **{k: float(v) for k, v in OPENRLHF_ITEM.findall(match[2])}}
 
 
-def printed_rows(lines: Iterable[str]) -> Iterator[Row]:
+class SkyRLRows:
+    """Rows that SkyRL prints as a step's line and a dict below it, a metric a line. Keeps a row that is not whole."""
+
+    def __init__(self) -> None:
+        self._row: Row = {}
+
+    def __call__(self, lines: Iterable[str], skipped: Counts) -> Iterator[Row]:
+        for line in lines:
+            line = ESCAPES.sub("", line).rstrip()
+            if match := SKYRL.search(line):
+                self._row = {STEP: float(match[1])}
+            elif self._row and (item := SKYRL_ITEM.search(line)):
+                self._row[item[1]] = float(item[2])
+                if line.endswith("}"):
+                    row, self._row = self._row, {}
+                    yield row
+
+
+class PrintedRows:
     """Rows of metrics printed in lines of text, each with a step.
 
     If rows have no step, training rows are counted from 1 and an evaluation belongs to the row before it. The clock
     (tokens seen, else the epoch) falls back where a run was resumed or another began. The count then goes on from
-    there.
+    there. The count is kept between calls.
     """
-    clocks: list[float] = []
-    counter = ""
-    for line in lines:
-        for row in _printed(ESCAPES.sub("", line)):
-            if "train_runtime" in row:  # the summary at the end of a run
-                continue
-            if not any(re.search(r"(^|/|_)steps?($|/)", name) for name in row):
-                if not any(name.startswith("eval_") for name in row):
-                    counter = counter or ("num_tokens" if "num_tokens" in row else "epoch")
-                    _count_on(clocks, str(row.get(counter, "")))
-                row[COUNTED] = float(len(clocks))
-            yield row
+
+    def __init__(self) -> None:
+        self._clocks: list[float] = []
+        self._counter = ""
+
+    def __call__(self, lines: Iterable[str], skipped: Counts) -> Iterator[Row]:
+        for line in lines:
+            for row in _printed(ESCAPES.sub("", line)):
+                if "train_runtime" in row:  # the summary at the end of a run
+                    continue
+                if not any(re.search(r"(^|/|_)steps?($|/)", name) for name in row):
+                    if not any(name.startswith("eval_") for name in row):
+                        self._counter = self._counter or ("num_tokens" if "num_tokens" in row else "epoch")
+                        _count_on(self._clocks, str(row.get(self._counter, "")))
+                    row[COUNTED] = float(len(self._clocks))
+                yield row
 
 
 def _printed(line: str) -> Iterator[Row]:
@@ -136,21 +132,37 @@ def _count_on(clocks: list[float], clock: str) -> None:
     clocks.append(latest)
 
 
-def json_rows(path: Path, skipped: Counts) -> Iterator[Row]:
+def jsonl_rows(lines: Iterable[str], skipped: Counts) -> Iterator[Row]:
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            yield flat(row)
+        else:
+            skipped["unreadable lines"] += bool(line.strip())
+
+
+Parser = Callable[[Iterable[str], Counts], Iterator[Row]]  # of lines; it keeps between calls what it needs
+PARSERS: dict[str, Callable[[], Parser]] = {
+    "verl console": lambda: verl_rows, "OpenRLHF console": lambda: openrlhf_rows, "TRL console": PrintedRows,
+    "SkyRL console": SkyRLRows, "verl JSONL": lambda: jsonl_rows, "JSONL": lambda: jsonl_rows,
+    "W&B history": lambda: jsonl_rows,
+}  # fmt: skip
+
+
+def rows_of_text(path: Path, kind: str, skipped: Counts) -> Iterator[Row]:
+    """Rows of a text file of one of the kinds of PARSERS, as a stream."""
+    with lines_of(path, skipped) as lines:
+        yield from PARSERS[kind]()(lines, skipped)
+
+
+def json_rows(path: Path, kind: str, skipped: Counts) -> Iterator[Row]:
     """Rows of JSONL as a stream, or of a JSON document."""
     if (document := document_of(path)) is not None:
-        yield from map(flat, document_rows(document))
-        return
-    with lines_of(path, skipped) as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict):
-                yield flat(row)
-            else:
-                skipped["unreadable lines"] += bool(line.strip())
+        return map(flat, document_rows(document))
+    return rows_of_text(path, "JSONL", skipped)
 
 
 def document_of(path: Path):

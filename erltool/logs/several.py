@@ -188,7 +188,7 @@ def _pick(runs: list[Run], texts: pd.DataFrame, run: str | None, path: Path) -> 
     if len(runs) == 1:
         raise ErltoolError(f"{shown(path)}: no run {shown(run)!r}; it holds a single one, so leave the name out")
     spans = [f"{name} (steps {r.steps[0]:g} to {r.steps[-1]:g})" for name, r in zip(names, runs, strict=True)]
-    raise not_chosen(spans, run, path)
+    raise not_chosen(names, run, path, spans)
 
 
 def _names(runs: list[Run], texts: pd.DataFrame) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from erltool.errors import ErltoolError
-from erltool.logs.rows import SOURCE, document_of, printed_rows
+from erltool.logs.rows import SOURCE, PrintedRows, document_of
 from erltool.logs.text import Counts, encoding_of, first_lines, lines_of
 from erltool.text import shown
 
@@ -175,7 +175,7 @@ def notebook_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
               for table in html_tables(_text(output.get("data"), "text/html"))]  # fmt: skip
     yield from _frames(tables, path, keep)
     for name, output in outputs:
-        rows = list(printed_rows(_text(output, "text").splitlines()))
+        rows = list(PrintedRows()(_text(output, "text").splitlines(), skipped))
         if rows and not any(_has_steps(table) for _, table in tables):
             yield pd.DataFrame(rows).assign(**{SOURCE: name})
 
