@@ -24,6 +24,7 @@ COMMANDS = {
     "microscope": "measure which tokens of a run's updates spend the entropy, and what sparing them costs",
     "advise": "say in one paragraph what a run's entropy is worth, who spends it, and which control to try",
     "runs": "list the runs in a place: a log, Trackio's cache, MLflow's database, a folder of folders",
+    "watch": "follow a run while it is written: entropy, reward, law, forecast, alarms",
     "import": "read another tool's log, show its entropy and performance, write it as a run",
     "inspect": "show the tokens of anyone's rollouts: covariance, push, and what a control would take",
     "check": "find what is wrong with a configuration of verl, TRL, SkyRL, prime-rl or erltool",

@@ -194,10 +194,10 @@ class Lines:
         self._said, self._said_at = self.n, time.monotonic()
         first, began = self._first or (self.n, self._said_at)
         done, seconds = self.n - first, self._said_at - began
-        left = f"; {_clock(seconds / done * (self.total - self.n))} left" if done and self.n < self.total else ""
+        left = f"; {clock(seconds / done * (self.total - self.n))} left" if done and self.n < self.total else ""
         self.write(f"{self._name}: {self._unit} {self.n} of {self.total}{self._postfix and ': '}{self._postfix}{left}")
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"

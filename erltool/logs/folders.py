@@ -28,31 +28,38 @@ def event_runs(path: Path, skipped: Counts) -> dict[str, list[Path]]:
 
 def event_rows(files: list[Path], prefix: str, skipped: Counts) -> Iterator[Row]:
     """Rows of event files, each read up to its first damage. Each of several files is a source under `prefix`."""
-    try:
-        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-        from tensorboard.compat.proto.event_pb2 import Event
-    except ImportError as e:
-        where = shown(files[0].parent)
-        raise ErltoolError(f"{where}: reading event files needs tensorboard; pip install tensorboard") from e
     for file in files:
         source: Row = {SOURCE: prefix + file.name.removeprefix("events.out.tfevents.")} if len(files) > 1 else {}
-        records = RawEventFileLoader(str(file)).Load()
-        yield from joined(_scalars(records, Event.FromString, file.stat().st_size, skipped), source)
+        scalars = event_scalars(event_loader(file), skipped, file.stat().st_size)
+        yield from joined(scalars, source)
 
 
-def _scalars(records, parsed, size: int, skipped: Counts) -> Iterator[tuple[float, str, float | str]]:
-    """Step, tag and value of each scalar in the records of an event file."""
+def event_loader(file: Path):
+    """A loader of an event file's records, which goes on where it was with each call of its `Load`."""
+    try:
+        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    except ImportError as e:
+        where = shown(file.parent)
+        raise ErltoolError(f"{where}: reading event files needs tensorboard; pip install tensorboard") from e
+    return RawEventFileLoader(str(file))
+
+
+def event_scalars(loader, skipped: Counts, size: int = 0) -> Iterator[tuple[float, str, float | str]]:
+    """Step, tag and value of each scalar in the next records of an event file of this size, if all are read."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    read = 0
     with contextlib.suppress(MemoryError, OverflowError):  # a length that no file has
-        for record in records:
-            size -= len(record) + 16
+        for record in loader.Load():
+            read += len(record) + 16
             try:
-                event = parsed(record)
+                event = Event.FromString(record)
                 scalars = {value.tag: _scalar(value) for value in event.summary.value}
             except Exception:  # the types of protobuf's errors depend on its version
                 skipped["unreadable records"] += 1
                 continue
             yield from ((event.step, tag, value) for tag, value in scalars.items() if value is not None)
-    skipped["bytes at the end of a torn event file"] += size
+    skipped["bytes at the end of a torn event file"] += max(0, size - read)
 
 
 def _scalar(value) -> float | None:
@@ -106,14 +113,21 @@ def mlflow_rows(folder: Path, skipped: Counts, keep: Callable[[str], bool] | Non
 
 def _mlflow_lines(file: Path, name: str, skipped: Counts) -> Iterator[tuple[int, float, str, str]]:
     """Time, step, metric and value of each line. The file is open only while a piece is read: there may be many."""
-    at = 0
+    for line, _ in mlflow_whole_lines(file, 0, torn=True):
+        if (match := MLFLOW_LINE.fullmatch(line)) and match[3]:
+            yield int(match[1]), float(match[3]), name, match[2]
+        else:
+            skipped["unreadable lines"] += bool(line.strip())
+
+
+def mlflow_whole_lines(file: Path, at: int, torn: bool = False) -> Iterator[tuple[str, int]]:
+    """The lines from an offset on, each with the offset behind it; a last line without its end if `torn`."""
     while lines := pieces(file, at, MLFLOW_PIECE):
-        at += sum(map(len, lines))
         for line in lines:
-            if (match := MLFLOW_LINE.fullmatch(line.decode("utf-8", "replace"))) and match[3]:
-                yield int(match[1]), float(match[3]), name, match[2]
-            else:
-                skipped["unreadable lines"] += bool(line.strip())
+            if not torn and not line.endswith(b"\n"):
+                return
+            at += len(line)
+            yield line.decode("utf-8", "replace"), at
 
 
 def trainer_state(folder: Path) -> Path | None:

@@ -169,7 +169,7 @@ def read_table(path: Path, kind: str, keep: Callable[[str], bool], run: str | No
 
     large = size_of(path) > LARGE
     kept_chunks, count = [], 0
-    folder, chunks = _chunks(path, kind, run, skipped, kept if large else None)
+    folder, chunks = chunks_of(path, kind, run, skipped, kept if large else None)
     with contextlib.closing(chunks):
         for chunk in chunks:
             kept_chunks.append(compact(chunk)[: MAX_ROWS - count])
@@ -214,7 +214,7 @@ def store_rows(run, kind: str, prefix: str, skipped: Counts, keep: Keep) -> Iter
     )
 
 
-def _chunks(path: Path, kind: str, run: str | None, skipped: Counts, keep: Keep) -> tuple[str, Chunks]:
+def chunks_of(path: Path, kind: str, run: str | None, skipped: Counts, keep: Keep) -> tuple[str, Chunks]:
     """The chosen run of a folder, and its chunks."""
     if kind in TABLES:
         return "", TABLES[kind](path, skipped, keep)
