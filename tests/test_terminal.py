@@ -250,6 +250,8 @@ def inputs(tiny_policy, tmp_path):
         "fit": [VERL, "--forecast=0.3"],
         "microscope": ["--help"],  # test_microscope.py runs it
         "advise": [str(shipped("data/runs/demo-none"))],
+        "runs": [str(Path(VERL).parent / "trackio")],
+        "watch": [VERL, "--once"],
         "import": [VERL],
         "inspect": [str(Path(__file__).parent / "rollouts/verl"), "--policy=sharpening"],
         "check": [str(shipped("data/runs/demo-none"))],

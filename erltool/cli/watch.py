@@ -42,14 +42,14 @@ def run(parser, words) -> int:
 
 
 def _once(live) -> int:
-    from erltool.cli.watch_view import lines_of
+    from erltool.cli.watch_view import lines_of, takes_bars
 
     news = True
     while news:  # in the last look the last step counts for alarms, too
         news, snapshot = live.look()
         if snapshot.waits:
             raise ErltoolError(snapshot.waits)
-    print("\n".join(lines_of(snapshot, terminal.WIDTH, plain=False)))
+    print("\n".join(lines_of(snapshot, terminal.WIDTH - 1, not takes_bars(sys.stdout))))
     return 1 if snapshot.alarms else 0
 
 

@@ -29,7 +29,7 @@ def view_of() -> Iterator[Callable]:
     from rich.text import Text
 
     console = Console(file=sys.__stdout__, highlight=False)
-    plain = not (console.encoding or "").lower().startswith("utf")
+    plain = not takes_bars(sys.__stdout__)
     with Live(console=console, auto_refresh=False, transient=False, vertical_overflow="crop") as live:
 
         def show(snapshot) -> None:
@@ -39,6 +39,15 @@ def view_of() -> Iterator[Callable]:
             live.update(text, refresh=True)
 
         yield show
+
+
+def takes_bars(stream) -> bool:
+    """Whether a stream's encoding has the characters of curves."""
+    try:
+        BARS.encode(getattr(stream, "encoding", None) or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def _style(line: str) -> str:

@@ -5,6 +5,7 @@ as long as it changes none of these choices: it has a later step, no new metric 
 name, and values that fit the unit. Otherwise everything that was read is looked at again.
 """
 
+import functools
 import json
 import math
 import time
@@ -17,7 +18,7 @@ import pandas as pd
 from erltool.errors import ErltoolError
 from erltool.logs.columns import ROUNDING
 from erltool.logs.folders import NotChosen, trainer_state
-from erltool.logs.formats import CHUNK_ROWS, LARGE, MAX_ROWS, STORES, compact, detect, size_of, table_of
+from erltool.logs.formats import CHUNK_ROWS, LARGE, MAX_COLUMNS, MAX_ROWS, STORES, compact, detect, size_of, table_of
 from erltool.logs.metrics import RUN_NAME, has_role
 from erltool.logs.numbers import number
 from erltool.logs.read import Log, log_of
@@ -59,7 +60,9 @@ class Follower:
         self._names: dict[str, str] = {}
         self._known: set[str] = set()
         self._texts: dict[str, str] = {}
-        self._stale = False
+        self._stale = False  # whether everything has to be looked at again
+        self._shut = False  # whether no row may be appended until then
+        self._keep_all = True
         self._not_before = 0.0
 
     @property
@@ -71,23 +74,28 @@ class Follower:
     def look(self) -> bool:
         """Reads what is new; whether there was anything. Raises ErltoolError for several runs of which none is chosen,
         or a log that cannot become readable by growing."""
+        if self._tail is None and time.monotonic() < self._not_before:
+            return False
+        began = time.process_time()
         try:
             news = self._read()
         except NotChosen:
             raise
         except (ErltoolError, OSError) as e:
             self.waits = shown(e, 200)
+            self._pay(began)  # a console may be long before the first row
             return False
-        if not news and not (self._stale and time.monotonic() >= self._not_before):
-            return False
-        if not self._stale:
-            return True
-        if self.log is not None and time.monotonic() < self._not_before:
-            return False
+        if not self._stale or time.monotonic() < self._not_before:
+            if news and not self._stale:
+                self.waits = ""
+            return news and self.log is not None and not self._shut
         began = time.process_time()
         self._choose()
-        self._not_before = time.monotonic() + (time.process_time() - began) / SHARE
+        self._pay(began)
         return self.log is not None
+
+    def _pay(self, began: float) -> None:
+        self._not_before = time.monotonic() + (time.process_time() - began) / SHARE
 
     # --- reading --------------------------------------------------------------------------------------
 
@@ -98,6 +106,7 @@ class Follower:
                 return False
             self._kind = self._kind or detect(self.path)
             large = size_of(self.path) > LARGE
+            self._kept = functools.lru_cache(MAX_COLUMNS)(self._is_kept)  # it is asked for every value
             self._tail = tail_of(self.path, self._kind, self._run, self._kept if large else None)
             self._keep_all = not large
         news = False
@@ -109,12 +118,12 @@ class Follower:
                 self._take(row)
         return news
 
-    def _kept(self, name: str) -> bool:
+    def _is_kept(self, name: str) -> bool:
         asked = {name.removeprefix("-") for name in self._asked.values()}
         return name in asked or name == SOURCE or has_role(name)
 
     def _forget(self) -> None:
-        self._frames, self._new, self._count, self._stale = [], [], 0, True
+        self._frames, self._new, self._count, self._stale, self._shut = [], [], 0, True, True
 
     def _take(self, row: Row) -> None:
         if not self._keep_all:
@@ -123,8 +132,8 @@ class Follower:
         self._count += 1
         if len(self._new) >= CHUNK_ROWS:
             self._pack()
-        if not self._stale and not (self.log and self._append(row)):
-            self._stale = True
+        if not self._shut and not (self.log and self._append(row)):
+            self._stale = self._shut = True
 
     def _pack(self) -> None:
         self._frames.append(compact(pd.DataFrame(self._new)))
@@ -136,8 +145,11 @@ class Follower:
         """Appends a row to the series; whether it leaves every choice as it was."""
         log = self.log
         assert log is not None
-        if log.runs or any(name not in self._known and has_role(name) for name in row):
+        if log.runs:
             return False
+        if new := [name for name in row if name not in self._known]:
+            self._known.update(new)
+            self._stale |= any(map(has_role, new))  # a metric that may be a better choice
         if any(row.get(name, value) != value for name, value in self._texts.items()):
             return False
         if any(name.startswith("-") for name in log.columns.values()) or log.percents:
@@ -187,7 +199,7 @@ class Follower:
         except ErltoolError as e:
             self.waits = shown(e, 200)
             return
-        self.waits, self._stale = "", False
+        self.waits, self._stale, self._shut = "", False, False
         self._known = set(map(str, whole))
         self._texts = {name: str(values.dropna().iloc[-1]) for name, values in table.texts.items()
                        if (name == SOURCE or RUN_NAME.fullmatch(name)) and values.notna().any()}  # fmt: skip

@@ -8,6 +8,7 @@ text for a terminal goes through `shown`. Files are read as streams, in chunks.
 
 import contextlib
 import csv
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -162,6 +163,7 @@ def read_table(path: Path, kind: str, keep: Callable[[str], bool], run: str | No
     skipped: Counts = Counter()
     left_out: set[str] = set()
 
+    @functools.lru_cache(MAX_COLUMNS)  # it is asked for every value
     def kept(name: str) -> bool:
         if name != SOURCE and not keep(name):
             left_out.add(name)
