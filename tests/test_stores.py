@@ -276,3 +276,22 @@ def test_mlflows_files_are_merged_by_time_in_pieces(tmp_path, monkeypatch):
     whole = read_log(LOGS / "mlruns").metrics
     monkeypatch.setattr(folders, "MLFLOW_PIECE", 64)
     assert read_log(LOGS / "mlruns").metrics.equals(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "run"), [("trackio", "base"), ("mlflow.db", "base"), ("mlruns", None), ("wandb", None), ("swanlab", None)]
+)
+def test_of_a_large_store_only_columns_with_a_role_are_kept_and_each_is_judged_once(name, run, monkeypatch):
+    from erltool.logs import formats
+    from erltool.logs import read as logread
+
+    whole = read_log(LOGS / name, run=run)
+    asked: list[str] = []
+    real = logread.has_role
+    monkeypatch.setattr(formats, "LARGE", 100)
+    monkeypatch.setattr(logread, "has_role", lambda metric: (asked.append(metric), real(metric))[1])
+    log = read_log(LOGS / name, run=run)
+    roles = {whole.columns[role] for role in ("step", "entropy", "performance", "reward")}
+    assert roles <= set(log.metrics) and len(asked) == len(set(asked))
+    for column in roles:
+        assert log.metrics[column].equals(whole.metrics[column])
