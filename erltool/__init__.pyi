@@ -7,6 +7,7 @@ from .controls.catalog import parse_controller as parse_controller
 from .controls.catalog import preset as preset
 from .controls.controllers import AdaptiveBonus as AdaptiveBonus
 from .controls.controllers import Schedule as Schedule
+from .controls.controllers import Steered as Steered
 from .controls.controllers import TargetEntropy as TargetEntropy
 from .controls.loss import control_loss as control_loss
 from .controls.loss import policy_loss as policy_loss

@@ -4,11 +4,12 @@
 
 `control` has acted in update number `step`, whose entropy was `policy_entropy` (nats/token); `configured` is the
 control in the run's configuration. The control that is returned acts in the next update. A controller is a frozen value
-and changes one number of the control, so a checkpoint needs the control only.
+and changes numbers of the control, so a checkpoint needs the control only.
 """
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,24 +34,21 @@ class Controller:
 
     def after(self, control: Control, configured: Control, step: int, policy_entropy: float) -> Control:
         """The control for the next update."""
-        steered = self.part_of(control)
         value = self.moved(self.value(control), self.value(configured), step, policy_entropy)
-        changed = dataclasses.replace(steered, **{self.field: value})
-        members = tuple(changed if member is steered else member for member in control.parts)
-        return members[0] if len(members) == 1 else Composed(members)
+        return _changed(control, self.part_of(control), self.field, value)
 
     def value(self, control: Control) -> float:
         """The number that it changes, as it is now."""
         return getattr(self.part_of(control), self.field)
 
+    def values(self, control: Control) -> dict[str, float]:
+        """What it has set for this update, as runs.METRICS name it."""
+        return {"control_value": self.value(control)}
+
     def part_of(self, control: Control) -> Control:
         """The member that it steers. Raises ErltoolError where the control has none, or several."""
         candidates = [p for p in control.parts if p.name in self.steers] if self.steers else control.parts
-        members = [
-            member
-            for member in candidates
-            if any(f.name == self.field and f.type is float for f in dataclasses.fields(member))
-        ]
+        members = _with_number(candidates, self.field)
         if len(members) != 1:
             which = f" of {' or '.join(self.steers)}" if self.steers else ""
             raise ErltoolError(
@@ -66,6 +64,17 @@ class Controller:
     def require(self, holds: bool, field: str, condition: str) -> None:
         if not holds:
             raise ErltoolError(f"controller {self.name}: {field} must be {condition}")
+
+
+def _with_number(members: Iterable[Control], field: str) -> list[Control]:
+    return [m for m in members if any(f.name == field and f.type is float for f in dataclasses.fields(m))]
+
+
+def _changed(control: Control, part: Control, field: str, value: float) -> Control:
+    """The control with another number in one of its members. Raises ErltoolError where the member refuses it."""
+    changed = dataclasses.replace(part, **{field: value})
+    members = tuple(changed if member is part else member for member in control.parts)
+    return members[0] if len(members) == 1 else Composed(members)
 
 
 @dataclass(frozen=True)
@@ -181,3 +190,95 @@ class Schedule(Controller):
     def moved(self, value: float, configured: float, step: int, policy_entropy: float) -> float:
         left = min(max(1 - (step - self.start) / self.length, 0.0), 1.0)
         return configured * left + self.to * (1 - left)
+
+
+STEERED = ("fraction", "coef")  # the numbers of a control that a hand can steer
+
+
+def steerable(control: Control) -> dict[str, float]:
+    """The numbers of STEERED that exactly one member of the control has, as they are now."""
+    found = {field: _with_number(control.parts, field) for field in STEERED}
+    return {field: getattr(members[0], field) for field, members in found.items() if len(members) == 1}
+
+
+@dataclass(frozen=True)
+class Steered(Controller):
+    """A control's share and coefficient as a hand has steered them (ours): what a steered run records, and repeats.
+
+        schedule = "41:fraction:0.05/81:coef:2.0"     from update 41 on fraction 0.05, from update 81 on coef 2
+
+    Update 1 has the configured control, so the first change is at update 2 or later. `Steered.of` takes the changes as
+    (update, field, value). Without changes the control stays as configured, and the run can be steered as it goes
+    (`train`).
+    """
+
+    name: ClassVar[str] = "steered"
+    schedule: str = ""
+
+    def __post_init__(self):
+        self.require(isinstance(self.schedule, str), "schedule", "text; give changes to Steered.of")
+        object.__setattr__(self, "schedule", _schedule_text(_parsed(self.schedule)))
+
+    @classmethod
+    def of(cls, changes: Iterable[Sequence]) -> "Steered":
+        """From (update, field, value) each; of two changes of a field at one update the later one counts."""
+        return cls("/".join(":".join(map(str, change)) for change in changes))
+
+    @property
+    def changes(self) -> tuple[tuple[int, str, float], ...]:
+        """(update, field, value) of each change, in the order of the updates."""
+        return _parsed(self.schedule)
+
+    def then(self, step: int, numbers: Mapping[str, float]) -> "Steered":
+        """The same with these numbers from update `step` on."""
+        return self.of([*self.changes, *((step, field, float(value)) for field, value in numbers.items())])
+
+    def values(self, control: Control) -> dict[str, float]:
+        return {f"control_{field}": value for field, value in steerable(control).items()}
+
+    def after(self, control: Control, configured: Control, step: int, policy_entropy: float) -> Control:
+        for at, field, value in self.changes:
+            if at == step + 1:
+                control = _changed(control, self._part(control, field), field, value)
+        return control
+
+    def check(self, control: Control) -> None:
+        if not steerable(control):
+            raise ErltoolError(
+                f"controller {self.name}: control {control.name} has no {' or '.join(STEERED)} to steer; use kl-cov, "
+                "or clip-cov+entropy-bonus"
+            )
+        for _, field, value in self.changes:
+            _changed(control, self._part(control, field), field, value)  # raises where the control refuses it
+
+    def _part(self, control: Control, field: str) -> Control:
+        members = _with_number(control.parts, field)
+        if len(members) != 1:
+            raise ErltoolError(
+                f"controller {self.name}: needs one number {field} to steer, and control {control.name} has "
+                f"{len(members) or 'none'}"
+            )
+        return members[0]
+
+
+def _schedule_text(changes: Iterable[tuple[int, str, float]]) -> str:
+    return "/".join(f"{step}:{field}:{value!r}" for step, field, value in changes)
+
+
+def _parsed(schedule: str) -> tuple[tuple[int, str, float], ...]:
+    """The changes in a schedule's text. Raises ErltoolError where it is none."""
+    changes: dict[tuple[int, str], float] = {}
+    for entry in filter(None, schedule.split("/")):
+        try:
+            step, field, value = entry.split(":")
+            at, number = int(step), float(value)
+            if at < 2 or field not in STEERED or not math.isfinite(number):
+                raise ValueError(entry)
+        except ValueError:
+            shown = entry if len(entry) <= 40 else f"{entry[:39]}\u2026"
+            raise ErltoolError(
+                f"controller steered: schedule has {shown!r}; it must be changes UPDATE:FIELD:VALUE with an update "
+                f"from 2 on and a field {' or '.join(STEERED)}, joined by /, as 41:fraction:0.05/81:coef:2"
+            ) from None
+        changes[at, field] = number
+    return tuple((at, field, number) for (at, field), number in sorted(changes.items()))

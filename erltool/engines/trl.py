@@ -248,7 +248,7 @@ class EntropyControlMixin(_Base):
         row["tokens_per_second"] = row["response_tokens"] / seconds
         if self.controller is not None:
             control, entropy = self.entropy_control, row["policy_entropy"]
-            row["control_value"] = self.controller.value(control)
+            row |= self.controller.values(control)
             self.entropy_control = self.controller.after(control, self._first_control, step, entropy)
         self._row = row
         for name, value in row.items():

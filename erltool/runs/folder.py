@@ -46,6 +46,8 @@ METRICS = {
     "selected_fraction": ("in [0, 1]", "fraction of response tokens that the control acts on"),
     "selected_tokens": ("tokens", "number of response tokens that the control acts on"),
     "control_value": ("1", "the number that the controller has set for this update: a fraction or a coefficient"),
+    "control_fraction": ("in [0, 1]", "the fraction of the steered control in this update (controller steered)"),
+    "control_coef": ("1", "the coefficient of the steered control in this update (controller steered)"),
     "clip_fraction": ("in [0, 1]", "fraction of response tokens that get no gradient because the surrogate clips them"),
     "kl_k1": ("nats/token", "KL(pi_old || pi), estimated by the mean of -log_ratio"),
     "kl_k3": ("nats/token", "KL(pi_old || pi), estimated by the mean of ratio - 1 - log_ratio"),
@@ -68,10 +70,11 @@ METRICS = {
 }  # fmt: skip
 TIMED = ("tokens_per_second",)
 SPARSE = (  # absent on the steps where they were not measured
-    "eval_accuracy", "eval_accuracy_tempered", "sampler_mismatch", "control_value", "group_covariance_hard",
-    "group_covariance_middle", "group_covariance_easy", "entropy_change", "entropy_change_predicted",
-    "entropy_change_correlation", "mean_push", "all_wrong_fraction", "all_right_fraction", "distinct_fraction",
-    "thinking_fraction", "right_step_fraction", "right_product_fraction", "fork_entropy", "fork_covariance",
+    "eval_accuracy", "eval_accuracy_tempered", "sampler_mismatch", "control_value", "control_fraction", "control_coef",
+    "group_covariance_hard", "group_covariance_middle", "group_covariance_easy", "entropy_change",
+    "entropy_change_predicted", "entropy_change_correlation", "mean_push", "all_wrong_fraction", "all_right_fraction",
+    "distinct_fraction", "thinking_fraction", "right_step_fraction", "right_product_fraction", "fork_entropy",
+    "fork_covariance",
 )  # fmt: skip
 
 TOKEN_COLUMNS = (

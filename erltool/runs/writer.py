@@ -95,6 +95,12 @@ class RunWriter:
         with writing(file):
             write_whole(file, (json.dumps(document, indent=1) + "\n").encode())
 
+    def write_config(self, config: dict) -> None:
+        """Replaces the run's configuration: that of a steered run grows as it goes."""
+        self._hold.check()
+        self.document |= {"config": config}
+        self._write_document(read_config(self.path) | {"config": config})
+
     # --- going on -----------------------------------------------------------------------------------
 
     def newest(self) -> tuple[Checkpoint, bytes] | None:

@@ -6,11 +6,12 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from erltool.controls.base import Control, NoControl
 from erltool.controls.catalog import control_from_dict, control_to_dict, controller_from_dict, shortened
-from erltool.controls.controllers import Controller
+from erltool.controls.controllers import Controller, Steered
 from erltool.entropy.advantages import ESTIMATORS
 from erltool.errors import ErltoolError
 from erltool.resources import POLICIES
@@ -139,6 +140,13 @@ class TrainConfig:
     @property
     def prompts_per_update(self) -> int:
         return self.prompts_per_iteration // self.updates_per_iteration
+
+    def steered(self, step: int, numbers: Mapping[str, float]) -> "TrainConfig":
+        """The same run with these numbers of its control, `fraction` or `coef`, from update `step` on. Raises
+        ErltoolError where the controller is not `Steered`, or the control refuses a number."""
+        if not isinstance(self.controller, Steered):
+            raise ErltoolError("steering a run needs controller=Steered() in its configuration")
+        return dataclasses.replace(self, controller=self.controller.then(step, numbers))
 
     def to_dict(self) -> dict:
         """Fields for JSON, with control and controller as dictionaries."""

@@ -9,7 +9,7 @@ groups (update.py). Random generators are seeded by (seed, purpose, iteration or
 
 import contextlib
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,15 +35,20 @@ from erltool.training.step import Step
 from erltool.training.update import PROMPTS, SAMPLING, Batch, Updater, generator
 
 RESAMPLING_ROUNDS = 4  # of dynamic sampling
+Steps = Generator[Step, Mapping[str, float] | None, None]
 
 
-def train(config: TrainConfig, out: str | Path | None = None, resume: bool = False) -> Generator[Step, None, None]:
+def train(config: TrainConfig, out: str | Path | None = None, resume: bool = False) -> Steps:
     """Trains, and yields a `Step` after every optimiser update.
 
     With `out` the run is written to that folder (runs/folder.py), to which no other process can write until the
     generator ends. A folder that holds a run is refused unless `resume`, which continues the run from its last
     checkpoint, bit for bit on the same machine. Closing the generator after an iteration's last step leaves a
     checkpoint. Settings are checked at once; the work is done as steps are requested.
+
+    With `controller=Steered()` a run is steered as it goes: `steps.send({"fraction": 0.05})` instead of `next(steps)`
+    makes the next update with that number of the control, and every later one. The folder's configuration has the
+    changes, so that it repeats the run; without a folder `config.steered` makes the same configuration.
 
     Raises ErltoolError for what a user can mend, including NaN in rewards or gradients: weights and files are then as
     before the step. Raises its subclass InUse where another process writes to the folder.
@@ -97,7 +102,7 @@ class _Trainer:
 
     # --- the algorithm ------------------------------------------------------------------------------
 
-    def steps(self) -> Generator[Step, None, None]:
+    def steps(self) -> Steps:
         courtesy = Courtesy()
         try:
             while self.step < self.config.steps:
@@ -110,8 +115,8 @@ class _Trainer:
                 if self.between_iterations and self.step > self.saved_step:
                     self.checkpoint()
 
-    def iterate(self) -> Iterator[Step]:
-        """One iteration: samples responses, then makes each update on its own part of them."""
+    def iterate(self) -> Steps:
+        """One iteration: samples responses, then makes each update on its own part of them. What is sent steers."""
         config, updates, measured = self.config, self.updates, self.evaluate_if_due()
         every = config.entropy_change_every
         entropy_change = bool(every) and self.iteration % every == 0
@@ -128,7 +133,9 @@ class _Trainer:
                 step = updates.optimise(scored, choice, clipped, entropy_change)
             seconds = time.perf_counter() - started + batch.seconds / config.updates_per_iteration
             last = update == config.updates_per_iteration - 1
-            yield self.finish(step, batch, seconds, measured if first else {}, last)
+            wanted = yield self.finish(step, batch, seconds, measured if first else {}, last)
+            if wanted and self.step < self.config.steps:
+                self.steer(wanted)
 
     def finish(self, step: Step, batch: Batch, seconds: float, measured: dict[str, float], last: bool) -> Step:
         """Completes the step's metrics, and writes it to the run's folder; `last` of its iteration or not."""
@@ -144,6 +151,13 @@ class _Trainer:
         if last and (self.iteration % self.config.checkpoint_every == 0 or self.step == self.config.steps):
             self.checkpoint()  # after the metrics, which a checkpoint must not precede
         return step
+
+    def steer(self, wanted: Mapping[str, float]) -> None:
+        """Changes numbers of the control from the next update on. The folder has them before it has that update."""
+        self.config = self.updates.config = self.config.steered(self.step + 1, wanted)
+        self.updates.repeat_steering()
+        if self.writer is not None:
+            self.writer.write_config(self.config.to_dict())
 
     def sample(self) -> Batch:
         """An iteration's responses with their rewards and advantages."""
@@ -230,6 +244,7 @@ class _Trainer:
         settings = updates.optimizer.state_dict()["param_groups"]  # follow from the configuration, which is the same
         updates.optimizer.load_state_dict({"state": saved.optimizer, "param_groups": settings})
         updates.step, updates.moved, updates.control = saved.step, saved.moved, saved.control
+        updates.repeat_steering()
         self.iteration, self.position, self.saved_step = saved.iteration, saved.position, saved.step
         for row in read_run(out).metrics.to_dict("records"):  # alarms depend on all earlier steps
             if row["step"] <= self.step:

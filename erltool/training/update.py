@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from erltool.controls.base import Choice, reaches_zero_advantage
+from erltool.controls.controllers import Steered
 from erltool.controls.loss import control_loss
 from erltool.entropy.covariance import token_covariance
 from erltool.entropy.log_probs import TokenStatistics, entropy_changes
@@ -234,7 +235,7 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if (controller := self.config.controller) is not None:
-            metrics["control_value"] = controller.value(self.control)
+            metrics |= controller.values(self.control)
             entropy = metrics["policy_entropy"]
             self.control = controller.after(self.control, self.config.control, self.step, entropy)
         if before is None:
@@ -242,6 +243,12 @@ class Updater:
         change = self.entropy_change(rollouts, *before)
         metrics.update(entropy_change_summary(*change, rollouts.response_mask))
         return change
+
+    def repeat_steering(self) -> None:
+        """Makes the changes that a steered schedule has at the next update, where they came after the last one: from a
+        hand, or after a checkpoint."""
+        if isinstance(self.config.controller, Steered):
+            self.control = self.config.controller.after(self.control, self.config.control, self.step, math.nan)
 
     def contexts(self, rollouts: Rollouts) -> tuple[Tensor, Tensor | OwnHead]:
         """Hidden states of the update's contexts, and the head, copied where it trains."""
