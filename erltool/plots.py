@@ -41,8 +41,14 @@ class Picture(Figure):
 
 def new_axes(columns: int = 1, width: float = 4.2, height: float = 3.2) -> np.ndarray:
     """A row of new Axes, shape (columns,), on one Figure with an opaque white background."""
-    figure = Picture(figsize=(width * columns, height), dpi=88, layout="constrained", facecolor="white")
-    return figure.subplots(1, columns, squeeze=False)[0]
+    return new_rows(1, columns, width, height)
+
+
+def new_rows(rows: int, columns: int, width: float = 4.2, height: float = 3.2) -> np.ndarray:
+    """Rows of new Axes on one such Figure, row by row, shape (rows * columns,)."""
+    size = (width * columns, height * rows)
+    figure = Picture(figsize=size, dpi=88, layout="constrained", facecolor="white")
+    return figure.subplots(rows, columns, squeeze=False).flatten()
 
 
 def as_text(name: str, keep: str = "") -> str:

@@ -1,6 +1,7 @@
 """Checks of the lessons' exercises, which name the learner's mistake: `workshop.check_NAME(your_function)`.
 
 The exercises (exercise.py) stand in the order of the lessons. The lesson says what to write, and in how many minutes.
+`workshop.steered_runs` compares runs that participants steered by hand (steered.py).
 """
 
 import math
@@ -19,6 +20,7 @@ from erltool.entropy.covariance import group_covariance, masked_mean, response_m
 from erltool.entropy.log_probs import token_log_probs
 from erltool.entropy.tokens import token_budget, top_tokens
 from erltool.lessons.exercise import Exercise
+from erltool.lessons.steered import steered_runs as steered_runs
 from erltool.runs.compare import paired_difference
 
 

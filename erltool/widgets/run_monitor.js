@@ -12,6 +12,7 @@ import {
   throttled,
 } from "./elements.js";
 import { lineChart } from "./kit.js";
+import { steered } from "./steering.js";
 
 const COLOURS = { policy_entropy: "#0072B2", reward: "#D55E00", eval_accuracy: "#009E73", mean_covariance: "#CC79A7" };
 const WHILE = {
@@ -89,7 +90,8 @@ function render({ model, el }) {
     paint();
   });
   root.append(make("p", {}, model.get("data").about), row(...buttons.nodes, bar), wrong.node, numbers, status.node);
-  root.append(alarms.node, charts);
+  const hand = model.get("data").steering ? steered(model) : null;
+  root.append(alarms.node, hand ? hand.node : charts);
   el.append(root);
 
   const paint = () => {
@@ -102,10 +104,11 @@ function render({ model, el }) {
     status.say(statusOf(d, state, asked));
     wrong.show();
     alarms.show();
-    if (d.steps) charts.replaceChildren(...chartsOf(d));
+    if (hand) hand.paint();
+    else if (d.steps) charts.replaceChildren(...chartsOf(d));
   };
   const soon = throttled(() => requestAnimationFrame(paint), reducedMotion() ? 1000 : 50);
-  model.on("change:data change:state change:problem change:alarms", () => {
+  model.on("change:data change:state change:problem change:alarms change:dials", () => {
     asked = "";
     soon();
   });
