@@ -4,6 +4,7 @@ pytest -m browser                                    # every lesson, some minute
 ERLTOOL_LESSONS=02,03 ERLTOOL_SHOTS=shots pytest -m browser -s     # two of them, pictures kept, latencies printed
 """
 
+import json
 import os
 import statistics
 from pathlib import Path
@@ -128,6 +129,7 @@ SHOWN = (
     "CurveFitter(run)",
     "RunForm(erltool.TrainConfig(device='cpu'))",
     "RunMonitor(erltool.TrainConfig(device='cpu'))",
+    "RunMonitor(steer=True)",
 )
 
 
@@ -155,7 +157,7 @@ def test_axe_finds_nothing_serious_in_our_widgets(widgets, theme, shots):
     for width in (1280, 800):
         widgets.page.set_viewport_size({"width": width, "height": 1000})
         for cell, code in enumerate(SHOWN, 1):
-            name = code.split("(")[0]
+            name = code.split("(")[0] + "_steer" * ("steer=" in code)
             widgets.output_of(cell).screenshot(path=shots / f"{name}_{theme}_{width}.png", animations="disabled")
     serious = [
         f"{v['id']}: {n['html'][:150]}" for v in found if v["impact"] in ("serious", "critical") for n in v["nodes"]
@@ -423,6 +425,58 @@ def test_pictures_are_right_when_another_cell_ran_and_drew_meanwhile(comms):
         lab.page.wait_for_timeout(3000)
         said, shown = lab.output_of(3).inner_text(), output.get_by_role("status").first.inner_text()
         assert said.startswith("1 picture; cut 0.") and shown.replace("\u2212", "-") in said
+        assert not lab.said()
+
+
+SET_CELL = "([i, text]) => jupyterapp.shell.currentWidget.content.widgets[i].model.sharedModel.setSource(text)"
+RUN_CELL = """(cell) => {
+  jupyterapp.shell.currentWidget.content.activeCellIndex = cell;
+  return jupyterapp.commands.execute('notebook:run-cell');
+}"""
+
+
+@pytest.mark.parametrize("comms", ["default", "disabled"])
+def test_a_hand_steers_a_run_by_the_keyboard_while_the_notebook_goes_on(comms, shots):
+    from axe_playwright_python.sync_playwright import Axe
+    from browser import Lab
+
+    cells = (
+        "from erltool.widgets import RunMonitor\nmonitor = RunMonitor(steer=True)\nmonitor",
+        "print(monitor.state, len(monitor.result.metrics))",
+        "[(step, field, value)] = monitor.result.config.controller.changes\n"
+        "print(step, '|', monitor.result.metrics['control_fraction'].tolist())",
+    )
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells[:2]], metadata=kernel)
+    made.cells.append(nbformat.v4.new_code_cell("print('later')"))
+    with Lab(made, comms) as lab:
+        lab.run_all(SECONDS)
+        page, output = lab.page, lab.output_of(0)
+        page.set_viewport_size({"width": 1280, "height": 1300})
+        output.get_by_role("button", name="Start").click()
+        bar, dial = output.locator("progress"), output.get_by_role("slider", name="clip-cov: share of tokens")
+        page.wait_for_function("document.querySelector('.erltool progress').value >= 2")
+        dial.focus()
+        page.keyboard.press("ArrowRight")
+        output.get_by_text("Turned at updates").wait_for()
+        assert dial.get_attribute("aria-valuetext") == "0.01" and dial.evaluate("(n) => n === document.activeElement")
+        at = bar.evaluate("(n) => n.value")
+        page.evaluate(RUN_CELL, 1)
+        state, answered = lab.output_of(1).inner_text().split()
+        assert state == "running" and int(answered) >= at
+        page.wait_for_function(f"document.querySelector('.erltool progress').value >= {at + 8}")
+        for theme in ("Light", "Dark"):
+            lab.theme(theme)
+            found = Axe().run(page, context=".erltool").response["violations"]
+            assert not [v["id"] for v in found if v["impact"] in ("serious", "critical")], theme
+            output.screenshot(path=shots / f"steering_{comms}_{theme}.png", animations="disabled")
+        output.get_by_role("button", name="Stop").click()
+        output.get_by_role("table", name="score").get_by_text("this run").wait_for()
+        page.evaluate(SET_CELL, [2, cells[2]])
+        page.evaluate(RUN_CELL, 2)
+        lab.output_of(2).get_by_text("|").wait_for()
+        step, values = lab.output_of(2).inner_text().split("|")
+        assert json.loads(values) == [0.0] * (int(step) - 1) + [0.01] * (len(json.loads(values)) - int(step) + 1)
         assert not lab.said()
 
 
