@@ -458,7 +458,7 @@ def test_a_hand_steers_a_run_by_the_keyboard_while_the_notebook_goes_on(comms, s
         page.wait_for_function("document.querySelector('.erltool progress').value >= 2")
         dial.focus()
         page.keyboard.press("ArrowRight")
-        output.get_by_text("Turned at updates").wait_for()
+        output.get_by_text("Turned at update").wait_for()
         assert dial.get_attribute("aria-valuetext") == "0.01" and dial.evaluate("(n) => n === document.activeElement")
         at = bar.evaluate("(n) => n.value")
         page.evaluate(RUN_CELL, 1)

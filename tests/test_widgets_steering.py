@@ -251,6 +251,7 @@ def test_its_picture_and_sentence_say_the_same_without_a_kernel(finished):
         f"Greedy accuracy {score.greedy_accuracy:.3f}" in finished.sentence and "3 changes by hand" in finished.sentence
     )
     beside = RunMonitor(steer=True)
+    assert [line.get_label() for line in beside.picture().axes[0].lines] == ["no control", "best", "this run"]
     assert "no step yet of 320" in beside.sentence and beside._repr_mimebundle_()[0]["image/png"][:4] == b"\x89PNG"
 
 

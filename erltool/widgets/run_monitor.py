@@ -211,7 +211,7 @@ class RunMonitor(View):
     def picture(self) -> Figure:
         """The view's metrics by step."""
         metrics = self.result.metrics
-        if metrics.empty:
+        if metrics.empty and not (self._hand and self._hand.arms):
             return message(self.problem or self.sentence)
         if self._hand:
             axes = new_rows(2, 3, width=4.4, height=2.8)

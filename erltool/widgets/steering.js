@@ -47,9 +47,8 @@ function dials(model) {
   const paint = () => {
     const { next: numbers, schedule } = model.get("data").steering;
     for (const one of all) one.paint();
-    const past = schedule
-      ? ` Turned at updates ${[...new Set(schedule.split("/").map((c) => c.split(":")[0]))].join(", ")}.`
-      : "";
+    const at = [...new Set(schedule.split("/").map((change) => change.split(":")[0]))];
+    const past = schedule ? ` Turned at update${at.length > 1 ? "s" : ""} ${at.join(", ")}.` : "";
     const over = ["done", "failed"].includes(model.get("state"));
     next.textContent = `${over ? "" : `The next update has ${numbers}.`}${past}`.trim();
   };
