@@ -35,9 +35,18 @@ cut = _numbers(float, lambda value: 0 < value < 1, "between 0 and 1", "cut ")
 
 def picture(text: str) -> Path:
     """A file for a figure: in a format that matplotlib writes, and in a folder that exists."""
+    return _file(text, PICTURES)
+
+
+def page(text: str) -> Path:
+    """A file for a page, in a folder that exists."""
+    return _file(text, ["html", "htm"])
+
+
+def _file(text: str, endings: list[str]) -> Path:
     file = Path(text)
-    if file.suffix[1:].lower() not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{text!r} must end in .{PICTURES[0]}, or in .{', .'.join(PICTURES[1:])}")
+    if file.suffix[1:].lower() not in endings:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .{endings[0]}, or in .{', .'.join(endings[1:])}")
     if file.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder; give a file in it")
     if not file.parent.is_dir():

@@ -21,6 +21,7 @@ COMMANDS = {
     "prompt": "show a task's prompts as the policy reads them",
     "experiment": "train every run of a grid; can be interrupted and resumed",
     "fit": "fit the law R = -a exp(H) + b to runs and logs",
+    "report": "write runs and logs as one interactive HTML file: curves, tokens, law, alarms, advice",
     "microscope": "measure which tokens of a run's updates spend the entropy, and what sparing them costs",
     "advise": "say in one paragraph what a run's entropy is worth, who spends it, and which control to try",
     "runs": "list the runs in a place: a log, Trackio's cache, MLflow's database, a folder of folders",

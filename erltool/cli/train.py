@@ -6,6 +6,7 @@ from erltool.cli.advise import paragraph
 from erltool.cli.arguments import place
 from erltool.cli.flags import add_config_flags, config_of_flags
 from erltool.cli.progress import follow
+from erltool.cli.report import leave_report
 from erltool.errors import ErltoolError
 
 
@@ -26,4 +27,5 @@ def run(parser, words) -> int:
     if status == 0:
         with contextlib.suppress(ErltoolError):  # too short a run to say anything about
             print(paragraph(read_run(out)))
+        leave_report(out)
     return status

@@ -27,8 +27,10 @@ def advise(run: Run, point: Microscope | None = None) -> str:
     """One paragraph: how much entropy is left and what it is worth, which tokens spend it, what an update does now, and
     which control at which dose, with the evidence. `point` is a microscope's at the run's last policy, if there is one.
 
-    Raises ErltoolError for a run of fewer than 2 * LAST iterations.
+    Raises ErltoolError for a run of fewer than 2 * LAST iterations, and for an imported one, whose control is unknown.
     """
+    if missing := [field for field in ("control", "updates_per_iteration") if field not in run.config]:
+        raise ErltoolError(f"advise: run {run.name} has no {missing[0]} in its config.json; give a run of erltool")
     rows = run.metrics.groupby("iteration").mean(numeric_only=True)
     if len(rows) < 2 * LAST:
         raise ErltoolError(f"advise: run {run.name} has {len(rows)} iterations; it needs at least {2 * LAST}")

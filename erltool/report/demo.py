@@ -1,9 +1,6 @@
 """The configurations of `erltool demo`, and its table, figure and page of two runs with their fitted laws."""
 
-import base64
 import dataclasses
-import html
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +9,10 @@ from matplotlib.figure import Figure
 from erltool.controls.base import NoControl
 from erltool.controls.paper import ClipCov
 from erltool.errors import ErltoolError
-from erltool.files import write_whole, writing
+from erltool.files import writing
 from erltool.law.fit import LawFit, fit_law
 from erltool.plots import new_axes, plot_fit, plot_run
+from erltool.report.page import write_page
 from erltool.runs.compare import EDGE
 from erltool.runs.folder import Run
 from erltool.training.config import TrainConfig
@@ -121,41 +119,8 @@ def caption(runs: dict[str, Run]) -> str:
 
 
 def write_report(runs: dict[str, Run], out: Path) -> Path:
-    """Writes figure.png and a self-contained report.html to the folder of the runs; returns the page's path."""
-    png = out / "figure.png"
+    """Writes figure.png and the interactive report.html to the folder of the runs; returns the page's path."""
     with writing(out):
-        demo_figure(runs).savefig(png)
-        write_whole(out / "report.html", _html(runs, png.read_bytes()).encode())
-    return out / "report.html"
-
-
-def _html(runs: dict[str, Run], png: bytes) -> str:
-    text = caption(runs)
-    fits = []
-    for name, run in runs.items():
-        law = law_of(run)
-        body = law.summary() if isinstance(law, LawFit) else law
-        setting = json.dumps({"config": run.config, "made_by": run.made_by}, indent=1)
-        fits.append(
-            f"<h2>{html.escape(LABELS.get(name, name))}</h2><pre>{html.escape(body)}</pre>"
-            f"<details><summary>configuration and versions</summary><pre>{html.escape(setting)}</pre></details>"
-        )
-    table = summary_table(runs).to_html(border=0, escape=True)
-    picture = base64.b64encode(png).decode()
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>erltool demo</title>
-<style>
-:root {{ color-scheme: light dark }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }}
-img {{ max-width: 100%; background: #fff }} pre {{ overflow-x: auto }}
-td, th {{ padding: .15rem 1rem .15rem 0; text-align: left; font-variant-numeric: tabular-nums }}
-</style></head><body>
-<h1>Entropy with and without control</h1>
-<p>Group-relative policy optimisation (GRPO) of one small policy, without control and with Clip-Cov
-(Cui et al. 2025, arXiv 2505.22617). The law is R = -a exp(H) + b; its ceiling b - a is the accuracy at entropy 0.</p>
-<img alt="{html.escape(text, quote=True)}" src="data:image/png;base64,{picture}">
-<p>{html.escape(text)}</p>
-{table}
-{"".join(fits)}
-</body></html>
-"""
+        demo_figure(runs).savefig(out / "figure.png")
+    shown = {LABELS.get(name, name): run for name, run in runs.items()}
+    return write_page(shown, out / "report.html", title="Entropy with and without control", about=caption(runs))

@@ -1,0 +1,63 @@
+"""`erltool report`, and the report that a finished run leaves in its folder."""
+
+from pathlib import Path
+
+from erltool.cli import terminal
+from erltool.cli.arguments import page
+from erltool.cli.flags import add_log_flags, log_of_flags
+from erltool.errors import ErltoolError
+from erltool.text import shown, visible
+
+NAME = "report.html"
+
+
+def run(parser, words) -> int:
+    parser.add_argument(
+        "sources", type=Path, nargs="+", metavar="RUN_OR_LOG", help="a run's folder, one of runs, or another tool's log"
+    )
+    parser.add_argument("--out", type=page, default=NAME, metavar="FILE", help=f"file to write ({NAME})")
+    add_log_flags(parser)
+    args = parser.parsed(words)
+    from erltool.report.page import write_page
+
+    sources: dict = {}
+    for path in args.sources:
+        opened = _opened(path, args)
+        for name, source in opened.items():
+            longer = str(path) if len(opened) == 1 else str(path / name)
+            sources[longer if name in sources else name] = source
+    title = _name(args.sources[0]) if len(args.sources) == 1 and len(sources) > 1 else ""
+    write_page(sources, args.out, title=title, window=args.window)
+    print(visible(f"written: {args.out}, {args.out.stat().st_size / 1e6:.2f} MB; open it in a browser"))
+    return 0
+
+
+def _opened(path: Path, args) -> dict:
+    """The run, the runs or the log of a path, by name."""
+    from erltool.runs.folder import holds_record, read_run, read_runs
+
+    if (path / "config.json").is_file():
+        return {_name(path): read_run(path)}
+    if path.is_dir() and (holds_record(path) or any(path.glob("*/config.json"))):
+        return read_runs(path)
+    log = log_of_flags(path, args, {})
+    for reason, count in log.skipped.items():
+        terminal.complain(f"{path}: {count} {reason}")
+    return {_name(path): log}
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name or str(path)
+
+
+def leave_report(folder: Path) -> None:
+    """Writes a finished run's report to its folder and says so, or says why not: the run itself is not at stake."""
+    try:
+        from erltool.report.page import write_page
+        from erltool.runs.folder import read_run
+
+        write_page({_name(folder): read_run(folder)}, folder / NAME)
+        print(f"written: {NAME} in the run's folder; open it in a browser")
+    except Exception as e:
+        why = shown(e if isinstance(e, ErltoolError) else f"{type(e).__name__}: {e}", 300)
+        terminal.complain(f"no report was written: {why}; try erltool report {folder}")
