@@ -12,6 +12,20 @@
   const draw = (tag, attributes = {}, ...children) => filled(document.createElementNS(SVG, tag), attributes, children);
   const short = (v) => String(Number(v.toPrecision(3))).replace("-", "\u2212");
 
+  // --- theme and paper ---
+
+  // JupyterLab names its theme on the body, and widgets may read it there.
+  const dark = window.matchMedia("screen and (prefers-color-scheme: dark)");
+  const theme = () => (document.body.dataset.jpThemeLight = String(!dark.matches));
+  dark.addEventListener("change", theme);
+  theme();
+  const closed = [];
+  window.addEventListener("beforeprint", () => {
+    closed.push(...document.querySelectorAll("details:not([open])"));
+    for (const node of closed) node.open = true;
+  });
+  window.addEventListener("afterprint", () => closed.splice(0).forEach((node) => (node.open = false)));
+
   // --- the data ---
 
   const unpacked = (id) => {
@@ -31,18 +45,17 @@
 
   // --- widgets ---
 
-  // The value that was asked for, or of numbers the nearest one that the page has an answer for.
-  const answerTo = (answers, value) => {
-    if (typeof value !== "number") return answers.find(([v]) => v === value);
-    return answers.reduce((a, b) => (Math.abs(b[0] - value) < Math.abs(a[0] - value) ? b : a));
-  };
+  const same = (a, b) =>
+    a === b ||
+    (typeof a === "number" && typeof b === "number" && Math.abs(a - b) < 1e-9) ||
+    (a && b && typeof a === "object" && JSON.stringify(a) === JSON.stringify(b));
   // What a widget's view knows of its model: traits with their events. The kernel's answers are those in the page;
   // `refuse` is called for a message, which no page can answer.
-  const standIn = ({ asks, answers, ...recorded }, refuse) => {
-    const state = restored(recorded);
+  const standIn = ({ asks = [], given = [], answers = [], ...recorded }, refuse) => {
+    const state = restored(structuredClone(recorded));
+    const before = given.map((name) => state[name]);
     const handlers = new Map();
     let unsaved = new Set();
-    const same = (a, b) => a === b || (a && b && typeof a === "object" && JSON.stringify(a) === JSON.stringify(b));
     const fire = (event, ...words) => [...(handlers.get(event) ?? [])].forEach((act) => act(...words));
     const put = (changed) => {
       Object.assign(state, Object.fromEntries(changed));
@@ -64,44 +77,19 @@
           ? events(names, (e) => handlers.set(e, act ? (handlers.get(e) ?? []).filter((a) => a !== act) : []))
           : handlers.clear(),
       save_changes() {
-        const asked = unsaved.has(asks);
+        const asked = [...asks, ...given].some((name) => unsaved.has(name));
         unsaved = new Set();
-        if (!asked) return;
-        const [, answer] = answerTo(answers, state[asks]);
-        setTimeout(() => put(Object.entries(restored(answer)).filter(([k, v]) => state[k] !== v)));
+        if (!asked || !given.every((name, i) => same(state[name], before[i]))) return;
+        const answer = answers.find(([values]) => values.every((v, i) => same(v, state[asks[i]])));
+        if (answer)
+          setTimeout(() =>
+            put(Object.entries(restored(structuredClone(answer[1]))).filter(([k, v]) => state[k] !== v)),
+          );
       },
       send: () => refuse(),
     };
     return model;
   };
-
-  const open = (host, widget) => {
-    const el = make("div");
-    const refused = make("p", { class: "needs", role: "status" });
-    const refuse = () => {
-      // Not where a widget asks by itself: only the reader's own click needs an answer.
-      if (navigator.userActivation?.isActive ?? true)
-        refused.textContent = "That needs Python: open the run in a notebook.";
-    };
-    host.replaceChildren(el, refused);
-    return VIEWS[widget.view].render({ model: standIn(widget, refuse), el });
-  };
-  for (const place of document.querySelectorAll(".widget")) {
-    const widgets = facts.widgets[place.dataset.place];
-    const host = make("div");
-    let leave = null;
-    const show = (k) => {
-      leave?.();
-      leave = open(host, widgets[k]);
-    };
-    if (widgets.length > 1) {
-      const list = make("select", {}, ...widgets.map(({ label }, k) => make("option", { value: k }, label)));
-      list.addEventListener("change", () => show(Number(list.value)));
-      place.append(make("div", { class: "course-bar" }, make("label", {}, "run", list)));
-    }
-    place.append(host);
-    show(0);
-  }
 
   // --- charts ---
 
@@ -163,7 +151,8 @@
     const title = make("figcaption", {}, chart.title, " ", make("small", {}, chart.unit));
     const figure = make("figure", {}, title, readout);
     let [drawn, chosen, step, px] = [[], 0, lastStep, null];
-    const nameOf = (l) => (byKind || facts.runs.length === 1 ? l.name : [facts.runs[l.run], l.name].filter(Boolean).join(", "));
+    const nameOf = (l) =>
+      byKind || facts.runs.length === 1 ? l.name : [facts.runs[l.run], l.name].filter(Boolean).join(", ");
     const kinds = [...new Map(chart.lines.map((l) => [l.kind, l.name])).values()];
     const dashed = !byKind && facts.runs.length > 1 && kinds.length > 1;
     if (dashed) title.lastChild.append(` (${kinds[0]}; dashed: ${kinds[1]})`);
@@ -199,7 +188,13 @@
       for (const l of shown.filter((l) => !vivid.includes(l)))
         svg.append(draw("path", { class: "faint", d: linePath(l, px, py) }));
       for (const [run, at, text] of facts.alarms.filter(([run]) => run === chosen))
-        svg.append(draw("line", { class: "alarm", x1: px(at), x2: px(at), y1: box.top, y2: box.bottom }, draw("title", {}, text)));
+        svg.append(
+          draw(
+            "line",
+            { class: "alarm", x1: px(at), x2: px(at), y1: box.top, y2: box.bottom },
+            draw("title", {}, text),
+          ),
+        );
       for (const l of vivid) {
         const dash = byKind ? DASHES[l.kind === 5 ? 1 : 0] : DASHES[l.kind ? 1 : few ? l.run : 0];
         const style = `stroke: var(--${colourOf(l)})`;
@@ -209,10 +204,16 @@
       // With two kinds of lines the dashes tell the kind, and the label at the first one the run.
       const named = dashed ? vivid.filter((l) => l.kind === vivid[0].kind) : vivid;
       const heightOf = (l) => (Number.isFinite(py(l.y.at(-1))) ? py(l.y.at(-1)) : box.bottom);
-      const ends = named.map((l) => ({ y: heightOf(l), name: dashed ? facts.runs[l.run] : nameOf(l), colour: colourOf(l) }));
+      const ends = named.map((l) => ({
+        y: heightOf(l),
+        name: dashed ? facts.runs[l.run] : nameOf(l),
+        colour: colourOf(l),
+      }));
       if (labelled) svg.append(...labelsOf(ends, box.right));
       svg.append(draw("line", { class: "cursor", y1: box.top, y2: box.bottom }), ...drawn.map(({ dot }) => dot));
-      const changes = vivid.slice(0, COLOURED).map((l) => `${nameOf(l)} from ${short(l.y[0])} to ${short(l.y.at(-1))}`.trim());
+      const changes = vivid
+        .slice(0, COLOURED)
+        .map((l) => `${nameOf(l)} from ${short(l.y[0])} to ${short(l.y.at(-1))}`.trim());
       svg.setAttribute("aria-label", `${chart.title} (${chart.unit}) by optimiser step: ${changes.join("; ")}`);
       svg.addEventListener("pointermove", (e) => {
         const { left, width: wide } = svg.getBoundingClientRect();
@@ -246,7 +247,14 @@
   const course = document.querySelector(".course");
   if (course && facts.charts.length) {
     const lastStep = facts.charts.flatMap((c) => c.lines).reduce((last, l) => Math.max(last, l.x.at(-1)), 1);
-    const slider = make("input", { type: "range", min: 0, max: lastStep, step: "any", value: lastStep, "aria-label": "step" });
+    const slider = make("input", {
+      type: "range",
+      min: 0,
+      max: lastStep,
+      step: "any",
+      value: lastStep,
+      "aria-label": "step",
+    });
     const shown = make("output", {});
     const move = (step) => {
       slider.value = step;
@@ -255,7 +263,7 @@
       for (const chart of charts) chart.at(step);
     };
     const charts = facts.charts.map((chart) => chartOf(chart, lastStep, move));
-    const bar = make("div", { class: "course-bar" });
+    const bar = make("div", { class: "bar" });
     if (facts.runs.length > 1) {
       const list = make("select", {}, ...facts.runs.map((name, k) => make("option", { value: k }, name)));
       list.addEventListener("change", () => charts.forEach((chart) => chart.put(Number(list.value))));
@@ -275,17 +283,39 @@
     }).observe(course);
   }
 
-  // --- theme and paper ---
+  // --- the widgets in the page ---
 
-  // JupyterLab names its theme on the body, and widgets may read it there.
-  const dark = window.matchMedia("screen and (prefers-color-scheme: dark)");
-  const theme = () => (document.body.dataset.jpThemeLight = String(!dark.matches));
-  dark.addEventListener("change", theme);
-  theme();
-  const closed = [];
-  window.addEventListener("beforeprint", () => {
-    closed.push(...document.querySelectorAll("details:not([open])"));
-    for (const node of closed) node.open = true;
-  });
-  window.addEventListener("afterprint", () => closed.splice(0).forEach((node) => (node.open = false)));
+  const open = (host, widget) => {
+    const el = make("div");
+    const refused = make("p", { class: "needs", role: "status" });
+    const refuse = () => {
+      // Not where a widget asks by itself: only the reader's own click needs an answer.
+      if (navigator.userActivation?.isActive ?? true)
+        refused.textContent = "That needs Python: open the run in a notebook.";
+    };
+    host.replaceChildren(el, refused);
+    try {
+      return VIEWS[widget.view].render({ model: standIn(widget, refuse), el });
+    } catch (e) {
+      refused.textContent = `This part cannot be drawn here (${e.message}); open the run in a notebook.`;
+      throw e;
+    }
+  };
+  for (const place of document.querySelectorAll(".widget")) {
+    const widgets = facts.widgets[place.dataset.place];
+    const host = make("div");
+    let leave = null;
+    const show = (k) => {
+      leave?.();
+      leave = null;
+      leave = open(host, widgets[k]);
+    };
+    if (widgets.length > 1) {
+      const list = make("select", {}, ...widgets.map(({ label }, k) => make("option", { value: k }, label)));
+      list.addEventListener("change", () => show(Number(list.value)));
+      place.append(make("div", { class: "bar" }, make("label", {}, "run", list)));
+    }
+    place.append(host);
+    setTimeout(() => show(0)); // by itself: one that fails leaves the others
+  }
 })();

@@ -20,14 +20,14 @@ from erltool.logs.read import Log
 from erltool.report import words
 from erltool.report.charts import charts_of
 from erltool.report.sources import Source, named
-from erltool.report.state import Bytes, state_of, view_of
+from erltool.report.state import Asks, Bytes, state_of, view_of
 from erltool.report.tokens import for_the_page
 from erltool.runs.folder import Run
 from erltool.widgets import ControlExplorer, CurveFitter, TokenInspector
 
 HERE = Path(__file__).parent
 BESIDE = 3  # laws beside the first, of other runs
-CUTS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the forecast, where the kernel makes it
+FINE, COARSE, FEW = 1, 5, 6  # percent between forecast cuts that the page has: of one source, and of a few
 
 
 def write_page(sources: Mapping[str, Run | Log], file: Path, **settings) -> Path:
@@ -73,18 +73,33 @@ def _widgets(shown: list[Source], notes: dict[str, list[str]], window: float | N
     cut, left_out = for_the_page(runs)
     notes["tokens"] += left_out
     for name, run in cut.items():
-        yield "tokens", name, TokenInspector(run), ("step", sorted(run.tokens["step"].unique().tolist()))
+        steps = sorted(run.tokens["step"].unique().tolist())
+        yield "tokens", name, TokenInspector(run), Asks({"step": steps}, along=("response",))
     points = {s.name: s.log.points(window) if s.log else s.run for s in shown if not isinstance(s.law, str)}
     if points:
         beside = list(range(1, min(len(points), BESIDE + 1)))
         fitter = CurveFitter(points, beside=beside, performance=shown[0].performance)
-        try:
-            fitter.compare()
-        except ErltoolError as e:
-            fitter.verdict = f"The laws are not compared: {e}."
-        yield "law", "", fitter, ("cut", CUTS) if len(points) == 1 else ("current", range(len(points)))
+        yield "law", "", fitter, _of_the_law(len(points))
     if len(runs) > 1:
         yield "controls", "", ControlExplorer(runs), None
+
+
+def _of_the_law(sources: int) -> Asks:
+    """Every source, and for few sources every cut of the forecast: its interval needs Python."""
+    percent = FINE if sources == 1 else COARSE
+    cuts = [p / 100 for p in range(5, 101, percent)] if sources <= FEW else [1.0]
+    given = ("performance", "window", "block_length", "law", "beside")
+    return Asks({"current": range(sources), "cut": cuts}, given, settle=_compared)
+
+
+def _compared(fitter: CurveFitter) -> None:
+    """The verdict on the laws, which the view asks for after a pause."""
+    if fitter.verdict:
+        return
+    try:
+        fitter.compare()
+    except ErltoolError as e:
+        fitter.verdict = f"The laws are not compared: {e}."
 
 
 def _document(title: str, body: str, styles: str, views: dict, facts: dict, numbers: bytes) -> str:

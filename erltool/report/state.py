@@ -1,7 +1,8 @@
 """A widget's state as JSON and bytes, for a page in which JavaScript stands in for the kernel."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +32,20 @@ class Bytes:
         return [self._at[key], len(blob)]
 
 
+@dataclass(frozen=True)
+class Asks:
+    """Choices of a reader for which a page holds what the kernel would send."""
+
+    values: dict[str, Sequence]
+    """Traits and their values, in every combination; what a widget does not have is left out."""
+    given: tuple[str, ...] = ()
+    """Further traits that the kernel reads: the page has its answers for their present values."""
+    along: tuple[str, ...] = ()
+    """Traits that every answer sets, changed or not."""
+    settle: Callable = lambda widget: None
+    """What else the view would ask the kernel for after a choice."""
+
+
 def view_of(widget: View) -> tuple[str, str]:
     """A widget's name, and its JavaScript as an expression whose value has `render`."""
     text = str(widget.get_state(["_esm"])["_esm"])
@@ -40,25 +55,32 @@ def view_of(widget: View) -> tuple[str, str]:
     return type(widget).__name__, f"(() => {{\n{head}\nreturn {view.rstrip()}\n}})()"
 
 
-def state_of(widget: View, numbers: Bytes, asks: tuple[str, Sequence] | None = None) -> dict:
-    """A widget's traits for JSON, with its bytes in `numbers`.
+def state_of(widget: View, numbers: Bytes, asks: Asks | None = None) -> dict:
+    """A widget's traits for JSON, with its bytes in `numbers`, and the kernel's answers to what it `asks`.
 
-    `asks` names a trait and its values. For each value the page gets what the kernel changes along with it. A widget
-    that needs no kernel for it changes nothing else, and the page gets no more than its traits.
+    An answer is the traits that the kernel sets. A widget that needs no kernel for a choice has no answers.
     """
-    traits, answers = _traits(widget), []
-    if asks and widget.has_trait(asks[0]):
-        name, values = asks
-        chosen, whole = getattr(widget, name), False
-        for value in values:
-            setattr(widget, name, value)
-            after = _traits(widget)
-            whole = whole or any(v != traits[k] for k, v in after.items() if k != name)
-            answers.append([value, after])
-        setattr(widget, name, chosen)
-        answers = [[value, _packed(after, numbers)] for value, after in answers] if whole else []
+    names = [n for n in asks.values if widget.has_trait(n)] if asks else []
+    if asks and names:
+        asks.settle(widget)
+    traits = _traits(widget)
     state = {"view": type(widget).__name__, **_packed(traits, numbers)}
-    return state | ({"asks": asks[0], "answers": answers} if asks and answers else {})
+    if not asks or not names:
+        return state
+    answers = []
+    for combination in itertools.product(*(asks.values[n] for n in names)):
+        for name, value in zip(names, combination, strict=True):
+            setattr(widget, name, value)
+        asks.settle(widget)
+        answers.append((combination, _traits(widget)))
+    for name in names:
+        setattr(widget, name, traits[name])
+    changed = {k for _, after in answers for k, v in after.items() if k not in names and v != traits[k]}
+    if not changed:
+        return state
+    changed |= {k for k in asks.along if k in traits}
+    said = [[[*values], _packed({k: after[k] for k in sorted(changed)}, numbers)] for values, after in answers]
+    return state | {"asks": names, "given": [n for n in asks.given if n in traits], "answers": said}
 
 
 def _traits(widget: View) -> dict:

@@ -102,11 +102,11 @@ def _summary(sources: list[Source]) -> str:
     else:
         table = _scroll(_table_of_runs(sources), "runs")
         if len(sources) > OPEN:
-            table = f"<details><summary>All {len(sources)} runs</summary>{table}</details>"
+            table = f"<details class=fold><summary>All {len(sources)} runs</summary>{table}</details>"
     said = "".join(_said(s, len(sources) > 1, at == 0) for at, s in enumerate(sources[:ADVISED]))
     if len(sources) > ADVISED:
         said += f"<p>Alarms and advice are spelled out for the first {ADVISED} runs.</p>"
-    return f'<section id="summary" class="wide-section" aria-label="summary">{table}{said}</section>'
+    return f'<section id="summary" class="whole" aria-label="summary">{table}{said}</section>'
 
 
 def _tiles(source: Source) -> str:
@@ -157,7 +157,7 @@ def _said(source: Source, several: bool, first: bool) -> str:
         return content
     state = f"{len(source.alarms)} alarm{'s' * (len(source.alarms) != 1)}"
     state += ", advice" if source.advice else ""
-    return f"<details{' open' * first}><summary>{text(source.name)}: {state}</summary>{content}</details>"
+    return f"<details class=fold{' open' * first}><summary>{text(source.name)}: {state}</summary>{content}</details>"
 
 
 # --- sections --------------------------------------------------------------------------------------
@@ -183,11 +183,13 @@ def _settings(sources: list[Source]) -> str:
             head = ["", *differing.columns]
         table = _table(head, rows, "settings in which the runs differ")
         state = " open" if len(differing.columns) <= OPEN else ""
-        parts.append(f"<details{state}><summary>What differs</summary>{_scroll(table, 'what differs')}</details>")
+        parts.append(
+            f"<details class=fold{state}><summary>What differs</summary>{_scroll(table, 'what differs')}</details>"
+        )
     if alike:
         name = "What all have alike" if len(differing) else "Configuration and versions"
-        table = _table((), list(alike.items()), "settings")
-        parts.append(f"<details><summary>{name}</summary>{_scroll(table, 'settings')}</details>")
+        table = _scroll(_table((), list(alike.items()), "settings"), "settings")
+        parts.append(f"<details class=fold><summary>{name}</summary>{table}</details>")
     parts += [_reading(s.name, s.log) for s in sources if s.log]
     return "".join(parts)
 
@@ -198,7 +200,7 @@ def _reading(name: str, log: Log) -> str:
     about += [[role, column] for role, column in log.columns.items()]
     about += [[f"skipped: {reason}", f"{count:,}"] for reason, count in log.skipped.items()]
     table = _scroll(_table((), about, f"how {name} was read"), "settings")
-    return f"<details><summary>How {text(name)} was read</summary>{table}{_notes(log.notes)}</details>"
+    return f"<details class=fold><summary>How {text(name)} was read</summary>{table}{_notes(log.notes)}</details>"
 
 
 def _notes(sentences: Iterable[str]) -> str:
