@@ -17,8 +17,10 @@ import erltool
 from erltool.cli import command as cli
 from erltool.logs.read import read_log
 from erltool.report import page as pages
-from erltool.report.state import Bytes, rounded, state_of, view_of
-from erltool.report.tokens import MOST, for_the_page
+from erltool.report.charts import charts_of
+from erltool.report.sources import named
+from erltool.report.state import Asks, Bytes, rounded, state_of, view_of
+from erltool.report.tokens import MOST, for_the_page, responses
 from erltool.resources import shipped
 from erltool.runs.folder import Run, read_run, read_runs
 from erltool.widgets import ControlExplorer, CurveFitter, TokenInspector
@@ -134,13 +136,30 @@ def restored(packed: dict, numbers: bytes) -> dict:
 
 def test_a_widgets_state_comes_back_with_its_bytes_and_what_the_kernel_answers(run):
     widget, numbers = TokenInspector(run), Bytes()
-    state = state_of(widget, numbers, ("step", widget.steps))
+    state = state_of(widget, numbers, Asks({"step": widget.steps}, along=("response",)))
     blob = b"".join(numbers.parts)
     assert all(offset % 8 == 0 for _, offset, _ in state["buffers"])
-    assert restored(state, blob) == json_like(widget)
-    for step, packed in state.get("answers", []):
+    assert restored(state, blob) == json_like(widget)  # which is at its step again
+    for (step,), packed in state.get("answers", []):
         widget.step = step
-        assert restored(packed, blob) == json_like(widget)
+        assert restored(state, blob) | {"step": step} | restored(packed, blob) == json_like(widget)
+
+
+def test_the_law_has_the_kernels_answer_for_every_source_and_cut(both):
+    widget, numbers = CurveFitter(both, beside=[1]), Bytes()
+    asks = Asks(
+        {"current": [0, 1], "cut": [0.3, 1.0]}, given=("window", "nothing"), along=("verdict",), settle=pages._compared
+    )
+    state = state_of(widget, numbers, asks)
+    blob = b"".join(numbers.parts)
+    assert state["asks"] == ["current", "cut"] and state["given"] == ["window"]
+    assert [values for values, _ in state["answers"]] == [[0, 0.3], [0, 1.0], [1, 0.3], [1, 1.0]]
+    assert widget.current == 0 and widget.cut == 1.0
+    for (current, cut), packed in state["answers"]:
+        widget.current, widget.cut = current, cut
+        widget.compare()
+        after = restored(packed, blob)
+        assert after == {k: v for k, v in json_like(widget).items() if k in after} and after["verdict"]
 
 
 def json_like(widget) -> dict:
@@ -211,6 +230,18 @@ def test_a_cut_keeps_every_step_while_it_can_and_whole_responses():
     assert len(few["a"].tokens) <= 1.1 * MOST and steps[0] == 4 and steps[-1] == 200 and len(steps) < 50
 
 
+def test_the_list_of_responses_has_whole_texts_and_their_place_in_the_step(run):
+    listed = responses(run.tokens)
+    assert len(listed) == run.tokens.groupby(["step", "prompt_index", "response_index"]).ngroups
+    step, at, prompt, text, reward, tokens, covariance = listed[40]
+    of_step = run.tokens[run.tokens["step"] == step]
+    shown = TokenInspector(run, step=step).data
+    begins = [*shown["begins"], len(of_step)]
+    one = of_step.iloc[begins[at] : begins[at + 1]]
+    assert prompt == shown["prompts"][at] and text == "".join(one["text"]) and tokens == len(one)
+    assert reward == one["reward"].iloc[0] and covariance == pytest.approx(one["covariance"].mean(), rel=1e-3)
+
+
 def test_rounded_numbers_differ_by_less_than_a_reader_sees(rng):
     values = np.concatenate([rng.normal(0, 10.0 ** rng.integers(-6, 6, 1000)), [0.0, -1.0]])
     assert rounded(values) == pytest.approx(values, rel=2**-16)
@@ -238,6 +269,18 @@ def test_percentage_points_are_drawn_as_fractions(tmp_path):
     facts = Page(pages.page_of({"log": read_log(tmp_path / "log.csv")})).facts
     accuracy = next(c for c in facts["charts"] if c["title"] == "Held-out accuracy")
     assert accuracy["lines"][0]["y"][0] == pytest.approx(0.4)
+
+
+def test_the_sample_in_the_repository_has_the_numbers_of_its_runs(both):
+    """The command in data/README.md makes it again when the page or a widget has changed."""
+    file = shipped("data/report.html")
+    page = Page(file.read_text(encoding="utf-8"))
+    fresh = charts_of(named(both))
+    assert file.stat().st_size < 1e6 and page.policy().startswith("default-src 'none'")
+    assert [c["title"] for c in page.facts["charts"]] == [c["title"] for c in fresh]
+    for shipped_chart, chart in zip(page.facts["charts"], fresh, strict=True):
+        assert [line["y"] for line in shipped_chart["lines"]] == [pytest.approx(line["y"]) for line in chart["lines"]]
+    assert set(page.facts["widgets"]) == {"tokens", "law", "controls"}
 
 
 def test_runs_over_seeds_are_compared_and_few_are_spelled_out():

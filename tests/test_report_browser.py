@@ -159,13 +159,36 @@ def test_another_step_shows_its_own_tokens(chromium, files):
     tokens = read_run(shipped("data/runs/demo-none")).tokens
     with Opened(chromium, files["one"]) as opened:
         section = opened.section("tokens")
-        step = section.get_by_label("step", exact=True).first
+        step = section.locator(".erltool").get_by_label("step", exact=True).first
         for value in map(str, sorted(tokens["step"].unique())[:2]):
             step.evaluate("(n, v) => { n.value = v; n.dispatchEvent(new Event('change', {bubbles: true})); "
                           "n.dispatchEvent(new Event('input', {bubbles: true})); }", value)  # fmt: skip
             opened.page.wait_for_timeout(400)
             prompts = tokens.loc[tokens["step"] == int(value), "prompt"].unique()
             assert any(prompt in section.inner_text() for prompt in prompts)
+        assert not opened.said
+
+
+def test_a_response_is_found_by_its_words_sorted_and_opened(chromium, files):
+    run = read_run(shipped("data/runs/demo-none"))
+    by = run.tokens.groupby(["step", "prompt_index", "response_index"])
+    texts, rewards = by["text"].agg("".join), by["reward"].first()
+    with Opened(chromium, files["one"]) as opened:
+        section = opened.section("tokens")
+        section.get_by_text(f"Find a response among {len(texts)}").click()
+        section.get_by_label("search").fill(">4+2")
+        with_prompt = by["prompt"].first() + "\n" + texts
+        found = with_prompt.str.contains(">4+2", regex=False)
+        assert section.get_by_text(f"{found.sum()} of {len(texts)} responses").count() == 1 and found.sum()
+        section.get_by_label("search").fill("")
+        section.get_by_label("sort").select_option("lowest reward first")
+        first = section.locator(".finder tbody tr").first
+        assert float(first.locator("td").nth(2).inner_text()) == rewards.min() < rewards.max()
+        step, prompt = first.locator("td").nth(1).inner_text(), first.locator("td").nth(0).inner_text()
+        first.get_by_role("button").click()
+        opened.page.wait_for_timeout(400)
+        assert prompt in section.locator(".erltool").inner_text()
+        assert section.locator(".erltool").get_by_label("step", exact=True).first.input_value() == step
         assert not opened.said
 
 

@@ -1,306 +1,92 @@
-// A report's page: charts of the metrics, and the widgets on recorded data. VIEWS holds the widgets' own `render`s.
-// Names and tokens come from models and files: they reach the page as text only, never as markup.
-(async () => {
-  "use strict";
-  const SVG = "http://www.w3.org/2000/svg";
-  const filled = (node, attributes, children) => {
-    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  };
-  const make = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
-  const draw = (tag, attributes = {}, ...children) => filled(document.createElementNS(SVG, tag), attributes, children);
-  const short = (v) => String(Number(v.toPrecision(3))).replace("-", "\u2212");
+// A report's page: its theme, its charts, and the widgets on recorded data. VIEWS holds the widgets' own `render`s.
 
-  // --- theme and paper ---
+// --- theme and paper ---
 
-  // JupyterLab names its theme on the body, and widgets may read it there.
-  const dark = window.matchMedia("screen and (prefers-color-scheme: dark)");
-  const theme = () => (document.body.dataset.jpThemeLight = String(!dark.matches));
-  dark.addEventListener("change", theme);
-  theme();
-  const closed = [];
-  window.addEventListener("beforeprint", () => {
-    closed.push(...document.querySelectorAll("details:not([open])"));
-    for (const node of closed) node.open = true;
-  });
-  window.addEventListener("afterprint", () => closed.splice(0).forEach((node) => (node.open = false)));
+// JupyterLab names its theme on the body, and widgets may read it there.
+const dark = window.matchMedia("screen and (prefers-color-scheme: dark)");
+const theme = () => (document.body.dataset.jpThemeLight = String(!dark.matches));
+dark.addEventListener("change", theme);
+theme();
+const unfolded = [];
+window.addEventListener("beforeprint", () => {
+  unfolded.push(...document.querySelectorAll("details:not([open])"));
+  for (const node of unfolded) node.open = true;
+});
+window.addEventListener("afterprint", () => unfolded.splice(0).forEach((node) => (node.open = false)));
 
-  // --- the data ---
+// --- charts ---
 
-  const unpacked = (id) => {
-    const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
-    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")));
-  };
-  const facts = await (await unpacked("facts")).json();
-  const numbers = await (await unpacked("numbers")).arrayBuffer();
-  // Traits with their bytes where they belong, as the kernel would send them.
-  const restored = ({ values, buffers }) => {
-    for (const [path, offset, length] of buffers) {
-      const inner = path.slice(0, -1).reduce((at, key) => at[key], values);
-      inner[path.at(-1)] = new DataView(numbers, offset, length);
-    }
-    return values;
-  };
-
-  // --- widgets ---
-
-  const same = (a, b) =>
-    a === b ||
-    (typeof a === "number" && typeof b === "number" && Math.abs(a - b) < 1e-9) ||
-    (a && b && typeof a === "object" && JSON.stringify(a) === JSON.stringify(b));
-  // What a widget's view knows of its model: traits with their events. The kernel's answers are those in the page;
-  // `refuse` is called for a message, which no page can answer.
-  const standIn = ({ asks = [], given = [], answers = [], ...recorded }, refuse) => {
-    const state = restored(structuredClone(recorded));
-    const before = given.map((name) => state[name]);
-    const handlers = new Map();
-    let unsaved = new Set();
-    const fire = (event, ...words) => [...(handlers.get(event) ?? [])].forEach((act) => act(...words));
-    const put = (changed) => {
-      Object.assign(state, Object.fromEntries(changed));
-      for (const [name, value] of changed) fire(`change:${name}`, model, value, {});
-      if (changed.length) fire("change", model, {});
-    };
-    const events = (names, act) => names.split(/\s+/).forEach(act);
-    const model = {
-      get: (name) => state[name],
-      set(name, value) {
-        const wanted = Object.entries(typeof name === "string" ? { [name]: value } : name);
-        const changed = wanted.filter(([k, v]) => !same(state[k], v));
-        for (const [k] of changed) unsaved.add(k);
-        put(changed);
-      },
-      on: (names, act) => events(names, (e) => handlers.set(e, [...(handlers.get(e) ?? []), act])),
-      off: (names, act) =>
-        names
-          ? events(names, (e) => handlers.set(e, act ? (handlers.get(e) ?? []).filter((a) => a !== act) : []))
-          : handlers.clear(),
-      save_changes() {
-        const asked = [...asks, ...given].some((name) => unsaved.has(name));
-        unsaved = new Set();
-        if (!asked || !given.every((name, i) => same(state[name], before[i]))) return;
-        const answer = answers.find(([values]) => values.every((v, i) => same(v, state[asks[i]])));
-        if (answer)
-          setTimeout(() =>
-            put(Object.entries(restored(structuredClone(answer[1]))).filter(([k, v]) => state[k] !== v)),
-          );
-      },
-      send: () => refuse(),
-    };
-    return model;
-  };
-
-  // --- charts ---
-
-  const HEIGHT = 240;
-  const COLOURED = 6; // runs with a colour each; of more, the chosen one has one
-  const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 2", "1 2"];
-  const MOST_DECADES = 5;
-
-  const spanOf = (lines, log) => {
-    const values = lines.flatMap(({ y }) => y).filter((v) => Number.isFinite(v) && (!log || v > 0));
-    if (!values.length) return null;
-    let [low, high] = [Infinity, -Infinity];
-    for (const v of values) [low, high] = [Math.min(low, v), Math.max(high, v)];
-    if (log) return [Math.max(low, high / 10 ** MOST_DECADES) / 1.2, high * 1.2];
-    if (low > 0 && low < 0.7 * high) low = 0;
-    const room = 0.05 * (high - low || Math.abs(high) || 1);
-    return [low === 0 ? 0 : low - room, high + room];
-  };
-  const ticks = ([low, high], count) => {
-    const power = 10 ** Math.floor(Math.log10((high - low) / count));
-    const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= (high - low) / count);
-    const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-    const values = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) values.push(i * step);
-    return values.map((v) => [v, v.toFixed(digits).replace("-", "\u2212")]);
-  };
-  const decades = ([low, high]) => {
-    const first = Math.ceil(Math.log10(low));
-    const powers = Array.from({ length: Math.floor(Math.log10(high)) - first + 1 }, (_, i) => 10 ** (first + i));
-    return powers.length > 1 ? powers.map((v) => [v, short(v)]) : ticks([low, high], 4);
-  };
-  const linePath = (line, px, py) => {
-    const places = line.x.map((x, i) => [px(x), py(line.y[i])]).filter(([, y]) => Number.isFinite(y));
-    return places.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
-  };
-  const nearest = (line, step) => {
-    let k = 0;
-    for (let i = 1; i < line.x.length; i++) if (Math.abs(line.x[i] - step) < Math.abs(line.x[k] - step)) k = i;
-    return k;
-  };
-
-  // Names at the ends of lines, pushed apart where they would overlap.
-  const labelsOf = (ends, right) => {
-    const sorted = ends.toSorted((a, b) => a.y - b.y);
-    sorted.forEach((end, i) => (end.y = i ? Math.max(end.y, sorted[i - 1].y + 13) : Math.max(end.y, 18)));
-    let floor = HEIGHT - 42;
-    for (const end of sorted.toReversed()) [end.y, floor] = [Math.min(end.y, floor), Math.min(end.y, floor) - 13];
-    return sorted.map(({ y, name, colour }) => {
-      const cut = name.length > 14 ? `${name.slice(0, 13)}\u2026` : name;
-      return draw("text", { x: right + 6, y: y + 4, style: `fill: var(--${colour})` }, cut);
-    });
-  };
-
-  // A chart as a figure, with `put` for another chosen run and `at` for another step.
-  const chartOf = (chart, lastStep, moved) => {
-    const byKind = new Set(chart.lines.map((l) => l.kind)).size > 2; // kinds have colours, and one run is drawn
-    const few = facts.runs.length <= COLOURED;
-    const readout = make("p", byKind ? { class: "two" } : {});
-    const title = make("figcaption", {}, chart.title, " ", make("small", {}, chart.unit));
-    const figure = make("figure", {}, title, readout);
-    let [drawn, chosen, step, px] = [[], 0, lastStep, null];
-    const nameOf = (l) =>
-      byKind || facts.runs.length === 1 ? l.name : [facts.runs[l.run], l.name].filter(Boolean).join(", ");
-    const kinds = [...new Map(chart.lines.map((l) => [l.kind, l.name])).values()];
-    const dashed = !byKind && facts.runs.length > 1 && kinds.length > 1;
-    if (dashed) title.lastChild.append(` (${kinds[0]}; dashed: ${kinds[1]})`);
-    const colourOf = (l) => (byKind ? `q${l.kind}` : `c${few ? l.run % COLOURED : 0}`);
-
-    const paint = () => {
-      const width = Math.max(280, Math.min(640, figure.clientWidth - 26 || 420));
-      const shown = byKind ? chart.lines.filter((l) => l.run === chosen) : chart.lines;
-      const vivid = byKind || few ? shown : shown.filter((l) => l.run === chosen);
-      const labelled = vivid.length > 1;
-      const box = { left: 52, right: width - (labelled ? 98 : 10), top: 12, bottom: HEIGHT - 38 };
-      const svg = draw("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img" });
-      const span = spanOf(shown, chart.log);
-      drawn = [];
-      figure.querySelector("svg")?.remove();
-      figure.append(svg);
-      if (!span) {
-        svg.append(draw("text", { x: width / 2, y: HEIGHT / 2, "text-anchor": "middle" }, "not measured in this run"));
-        svg.setAttribute("aria-label", `${chart.title}: not measured in this run`);
-        readout.textContent = "";
-        return;
-      }
-      const to = chart.log ? (v) => (v > 0 ? Math.log10(v) : NaN) : (v) => v;
-      px = (v) => box.left + ((box.right - box.left) * v) / lastStep;
-      const py = (v) => box.bottom - ((box.bottom - box.top) * (to(v) - to(span[0]))) / (to(span[1]) - to(span[0]));
-      for (const [v, text] of chart.log ? decades(span) : ticks(span, 4)) {
-        svg.append(draw("line", { class: "grid", x1: box.left, x2: box.right, y1: py(v), y2: py(v) }));
-        svg.append(draw("text", { x: box.left - 6, y: py(v) + 4, "text-anchor": "end" }, text));
-      }
-      for (const [v, text] of ticks([0, lastStep], 4))
-        svg.append(draw("text", { x: px(v), y: HEIGHT - 21, "text-anchor": "middle" }, text));
-      svg.append(draw("text", { x: box.right, y: HEIGHT - 4, "text-anchor": "end" }, "optimiser step"));
-      for (const l of shown.filter((l) => !vivid.includes(l)))
-        svg.append(draw("path", { class: "faint", d: linePath(l, px, py) }));
-      for (const [run, at, text] of facts.alarms.filter(([run]) => run === chosen))
-        svg.append(
-          draw(
-            "line",
-            { class: "alarm", x1: px(at), x2: px(at), y1: box.top, y2: box.bottom },
-            draw("title", {}, text),
-          ),
-        );
-      for (const l of vivid) {
-        const dash = byKind ? DASHES[l.kind === 5 ? 1 : 0] : DASHES[l.kind ? 1 : few ? l.run : 0];
-        const style = `stroke: var(--${colourOf(l)})`;
-        svg.append(draw("path", { d: linePath(l, px, py), style, "stroke-dasharray": dash }));
-        drawn.push({ line: l, py, dot: draw("circle", { r: 3.4, style: `fill: var(--${colourOf(l)})` }) });
-      }
-      // With two kinds of lines the dashes tell the kind, and the label at the first one the run.
-      const named = dashed ? vivid.filter((l) => l.kind === vivid[0].kind) : vivid;
-      const heightOf = (l) => (Number.isFinite(py(l.y.at(-1))) ? py(l.y.at(-1)) : box.bottom);
-      const ends = named.map((l) => ({
-        y: heightOf(l),
-        name: dashed ? facts.runs[l.run] : nameOf(l),
-        colour: colourOf(l),
-      }));
-      if (labelled) svg.append(...labelsOf(ends, box.right));
-      svg.append(draw("line", { class: "cursor", y1: box.top, y2: box.bottom }), ...drawn.map(({ dot }) => dot));
-      const changes = vivid
-        .slice(0, COLOURED)
-        .map((l) => `${nameOf(l)} from ${short(l.y[0])} to ${short(l.y.at(-1))}`.trim());
-      svg.setAttribute("aria-label", `${chart.title} (${chart.unit}) by optimiser step: ${changes.join("; ")}`);
-      svg.addEventListener("pointermove", (e) => {
-        const { left, width: wide } = svg.getBoundingClientRect();
-        const x = ((e.clientX - left) * width) / wide;
-        moved(Math.max(0, Math.min(lastStep, (lastStep * (x - box.left)) / (box.right - box.left))));
-      });
-      at(step);
-    };
-    const at = (now) => {
-      step = now;
-      const cursor = figure.querySelector(".cursor");
-      if (!cursor) return;
-      for (const end of ["x1", "x2"]) cursor.setAttribute(end, px(step));
-      const read = new Map();
-      for (const { line, py, dot } of drawn) {
-        const k = nearest(line, step);
-        dot.setAttribute("cx", px(line.x[k]));
-        dot.setAttribute("cy", Number.isFinite(py(line.y[k])) ? py(line.y[k]) : -9);
-        const name = dashed ? facts.runs[line.run] : nameOf(line);
-        read.set(name, [...(read.get(name) ?? []), short(line.y[k])]);
-      }
-      readout.textContent = [...read].map(([name, values]) => `${name} ${values.join(", ")}`.trim()).join(" \u00b7 ");
-    };
-    const put = (run) => {
-      chosen = run;
-      paint();
-    };
-    return { figure, paint, put, at };
-  };
-
+const showCourse = (facts) => {
   const course = document.querySelector(".course");
-  if (course && facts.charts.length) {
-    const lastStep = facts.charts.flatMap((c) => c.lines).reduce((last, l) => Math.max(last, l.x.at(-1)), 1);
-    const slider = make("input", {
-      type: "range",
-      min: 0,
-      max: lastStep,
-      step: "any",
-      value: lastStep,
-      "aria-label": "step",
-    });
-    const shown = make("output", {});
-    const move = (step) => {
-      slider.value = step;
-      shown.textContent = `step ${Math.round(step)}`;
-      slider.setAttribute("aria-valuetext", shown.textContent);
-      for (const chart of charts) chart.at(step);
-    };
-    const charts = facts.charts.map((chart) => chartOf(chart, lastStep, move));
-    const bar = make("div", { class: "bar" });
-    if (facts.runs.length > 1) {
-      const list = make("select", {}, ...facts.runs.map((name, k) => make("option", { value: k }, name)));
-      list.addEventListener("change", () => charts.forEach((chart) => chart.put(Number(list.value))));
-      bar.append(make("label", {}, "run", list));
-    }
-    bar.append(make("label", {}, "step", slider, shown));
-    course.append(bar, make("div", { class: "plots" }, ...charts.map((c) => c.figure)));
-    slider.addEventListener("input", () => move(Number(slider.value)));
-    // A range of any step has arrow keys that move it by a hundredth.
-    const redraw = () => charts.forEach((chart) => chart.paint());
-    redraw();
-    move(lastStep);
-    let width = course.clientWidth;
-    new ResizeObserver(() => {
-      if (course.clientWidth !== width) redraw();
-      width = course.clientWidth;
-    }).observe(course);
-  }
-
-  // --- the widgets in the page ---
-
-  const open = (host, widget) => {
-    const el = make("div");
-    const refused = make("p", { class: "needs", role: "status" });
-    const refuse = () => {
-      // Not where a widget asks by itself: only the reader's own click needs an answer.
-      if (navigator.userActivation?.isActive ?? true)
-        refused.textContent = "That needs Python: open the run in a notebook.";
-    };
-    host.replaceChildren(el, refused);
-    try {
-      return VIEWS[widget.view].render({ model: standIn(widget, refuse), el });
-    } catch (e) {
-      refused.textContent = `This part cannot be drawn here (${e.message}); open the run in a notebook.`;
-      throw e;
-    }
+  if (!course || !facts.charts.length) return;
+  const lastStep = facts.charts.flatMap((c) => c.lines).reduce((last, l) => Math.max(last, l.x.at(-1)), 1);
+  const slider = make("input", {
+    type: "range",
+    min: 0,
+    max: lastStep,
+    step: "any",
+    value: lastStep,
+    "aria-label": "step",
+  });
+  const shown = make("output", {});
+  const move = (step) => {
+    slider.value = step;
+    shown.textContent = `step ${Math.round(step)}`;
+    slider.setAttribute("aria-valuetext", shown.textContent);
+    for (const chart of charts) chart.at(step);
   };
+  const charts = facts.charts.map((chart) => chartOf(chart, facts, lastStep, move));
+  const bar = make("div", { class: "bar" });
+  if (facts.runs.length > 1) {
+    const list = make("select", {}, ...facts.runs.map((name, k) => make("option", { value: k }, name)));
+    list.addEventListener("change", () => charts.forEach((chart) => chart.put(Number(list.value))));
+    bar.append(make("label", {}, "run", list));
+  }
+  bar.append(make("label", {}, "step", slider, shown));
+  course.append(bar, make("div", { class: "plots" }, ...charts.map((c) => c.figure)));
+  slider.addEventListener("input", () => move(Number(slider.value)));
+  // A range of any step has arrow keys that move it by a hundredth.
+  const redraw = () => charts.forEach((chart) => chart.paint());
+  redraw();
+  move(lastStep);
+  let width = course.clientWidth;
+  new ResizeObserver(() => {
+    if (course.clientWidth !== width) redraw();
+    width = course.clientWidth;
+  }).observe(course);
+};
+
+// --- widgets ---
+
+const openWidget = (host, widget, numbers) => {
+  const el = make("div");
+  const refused = make("p", { class: "needs", role: "status" });
+  const refuse = () => {
+    // Not where a widget asks by itself: only the reader's own click needs an answer.
+    if (navigator.userActivation?.isActive ?? true)
+      refused.textContent = "That needs Python: open the run in a notebook.";
+  };
+  const { responses, ...traits } = widget;
+  const model = standIn(traits, numbers, refuse);
+  const choose = ({ step, at }) => {
+    const set = (name, value) => {
+      if (model.get(name) === undefined) return;
+      model.set(name, value);
+      model.save_changes();
+    };
+    set("step", step);
+    setTimeout(() => set("response", at)); // after the answer for the step, which begins at its first response
+    el.scrollIntoView({ block: "nearest" });
+  };
+  host.replaceChildren(...(responses ? [finder(responses, choose)] : []), el, refused);
+  try {
+    return VIEWS[widget.view].render({ model, el });
+  } catch (e) {
+    refused.textContent = `This part cannot be drawn here (${e.message}); open the run in a notebook.`;
+    throw e;
+  }
+};
+const showWidgets = (facts, numbers) => {
   for (const place of document.querySelectorAll(".widget")) {
     const widgets = facts.widgets[place.dataset.place];
     const host = make("div");
@@ -308,7 +94,7 @@
     const show = (k) => {
       leave?.();
       leave = null;
-      leave = open(host, widgets[k]);
+      leave = openWidget(host, widgets[k], numbers);
     };
     if (widgets.length > 1) {
       const list = make("select", {}, ...widgets.map(({ label }, k) => make("option", { value: k }, label)));
@@ -318,4 +104,11 @@
     place.append(host);
     setTimeout(() => show(0)); // by itself: one that fails leaves the others
   }
-})();
+};
+
+const start = async () => {
+  const facts = await (await unpacked("facts")).json();
+  const numbers = await (await unpacked("numbers")).arrayBuffer();
+  showCourse(facts);
+  showWidgets(facts, numbers);
+};

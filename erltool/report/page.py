@@ -2,7 +2,7 @@
 
 The file needs no kernel and no network, and its content-security policy allows none. Python writes every word into the
 page; JavaScript draws the charts and opens the widgets, each by its `render` on a stand-in for the kernel's model
-(page.js). What a widget would ask the kernel for was asked while the page was made (state.py).
+(common.js). What a widget would ask the kernel for was asked while the page was made (state.py).
 """
 
 import base64
@@ -21,11 +21,12 @@ from erltool.report import words
 from erltool.report.charts import charts_of
 from erltool.report.sources import Source, named
 from erltool.report.state import Asks, Bytes, state_of, view_of
-from erltool.report.tokens import for_the_page
+from erltool.report.tokens import for_the_page, responses
 from erltool.runs.folder import Run
 from erltool.widgets import ControlExplorer, CurveFitter, TokenInspector
 
 HERE = Path(__file__).parent
+SCRIPTS = ("common.js", "chart.js", "finder.js", "page.js")  # one script; each needs those before it
 BESIDE = 3  # laws beside the first, of other runs
 FINE, COARSE, FEW = 1, 5, 6  # percent between forecast cuts that the page has: of one source, and of a few
 
@@ -52,11 +53,11 @@ def page_of(sources: Mapping[str, Run | Log], title: str = "", about: str = "", 
     numbers, views = Bytes(), {}
     placed: dict[str, list[dict]] = {}
     styles: dict[str, None] = {}
-    for place, label, widget, asks in _widgets(shown, notes, window):
+    for place, label, widget, asks, more in _widgets(shown, notes, window):
         if widget.problem:
             notes[place].append(widget.problem)
         if not widget.problem or place == "controls" and len(widget.result.end):
-            placed.setdefault(place, []).append({"label": label, **state_of(widget, numbers, asks)})
+            placed.setdefault(place, []).append({"label": label, **more, **state_of(widget, numbers, asks)})
             name, views[name] = view_of(widget)
             styles[str(widget.get_state(["_css"])["_css"])] = None
         widget.close()  # ipywidgets keeps every open one
@@ -68,20 +69,22 @@ def page_of(sources: Mapping[str, Run | Log], title: str = "", about: str = "", 
 
 
 def _widgets(shown: list[Source], notes: dict[str, list[str]], window: float | None) -> Iterator[tuple]:
-    """Each widget: its place in the page, its label, the widget, and the trait for which it asks the kernel."""
+    """Each widget: its place in the page, its label, the widget, what it asks the kernel for, and what the page shows
+    beside it."""
     runs = {s.name: s.run for s in shown if s.run}
     cut, left_out = for_the_page(runs)
     notes["tokens"] += left_out
     for name, run in cut.items():
         steps = sorted(run.tokens["step"].unique().tolist())
-        yield "tokens", name, TokenInspector(run), Asks({"step": steps}, along=("response",))
+        asks = Asks({"step": steps}, along=("response",))
+        yield "tokens", name, TokenInspector(run), asks, {"responses": responses(run.tokens)}
     points = {s.name: s.log.points(window) if s.log else s.run for s in shown if not isinstance(s.law, str)}
     if points:
         beside = list(range(1, min(len(points), BESIDE + 1)))
         fitter = CurveFitter(points, beside=beside, performance=shown[0].performance)
-        yield "law", "", fitter, _of_the_law(len(points))
+        yield "law", "", fitter, _of_the_law(len(points)), {}
     if len(runs) > 1:
-        yield "controls", "", ControlExplorer(runs), None
+        yield "controls", "", ControlExplorer(runs), None, {}
 
 
 def _of_the_law(sources: int) -> Asks:
@@ -89,7 +92,8 @@ def _of_the_law(sources: int) -> Asks:
     percent = FINE if sources == 1 else COARSE
     cuts = [p / 100 for p in range(5, 101, percent)] if sources <= FEW else [1.0]
     given = ("performance", "window", "block_length", "law", "beside")
-    return Asks({"current": range(sources), "cut": cuts}, given, settle=_compared)
+    # With the verdict, changed or not: the view forgets it when the reader chooses another source.
+    return Asks({"current": range(sources), "cut": cuts}, given, along=("verdict",), settle=_compared)
 
 
 def _compared(fitter: CurveFitter) -> None:
@@ -105,7 +109,8 @@ def _compared(fitter: CurveFitter) -> None:
 def _document(title: str, body: str, styles: str, views: dict, facts: dict, numbers: bytes) -> str:
     style = (HERE / "page.css").read_text(encoding="utf-8") + styles
     listed = ",\n".join(f"{json.dumps(name)}: {code}" for name, code in views.items())
-    script = f"const VIEWS = {{\n{listed}\n}};\n" + (HERE / "page.js").read_text(encoding="utf-8")
+    own = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = f"{own}const VIEWS = {{\n{listed}\n}};\nstart();\n"
     for code, end in ((style, "</style"), (script, "</script"), (script, "<!--")):
         if end in code.lower():
             raise ValueError(f"{end} would end the element that it stands in")

@@ -7,7 +7,7 @@ import pandas as pd
 from erltool.errors import ErltoolError
 from erltool.report.state import rounded
 from erltool.runs.folder import Run
-from erltool.text import listed
+from erltool.text import listed, visible
 
 MOST = 90_000  # tokens of all runs together: about 3 MB of the page
 RUNS = 4  # runs whose tokens a page has
@@ -62,3 +62,19 @@ def _cut(tokens: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
 def _rounded(tokens: pd.DataFrame) -> pd.DataFrame:
     floats = tokens.select_dtypes("floating").columns
     return tokens.assign(**{c: rounded(tokens[c]) for c in floats}).reset_index(drop=True)
+
+
+def responses(tokens: pd.DataFrame) -> list[list]:
+    """The recorded responses: step, position in the step, prompt, text, reward, tokens, and mean covariance (nats)."""
+    groups = tokens.groupby(["step", "prompt_index", "response_index"], sort=False)
+    table = groups.agg(
+        prompt=("prompt", "first"), text=("text", lambda t: "".join(map(str, t))), reward=("reward", "first"),
+        tokens=("text", "size"), covariance=("covariance", "mean"),
+    ).reset_index()  # fmt: skip
+    table["at"] = table.groupby("step").cumcount()
+    shown = zip(table["prompt"].map(visible), table["text"].map(visible), strict=True)
+    numbers = table[["step", "at", "reward", "tokens", "covariance"]].itertuples(index=False)
+    return [
+        [int(n.step), int(n.at), prompt, text, float(n.reward), int(n.tokens), float(f"{n.covariance:.4g}")]
+        for n, (prompt, text) in zip(numbers, shown, strict=True)
+    ]

@@ -23,7 +23,8 @@ ABOUT = {
     "tokens": (
         "Which tokens",
         "The tokens that the run recorded, each with its covariance, its entropy and its log-probability, and what a "
-        "control would take. Choose a step and a response; arrow keys move from token to token.",
+        "control would take. Search and sort the responses to find one, or choose a step and a response. Arrow keys "
+        "move from token to token.",
     ),
     "law": (
         "What entropy buys",
