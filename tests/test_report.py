@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import traitlets
 
 import erltool
 from erltool.cli import command as cli
@@ -24,6 +25,7 @@ from erltool.report.tokens import MOST, for_the_page, responses
 from erltool.resources import shipped
 from erltool.runs.folder import Run, read_run, read_runs
 from erltool.widgets import ControlExplorer, CurveFitter, TokenInspector
+from erltool.widgets.view import CHOSEN, View
 
 LOGS = Path(__file__).parent / "logs"
 HOSTILE = "</script><img src=x onerror=window.hit=1>\u202e\u2028'\"&amp;"
@@ -174,6 +176,23 @@ def json_like(widget) -> dict:
 
     names = [k for k in widget.keys if not k.startswith("_") and k not in ("layout", "tabbable", "tooltip")]
     return {k: plain(v) for k, v in widget.get_state(names).items()}
+
+
+class Alone(View):
+    """A widget that reads all of its data from the beginning, and whose kernel only keeps the choices in order."""
+
+    _esm = "\nexport default { render };"
+    step = traitlets.Int(0).tag(**CHOSEN)
+    response = traitlets.Int(5).tag(**CHOSEN)
+
+    @traitlets.observe("step")
+    def _clamped(self, change):
+        self.response = min(self.response, 5 - change.new)
+
+
+def test_a_widget_that_needs_no_kernel_has_no_answers_that_undo_a_readers_choice():
+    state = state_of(Alone(), Bytes(), Asks({"step": [0, 1, 2]}, along=("response",)))
+    assert "answers" not in state and state["values"] == {"step": 0, "response": 5, "problem": ""}
 
 
 @pytest.mark.parametrize("make", [TokenInspector, CurveFitter, ControlExplorer])

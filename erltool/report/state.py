@@ -58,7 +58,7 @@ def view_of(widget: View) -> tuple[str, str]:
 def state_of(widget: View, numbers: Bytes, asks: Asks | None = None) -> dict:
     """A widget's traits for JSON, with its bytes in `numbers`, and the kernel's answers to what it `asks`.
 
-    An answer is the traits that the kernel sets. A widget that needs no kernel for a choice has no answers.
+    An answer is the traits that the kernel sets by itself. A widget that needs no kernel for a choice has no answers.
     """
     names = [n for n in asks.values if widget.has_trait(n)] if asks else []
     if asks and names:
@@ -75,7 +75,9 @@ def state_of(widget: View, numbers: Bytes, asks: Asks | None = None) -> dict:
         answers.append((combination, _traits(widget)))
     for name in names:
         setattr(widget, name, traits[name])
-    changed = {k for _, after in answers for k, v in after.items() if k not in names and v != traits[k]}
+    # What a reader chooses (view.CHOSEN) stays as it is chosen, unless every answer sets it.
+    owned = [k for k in traits if k not in names and widget.trait_metadata(k, "echo_update") is not False]
+    changed = {k for _, after in answers for k in owned if after[k] != traits[k]}
     if not changed:
         return state
     changed |= {k for k in asks.along if k in traits}
