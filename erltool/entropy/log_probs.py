@@ -140,6 +140,35 @@ def entropy_changes(
     return predicted, measured
 
 
+@torch.no_grad()
+def likeliest(
+    logits_or_hidden: Tensor,
+    count: int,
+    weight: Head | None = None,
+    *,
+    ids: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` likeliest tokens of each of N distributions, likeliest first, or the tokens `ids` (N, K): their ids
+    (N, K), their probabilities (N, K), and the entropy of the whole distribution (N,), nats.
+
+    K is at most the size of the vocabulary V. The first argument is the logits (N, V); with `weight` it is the hidden
+    states (N, D), as in `token_log_probs`.
+    """
+    rows, found = logits_or_hidden, []
+    vocabulary = rows.shape[-1] if weight is None else len(weight) if isinstance(weight, Tensor) else weight.vocabulary
+    for at in range(0, len(rows), size := _chunk(vocabulary, chunk_elements)):
+        p = torch.softmax(_logits(rows[at : at + size], weight, temperature), -1)
+        chosen = p.topk(min(count, vocabulary), -1).indices if ids is None else ids[at : at + size]
+        found.append((chosen, p.gather(-1, chosen), torch.special.entr(p).sum(-1)))
+    if not found:
+        none = torch.zeros(0, min(count, vocabulary), device=rows.device)
+        return none.long(), none, none[:, 0]
+    of_ids, of_p, of_entropy = (torch.cat(columns) for columns in zip(*found, strict=True))
+    return of_ids, of_p, of_entropy
+
+
 class _Statistics(torch.autograd.Function):
     """`TokenStatistics` in one pass. Gradients of log-probability and entropy in a token's logits z are
 

@@ -1,4 +1,4 @@
-"""A run is a folder: config.json, metrics.jsonl, timings.jsonl, tokens.parquet, adapter/, checkpoints/.
+"""A run is a folder: config.json, metrics.jsonl, timings.jsonl, tokens.parquet, probes.parquet, adapter/, checkpoints/.
 
 The seed decides metrics.jsonl, the machine decides timings.jsonl, and reading joins them.
 """
@@ -8,6 +8,7 @@ import io
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +84,15 @@ TOKEN_COLUMNS = (
 )  # fmt: skip
 PUSH_COLUMNS = ("push", "dose")  # entropy/push.py; further ones of runs that are newer than the first
 DESCRIBED_COLUMNS = ("strategy", "first_wrong", "fork")  # further ones, where the task can tell
+# Further ones of tokens, where record_probes asked for it: the likeliest tokens of a token's context (a list of texts),
+# their probabilities before and after the update (lists, in the same order), and the context's entropy after it, nats.
+LIKELIEST_COLUMNS = ("likeliest", "likeliest_before", "likeliest_after", "entropy_after")
+# Of the probes: responses to the same prompts at every recorded step, before its update; DESCRIBED_COLUMNS may follow.
+PROBE_COLUMNS = (
+    "step", "prompt_index", "response_index", "position", "prompt", "reward", "token_id", "text", "log_prob", "entropy",
+    "likeliest", "likeliest_before",
+)  # fmt: skip
+TOKENS, PROBES = "tokens.parquet", "probes.parquet"
 RECORD = ("runs.json.gz", "runs.json")  # of many runs in one folder; the second is that of earlier versions
 EVALUATION = "evaluation.json"  # an experiment's evaluation of the run's last policy
 
@@ -106,12 +116,19 @@ class Run:
 
     @cached_property
     def tokens(self) -> pd.DataFrame:
-        """One row a recorded token: TOKEN_COLUMNS, PUSH_COLUMNS if the run is not older, and DESCRIBED_COLUMNS for some
-        tasks. Raises ErltoolError for none."""
-        file = self.path / "tokens.parquet"
+        """One row a recorded token: TOKEN_COLUMNS, PUSH_COLUMNS if the run is not older, DESCRIBED_COLUMNS for some
+        tasks, and LIKELIEST_COLUMNS with record_probes. Raises ErltoolError for none."""
+        file = self.path / TOKENS
         if not file.is_file():
             raise ErltoolError(f"{file}: not there yet; the first checkpoint writes tokens, if record_every > 0")
         return Table(read_tokens(file))
+
+    @cached_property
+    def probes(self) -> pd.DataFrame:
+        """One row a token of a response to a probe prompt: PROBE_COLUMNS, and DESCRIBED_COLUMNS for some tasks. No rows
+        for a run without `record_probes`. Raises ErltoolError for a file that is damaged."""
+        file = self.path / PROBES
+        return Table(read_tokens(file, PROBE_COLUMNS)) if file.is_file() else Table(columns=[*PROBE_COLUMNS])
 
     @cached_property
     def evaluation(self) -> dict:
@@ -206,7 +223,8 @@ def write_table(file: Path, tables: list[pd.DataFrame], compact: bool = False) -
     """Writes tables below one another as Parquet, whole or not at all. `compact` takes longer and less room."""
     whole, options = pd.concat(tables, ignore_index=True), {}
     if compact:  # byte by byte, because the high bytes of neighbouring floats are alike
-        floats = list(whole.select_dtypes("floating"))
+        lists = [f"{name}.list.element" for name in ("likeliest_before", "likeliest_after") if name in whole]
+        floats = [*whole.select_dtypes("floating"), *lists]
         others = [name for name in whole if name not in floats]
         options = {"compression": "zstd", "use_byte_stream_split": floats, "use_dictionary": others}
     table = io.BytesIO()
@@ -214,10 +232,10 @@ def write_table(file: Path, tables: list[pd.DataFrame], compact: bool = False) -
     write_whole(file, table.getvalue())
 
 
-def read_tokens(file: Path) -> pd.DataFrame:
-    """The table of a run's recorded tokens. Raises ErltoolError where the file is not one."""
+def read_tokens(file: Path, columns: Sequence[str] = TOKEN_COLUMNS) -> pd.DataFrame:
+    """The table of a run's recorded tokens, which has these columns. Raises ErltoolError where the file is not one."""
     tokens = read_table(file)
-    if missing := set(TOKEN_COLUMNS) - set(tokens):
+    if missing := set(columns) - set(tokens):
         raise ErltoolError(f"{file}: has no column {min(missing)}; restore or delete it")
     return tokens
 

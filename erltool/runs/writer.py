@@ -6,7 +6,7 @@ before it. So a run that was killed at any moment goes on from its newest checkp
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +15,20 @@ from erltool.errors import ErltoolError
 from erltool.files import LOCK, Hold, heal, new_name, reading, sync, write_whole, writing
 from erltool.runs import checkpoints
 from erltool.runs.checkpoints import ADAPTER, Checkpoint
-from erltool.runs.folder import EVALUATION, FORMAT, TIMED, read_config, read_lines, read_tokens, row_of, write_table
+from erltool.runs.folder import (
+    EVALUATION,
+    FORMAT,
+    PROBE_COLUMNS,
+    PROBES,
+    TIMED,
+    TOKEN_COLUMNS,
+    TOKENS,
+    read_config,
+    read_lines,
+    read_tokens,
+    row_of,
+    write_table,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +51,7 @@ def check_place(path: Path, config: dict, resume: bool) -> None:
 
 
 def _check_same(path: Path, config: dict) -> None:
-    before = read_config(path)["config"]
+    before = {"record_probes": 0} | read_config(path)["config"]  # a run may be older than the field
     for field, value in config.items():
         # The user gives trust anew each time, and it changes no result.
         if field not in ("steps", "trust_remote_code") and before.get(field) != value:
@@ -67,6 +80,7 @@ class RunWriter:
         self.path = Path(path).absolute()  # a notebook may change its folder meanwhile
         self.document = {"format": FORMAT} | document
         self.tokens: list[pd.DataFrame] = []
+        self.probes: list[pd.DataFrame] = []
         self._check_place(resume, beside)
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -158,7 +172,8 @@ class RunWriter:
         """Removes what was written after a step, a torn line too, and notes in config.json who goes on."""
         with writing(self.path):
             # Tokens first, so that every step with tokens has a line.
-            self._cut_tokens(step)
+            self.tokens = self._cut_table(self.path / TOKENS, TOKEN_COLUMNS, step)
+            self.probes = self._cut_table(self.path / PROBES, PROBE_COLUMNS, step)
             for name in ("timings.jsonl", "metrics.jsonl"):
                 self._cut_lines(self.path / name, step)
             before = read_config(self.path)
@@ -172,16 +187,18 @@ class RunWriter:
             if kept != lines:
                 write_whole(file, b"".join(kept))
 
-    def _cut_tokens(self, step: int) -> None:
-        file = self.path / "tokens.parquet"
-        if file.is_file():
-            tokens = read_tokens(file)
-            kept = tokens[tokens["step"] <= step]
-            self.tokens = [kept] if len(kept) else []
-            if not len(kept):
-                file.unlink()
-            elif len(kept) < len(tokens):
-                write_table(file, self.tokens)
+    def _cut_table(self, file: Path, columns: Sequence[str], step: int) -> list[pd.DataFrame]:
+        """Removes the rows after a step from a table of tokens; returns what is left of it."""
+        if not file.is_file():
+            return []
+        tokens = read_tokens(file, columns)
+        kept = tokens[tokens["step"] <= step]
+        if not len(kept):
+            file.unlink()
+            return []
+        if len(kept) < len(tokens):
+            write_table(file, [kept], compact=columns is PROBE_COLUMNS)
+        return [kept]
 
     # --- as the run goes ----------------------------------------------------------------------------
 
@@ -207,10 +224,11 @@ class RunWriter:
         return bool(rows)
 
     def write_tokens(self) -> None:
-        """Writes the tokens recorded so far."""
-        if self.tokens:
-            with writing(self.path / "tokens.parquet"):
-                write_table(self.path / "tokens.parquet", self.tokens)
+        """Writes the tokens and probes recorded so far."""
+        for name, tables, compact in ((TOKENS, self.tokens, False), (PROBES, self.probes, True)):
+            if tables:
+                with writing(self.path / name):
+                    write_table(self.path / name, tables, compact)
 
     def sync(self) -> None:
         """Flushes the lines to the disk, so that a power cut leaves all lines that a checkpoint needs."""

@@ -76,6 +76,7 @@ class TrainConfig:
     checkpoint_every: int = _about(10, "iterations between checkpoints")
     record_every: int = _about(10, "iterations between recordings of tokens, 0 for none")
     record_prompts: int = _about(4, "prompts in each recording of tokens")
+    record_probes: int = _about(0, "fixed held-out prompts sampled at each recording, with their likeliest tokens")
     entropy_change_every: int = _about(0, "iterations between measurements of an update's entropy change, 0 for none")
     device: str = _about("auto", "cpu, cuda or auto")
 
@@ -87,7 +88,7 @@ class TrainConfig:
                      "max_response_tokens", "eval_prompts", "eval_samples", "record_prompts"):  # fmt: skip
             self._require(getattr(self, name) >= 1, name, "at least 1")
         for name in ("seed", "shots", "micro_batch", "sampling_batch", "lora_rank", "eval_every", "record_every",
-                     "entropy_change_every"):  # fmt: skip
+                     "record_probes", "entropy_change_every"):  # fmt: skip
             self._require(getattr(self, name) >= 0, name, "at least 0")
         for name in ("learning_rate", "lora_alpha", "max_grad_norm", "temperature", "clip_eps_high"):
             self._require(0 < getattr(self, name) < math.inf, name, "above 0 and finite")

@@ -28,6 +28,7 @@ from erltool.tasks.task import Problem, Task, load_task
 from erltool.threads import Courtesy
 from erltool.training.config import TrainConfig
 from erltool.training.evaluate import eval_problems, evaluate
+from erltool.training.probes import Probes, Recording
 from erltool.training.sampled import sample_rewarded
 from erltool.training.saved import Saved, read_saved, save_policy
 from erltool.training.start import configured_policy, made_by
@@ -74,7 +75,7 @@ def policies_at(config: TrainConfig, steps: Iterable[int]) -> Iterator[tuple[int
     It is one policy, which trains on between: put back whatever you change. A number inside an iteration means the
     iteration's end.
     """
-    config, task = replace(config, eval_every=0), load_task(config.task)
+    config, task = replace(config, eval_every=0, record_probes=0), load_task(config.task)
     trainer = _Trainer(config, task, configured_policy(config, task))
     metrics: dict[str, float] = {}
     for wanted in steps:
@@ -89,6 +90,7 @@ class _Trainer:
     def __init__(self, config: TrainConfig, task: Task, policy: Policy):
         self.config, self.task, self.policy = config, task, policy
         self.updates = Updater(config, policy, getattr(task, "describe", None))
+        self.probes = Probes(config, task, policy)
         self.fingerprint = policy.fingerprint()
         self.iteration = self.position = self.saved_step = 0
         self.between_iterations = True
@@ -123,7 +125,11 @@ class _Trainer:
         self.between_iterations = False
         batch = self.sample()
         for update, rows in enumerate(torch.arange(len(batch.rollouts)).chunk(config.updates_per_iteration)):
-            started, first = time.perf_counter(), update == 0
+            first, last = update == 0, update == config.updates_per_iteration - 1
+            recording = None
+            if config.record_probes and self.is_recorded(self.step + 1):
+                recording = Recording(self.probes, batch.rollouts.take(rows), self.step + 1)
+            started = time.perf_counter()
             with updates.dropout_draws():
                 scored = updates.score(batch, rows, first)
                 if first:
@@ -132,7 +138,8 @@ class _Trainer:
                 clipped = updates.backward(scored, choice)
                 step = updates.optimise(scored, choice, clipped, entropy_change)
             seconds = time.perf_counter() - started + batch.seconds / config.updates_per_iteration
-            last = update == config.updates_per_iteration - 1
+            if recording is not None:
+                step = recording.completed(step)
             wanted = yield self.finish(step, batch, seconds, measured if first else {}, last)
             if wanted and self.step < self.config.steps:
                 self.steer(wanted)
@@ -253,11 +260,17 @@ class _Trainer:
     def record(self, step: Step) -> None:
         if self.writer is None:
             return
-        every, (round_, update) = self.config.record_every, divmod(self.step - 1, self.config.updates_per_iteration)
-        # The last update of an iteration: on the first every ratio is 1, so KL-Cov does not act.
-        if every and update == self.config.updates_per_iteration - 1 and round_ % every == 0:
+        if self.is_recorded(self.step):
             self.writer.tokens.append(step.table(self.config.record_prompts))
+        if step.probes is not None:
+            self.writer.probes.append(step.probes)
         self.writer.write_step(step.metrics)
+
+    def is_recorded(self, step: int) -> bool:
+        """Whether the update of this number has its tokens recorded: the last one of every `record_every`th iteration,
+        since on the first every ratio is 1, so KL-Cov does not act."""
+        every, (round_, update) = self.config.record_every, divmod(step - 1, self.config.updates_per_iteration)
+        return bool(every) and update == self.config.updates_per_iteration - 1 and round_ % every == 0
 
     def checkpoint(self) -> None:
         if self.writer is None:

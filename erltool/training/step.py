@@ -1,8 +1,10 @@
 """The step that `train` yields for each optimiser update, and its measurements."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from erltool.errors import ErltoolError
 from erltool.policies.policy import Policy
 from erltool.policies.rollouts import Rollouts
 from erltool.runs.alarms import Alarm
-from erltool.runs.folder import DESCRIBED_COLUMNS, PUSH_COLUMNS, TOKEN_COLUMNS
+from erltool.runs.folder import DESCRIBED_COLUMNS, LIKELIEST_COLUMNS, PUSH_COLUMNS, TOKEN_COLUMNS
 from erltool.tables import Table
 from erltool.tasks.chain import Description
 
@@ -43,12 +45,16 @@ class Step:
     """Predicted and measured change of each context's entropy, (B, T) each, nats; None where not measured."""
     described: "Described | None" = None
     """The task's description of the responses, where it has one."""
+    likeliest: "Likeliest | None" = None
+    """The likeliest tokens at the first prompts' places; None where not measured (TrainConfig.record_probes)."""
+    probes: pd.DataFrame | None = None
+    """What the policy before the update responded to the run's probe prompts, runs.PROBE_COLUMNS; None as above."""
     alarms: tuple[Alarm, ...] = ()
     """New warnings after this step (alarms.py). The run's folder does not hold them: they follow from its metrics."""
 
     def table(self, prompts: int | None = None) -> pd.DataFrame:
         """The tokens of all prompts or the first `prompts`, with the columns runs.TOKEN_COLUMNS, PUSH_COLUMNS where the
-        slopes are known, and DESCRIBED_COLUMNS where the task describes responses."""
+        slopes are known, DESCRIBED_COLUMNS where the task describes responses, LIKELIEST_COLUMNS where measured."""
         where = self.rollouts.response_mask.clone()
         if prompts is not None:
             where[prompts * self.group_size :] = False
@@ -71,15 +77,35 @@ class Step:
             "reward": self.rewards.cpu().numpy()[response],
             "text": self.token_texts[: len(response)],
         }
-        if self.described is None:
-            return Table(columns)[list(known)]
-        descriptions = [self.described.responses[b] for b in response]
-        columns |= {
-            "strategy": [d.strategy for d in descriptions],
-            "first_wrong": [d.first_wrong for d in descriptions],
-            "fork": self.described.forks[where.cpu()].numpy(),
-        }
-        return Table(columns)[[*known, *DESCRIBED_COLUMNS]]
+        if self.described is not None:
+            columns |= self.described.columns(response, where)
+            known = (*known, *DESCRIBED_COLUMNS)
+        if self.likeliest is not None:
+            columns |= self.likeliest.columns(len(response))
+            known = (*known, *LIKELIEST_COLUMNS)
+        return Table(columns)[list(known)]
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """The K likeliest tokens at the first N places of an update's responses, in row-major order of the mask."""
+
+    texts: list[list[str]]
+    """N of K, the likeliest first; not to be trusted, as no text of a model is."""
+    before: Tensor
+    """(N, K) their probabilities before the update"""
+    after: Tensor
+    """(N, K) after it"""
+    entropy_after: Tensor
+    """(N,) of the place's whole distribution, nats"""
+
+    def columns(self, tokens: int) -> dict[str, list]:
+        """LIKELIEST_COLUMNS of the first `tokens` places: empty lists and NaN where nothing was measured."""
+        missing = max(0, tokens - len(self.texts))
+        lists = (self.texts, *(list(p.float().cpu().numpy()) for p in (self.before, self.after)))
+        columns = [(values + [[]] * missing)[:tokens] for values in lists]
+        entropy = (self.entropy_after.tolist() + [math.nan] * missing)[:tokens]
+        return dict(zip(LIKELIEST_COLUMNS, [*columns, entropy], strict=True))
 
 
 @dataclass(frozen=True)
@@ -101,6 +127,15 @@ class Described:
             start += length
             forks[row, [token_of[c] for c in response.forks if c < len(token_of)]] = True
         return cls(responses, forks)
+
+    def columns(self, response: Sequence[int] | np.ndarray, where: Tensor) -> dict[str, list | np.ndarray]:
+        """DESCRIBED_COLUMNS of the tokens `where` (B, T), of which `response` (N,) are the rows."""
+        descriptions = [self.responses[b] for b in response]
+        return {
+            "strategy": [d.strategy for d in descriptions],
+            "first_wrong": [d.first_wrong for d in descriptions],
+            "fork": self.forks[where.cpu()].numpy(),
+        }
 
     def measure(self, tokens: Tokens, covariance: Tensor) -> dict[str, float]:
         """Keys as in runs.METRICS; a fraction of zero occurrences is absent."""

@@ -35,7 +35,7 @@ from erltool.training.step import (
     token_texts,
 )
 
-PROMPTS, SAMPLING, CONTROL, EVALUATION, DROPOUT = range(5)  # purposes of random draws
+PROMPTS, SAMPLING, CONTROL, EVALUATION, DROPOUT, PROBING = range(6)  # purposes of random draws
 SAMPLER_IS_EXACT = 1e-4  # nats; with a larger difference training's forward pass computes old log-probs again
 
 

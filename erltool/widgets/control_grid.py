@@ -27,7 +27,7 @@ POINTS = 300  # of a line
 UNDECIDED = {
     "control", "controller", "seed", "steps", "micro_batch", "sampling_batch", "gradient_checkpointing", "compile",
     "device", "trust_remote_code", "eval_every", "eval_prompts", "eval_samples", "eval_temperature", "checkpoint_every",
-    "record_every", "record_prompts", "entropy_change_every",
+    "record_every", "record_prompts", "record_probes", "entropy_change_every",
 }  # fmt: skip
 DASHES = ((), (7, 3), (2, 2), (9, 3, 2, 3))
 BLACK = (NONE, "random-clip", "random-kl")  # in black, since they are no controls; each with dashes of its own
