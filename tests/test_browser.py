@@ -375,7 +375,7 @@ def test_keys_typed_into_our_controls_leave_the_notebook_alone(widgets):
     state = "(({widgets: w, activeCellIndex: i}) => [w.length, i])(jupyterapp.shell.currentWidget.content)"
     for cell in range(1, len(SHOWN) + 1):
         output = widgets.output_of(cell)
-        for role in ("slider", "combobox", "textbox", "button", "checkbox", "radio", "option"):
+        for role in ("slider", "combobox", "textbox", "button", "checkbox", "radio", "option", "gridcell"):
             control = (
                 output.get_by_role(role)
                 .locator("visible=true")

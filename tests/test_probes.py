@@ -11,7 +11,15 @@ import erltool
 from erltool import ErltoolError, KLCov, parse_control, read_run
 from erltool.entropy.log_probs import likeliest, token_log_probs
 from erltool.policies.rollouts import response_log_probs
-from erltool.runs.folder import LIKELIEST_COLUMNS, PROBE_COLUMNS, TOKEN_COLUMNS, read_table, write_table
+from erltool.runs.folder import (
+    DESCRIBED_COLUMNS,
+    LIKELIEST_COLUMNS,
+    PROBE_COLUMNS,
+    PUSH_COLUMNS,
+    TOKEN_COLUMNS,
+    read_table,
+    write_table,
+)
 from erltool.training.loop import policies_at
 from erltool.training.probes import MOST_TOKENS, OF_PROBE, OF_UPDATE
 
@@ -72,9 +80,19 @@ def test_probes_are_the_same_prompts_at_every_recorded_step(config, tmp_path):
 
 
 def test_the_likeliest_tokens_of_an_update_are_before_and_after_it(config):
-    (step,) = [s for s in erltool.train(replace(config, steps=2)) if s.likeliest is not None]
+    """With a policy whose responses are right and wrong, so that the update moves it."""
+    config = replace(
+        config,
+        task="chain:sharpening",
+        policy="sharpening",
+        lora_rank=0,
+        max_response_tokens=20,
+        micro_batch=3,
+        steps=2,
+    )
+    (step,) = [s for s in erltool.train(config) if s.likeliest is not None]
     table = step.table(1)
-    assert tuple(table) == (*TOKEN_COLUMNS, "push", "dose", *LIKELIEST_COLUMNS)
+    assert tuple(table) == (*TOKEN_COLUMNS, *PUSH_COLUMNS, *DESCRIBED_COLUMNS, *LIKELIEST_COLUMNS)
     for _, token in table.iterrows():
         assert len(token["likeliest"]) == OF_UPDATE == len(token["likeliest_after"])
         at = list(token["likeliest"]).index(token["text"]) if token["text"] in token["likeliest"] else None
@@ -93,6 +111,8 @@ def test_the_likeliest_tokens_of_an_update_are_before_and_after_it(config):
                 value, abs=1e-5
             )
     # More tokens than were measured: the rest has nothing.
+    changes = [np.abs(t["likeliest_after"] - t["likeliest_before"]).max() for _, t in table.iterrows()]
+    assert max(changes) > 1e-3
     whole = step.table()
     assert whole["entropy_after"].notna().sum() == len(table) and len(whole["likeliest"].iloc[-1]) == 0
 

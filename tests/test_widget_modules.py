@@ -21,6 +21,7 @@ from erltool.runs.folder import TOKEN_COLUMNS
 from erltool.widgets import CurveFitter, TokenInspector
 from erltool.widgets.curve_fitter import LAWS
 from erltool.widgets.points import Points
+from erltool.widgets.token_groups import branches, rows_of
 from erltool.widgets.view import javascript
 
 HERE = Path(__file__).parent
@@ -107,10 +108,10 @@ def selection_vectors():
         for clip, kl in ((0.02, 0.1), (0.0, 0.5), (1.0, 0.0)):
             settings = {"low": -0.1, "high": 1.5, "coef": 1.3, "clip_fraction": clip, "kl_fraction": kl}
             inspector = TokenInspector(table, **settings)
-            result, data = inspector.result, inspector.data
+            result, data = inspector.result, inspector.shown
             columns = ("covariance", "log_prob", "old_log_prob", "advantage")
             yield {
-                "columns": {c: np.frombuffer(data[c], np.float64).tolist() for c in columns},
+                "columns": {c: np.frombuffer(data[c], np.float32).tolist() for c in columns},
                 "keys": np.frombuffer(data["keys"], np.float32).tolist(),
                 "settings": settings,
                 "expected": {
@@ -145,6 +146,23 @@ def law_vectors():
                "grid": grid.tolist(), "rivals": rivals}  # fmt: skip
 
 
+def group_vectors():
+    """Groups of responses that share beginnings, and what Python shows of them."""
+    rng = np.random.default_rng(2)
+    for count, longest in ((1, 3), (2, 1), (8, 12), (5, 40)):
+        ids = [rng.integers(0, 2, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+        known = {"groups": [int(g) for g in rng.integers(0, 2, count)], "rewards": rng.integers(0, 2, count).tolist(),
+                 "strategies": rng.choice(["steps", "guess"], count).tolist()}  # fmt: skip
+        keeps = ("all", "right", "wrong", "forks", "strategy steps")
+        yield {"ids": ids, "branches": branches(ids), **known,
+               "rows": {keep: rows_of(known, count - 1, keep) for keep in keeps}}  # fmt: skip
+
+
+def test_responses_part_where_they_were_the_same_before():
+    assert branches([[1, 2, 3], [1, 2, 4], [1, 5, 3], [1, 2, 3]]) == [[1, 2], [1, 2], [1], [1, 2]]
+    assert branches([[7, 7], [7, 7]]) == [[], []] and branches([[1, 2], [1]]) == [[1], []] and branches([]) == []
+
+
 @needs_node
 def test_the_browsers_arithmetic_is_pythons_and_its_timing_is_calm(tmp_path):
     budgets = [[f, n, token_budget(f, n)] for f in (0.0, 2e-4, 0.07, 0.29, 1.0) for n in (0, 1, 100, 5001)]
@@ -154,6 +172,7 @@ def test_the_browsers_arithmetic_is_pythons_and_its_timing_is_calm(tmp_path):
         "budgets": budgets,
         "law": [*law_vectors()],
     }
+    vectors["groups"] = [*group_vectors()]
     assert any(v["expected"]["clip"] and v["expected"]["kl"] for v in vectors["selection"])
     (tmp_path / "vectors.json").write_text(json.dumps(vectors))
     said = node("--test", str(HERE / "widgets.test.mjs"), VECTORS=str(tmp_path / "vectors.json"))

@@ -18,6 +18,7 @@ from erltool.entropy.tokens import Tokens
 from erltool.resources import shipped
 from erltool.tables import Table
 from erltool.widgets import EntropyLab, TokenInspector
+from erltool.widgets.token_groups import rows_of
 from erltool.widgets.token_inspector import visible
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "$\\frac$", "$$"]
@@ -136,19 +137,41 @@ def test_kl_cov_shows_no_effect_on_the_first_update_after_sampling(run):
     assert first.covariance_kl_cov == first.covariance and first.tokens["kl_cov"].any()
 
 
+def cells(picture):
+    """Colours of the tokens that a picture draws, and their texts, row by row."""
+    (axes, *_) = picture.axes
+    return [p.get_facecolor()[:3] for p in axes.patches], [t.get_text() for t in axes.texts]
+
+
 def test_it_follows_its_traits_and_has_a_static_twin(run):
     inspector = TokenInspector(run)
-    assert inspector.step == run.tokens.loc[run.tokens["covariance"] != 0, "step"].max() and len(inspector.steps) > 5
-    before = inspector.data["texts"]
+    before = inspector.shown["texts"]
     inspector.step = inspector.steps[0]
-    assert inspector.data["texts"] != before and set(inspector.result.tokens["step"]) == {inspector.steps[0]}
+    assert inspector.shown["texts"] != before and set(inspector.result.tokens["step"]) == {inspector.steps[0]}
     inspector.response, inspector.quantity = 3, "entropy"
-    begin, end = inspector.data["begins"][3:5]
-    heights = [p.get_height() for p in inspector.picture().axes[0].patches]
-    assert heights == pytest.approx(inspector.result.tokens["entropy"][begin:end].tolist(), rel=1e-5)
+    tokens, rows = inspector.result.tokens, rows_of(inspector.shown, 3)
+    begins = [*inspector.shown["begins"], len(tokens)]
+    values = np.concatenate([tokens["entropy"].to_numpy(float)[begins[r] : begins[r + 1]] for r in rows])
+    low, high = (np.sort(tokens["entropy"].to_numpy(float))[round(s * (len(tokens) - 1))] for s in (0.02, 0.98))
+    drawn = matplotlib.colormaps["cividis"](np.clip((values - low) / (high - low), 0, 1))[:, :3]
+    assert np.array(cells(inspector.picture())[0]) == pytest.approx(drawn, abs=0.01) and len(drawn) > 20
     data, _ = inspector._repr_mimebundle_()
     assert data["image/png"][:4] == b"\x89PNG" and data["text/plain"] == inspector.sentence
     assert type(inspector.result.tokens) is Table and f"{inspector.result.covariance:+.4f}" in inspector.sentence
+
+
+def test_the_picture_has_the_group_by_falling_reward_and_outlines_the_chosen_token(run):
+    inspector = TokenInspector(run)
+    rows = rows_of(inspector.shown, inspector.response)
+    told = [t for t in cells(inspector.picture())[1] if re.match(r"[01]  \w", t)]
+    assert [float(t[0]) for t in told] == sorted((inspector.shown["rewards"][r] for r in rows), reverse=True)
+    assert len(told) == 8 and {float(t[0]) for t in told} == {0, 1}
+    outlined = [p for p in inspector.picture().axes[0].patches if p.get_linewidth() > 2]
+    assert len(outlined) == 1
+    inspector.keep = "wrong"
+    assert all(t[0] == "0" for t in cells(inspector.picture())[1] if re.match(r"[01]  \w", t))
+    inspector.keep = "strategy nothing"
+    assert not cells(inspector.picture())[0]  # nothing passes: a picture without tokens
 
 
 def test_a_live_step_can_be_inspected(tiny_config):
@@ -167,12 +190,15 @@ CHAIN_STEP = erltool.TrainConfig(
 def test_forks_are_marked_where_the_task_knows_them(run):
     step = next(erltool.train(CHAIN_STEP))
     inspector = TokenInspector(step)
-    forks = np.frombuffer(inspector.data["forks"], np.float32)
+    forks = np.frombuffer(inspector.shown["forks"], np.float32)
     assert forks.sum() == step.described.forks.sum() > 0
     first = step.described.responses[0]
-    assert inspector.data["told"][0].startswith(first.strategy)
-    boxed = [bool(label.get_bbox_patch()) for label in inspector.picture().axes[0].get_xticklabels()]
-    assert boxed == forks[: len(boxed)].astype(bool).tolist()
+    assert inspector.shown["strategies"][0] == first.strategy
+    begins = [*inspector.shown["begins"], len(forks)]
+    expected = [forks[i] for r in rows_of(inspector.shown, inspector.response) for i in range(*begins[r : r + 2])]
+    boxed = [p.get_edgecolor()[3] > 0 for p in inspector.picture().axes[0].patches]
+    # The chosen token has a line whether it is a fork or not.
+    assert np.count_nonzero(np.array(boxed) != np.array(expected, bool)) <= 1 and any(expected)
     # Tasks that cannot tell, alone or in one table with others, and columns that are no task's.
     table = run.tokens
     for told in (
@@ -181,28 +207,78 @@ def test_forks_are_marked_where_the_task_knows_them(run):
         table.assign(strategy="", first_wrong="none", fork="yes"),
         table.drop(columns="first_wrong").assign(fork=False),
     ):
-        data = TokenInspector(told).data
-        assert not np.frombuffer(data["forks"], np.float32).any() and set(data["told"]) == {""}
+        data = TokenInspector(told).shown
+        assert not np.frombuffer(data["forks"], np.float32).any() and not any(data["wrong"])
+        assert set(data["strategies"]) == {""}
 
 
 def test_push_is_a_colour_where_it_was_recorded(run):
-    assert "push" not in TokenInspector(run).data["quantities"]  # this run is older
+    assert "push" not in TokenInspector(run).shown["quantities"]  # this run is older
     with pytest.raises(ErltoolError, match="quantity push: the run is older"):
         TokenInspector(run).quantity = "push"
     step = next(erltool.train(CHAIN_STEP))
     inspector = TokenInspector(step, quantity="push")
     mask, tokens = step.tokens.response_mask, step.tokens
     expected = (tokens.log_ratio.exp() * tokens.advantages * tokens.entropy_slope)[mask]
-    sent = np.frombuffer(inspector.data["push"], np.float64)
+    sent = np.frombuffer(inspector.shown["push"], np.float32)
     assert sent == pytest.approx(expected.numpy(), abs=1e-7) and sent.any()
     assert sent.mean() == pytest.approx(step.metrics["mean_push"], abs=1e-7)
-    assert inspector.picture().axes[0].get_ylabel() == "push"
+    assert "push" in inspector.picture().axes[1].texts[1].get_text()
 
 
-def test_it_opens_at_the_last_step_that_has_a_covariance(run):
-    table = run.tokens
+def test_it_opens_at_the_group_with_the_most_to_see(run):
+    """Its rewards differ, no other such group has covariances as far apart, and the chosen token has the highest."""
+    inspector, table = TokenInspector(run), run.tokens
+    groups = table.groupby(["step", "prompt_index"])
+    spread = groups["covariance"].std(ddof=0)[groups["reward"].nunique() > 1]
+    group = inspector.shown["groups"][inspector.response]
+    assert (inspector.step, group) == spread.idxmax() and len(spread) > 3
+    shown = inspector.result.tokens
+    of_group = shown[shown["prompt_index"] == group]
+    assert of_group["reward"].nunique() > 1 and shown["covariance"][inspector.chosen] == of_group["covariance"].max()
+    # Only one step has a covariance: it opens there. None has: it opens in another colour.
     step = int(table["step"].unique()[1])
-    assert TokenInspector(table.assign(covariance=table["covariance"].where(table["step"] <= step, 0.0))).step == step
+    assert TokenInspector(table.assign(covariance=table["covariance"].where(table["step"] == step, 0.0))).step == step
+    equal = TokenInspector(table.assign(advantage=0.0, covariance=0.0))
+    assert equal.quantity == "entropy" and len({tuple(c) for c in cells(equal.picture())[0]}) > 3
+    # What is asked for stays: a step, a response, a colour.
+    asked = TokenInspector(table, step=4, response=3, quantity="ratio")
+    assert (asked.step, asked.response, asked.quantity) == (4, 3, "ratio") and TokenInspector(table, step=4).step == 4
+
+
+def test_a_runs_probes_play_from_the_first_step_to_the_last(tiny_config, tmp_path):
+    steps = list(erltool.train(tiny_config(eval_every=0, record_probes=2, record_every=2), tmp_path))
+    run = erltool.read_run(tmp_path)
+    inspector = TokenInspector(run, view="probes", quantity="entropy")
+    assert list(inspector.data["probes"]) == ["2", "6"] and inspector.step == 6
+    prompts = {step: tuple(data["prompts"]) for step, data in inspector.data["probes"].items()}
+    assert prompts["2"] == prompts["6"] and len(set(prompts["2"])) == 2
+    inspector.response = 7
+    inspector.step = 2
+    assert inspector.response == 7 and "covariance" not in inspector.shown["quantities"]
+    picture = inspector.picture()
+    assert len(picture.axes[0].patches) and [t.get_text() for t in picture.axes[2].get_xticklabels()]
+    # A step's own tokens have their alternatives before and after it; a run without probes has no such view.
+    live = TokenInspector(next(s for s in steps if s.likeliest is not None))
+    data = live.shown
+    words = np.frombuffer(data["likeliest"], np.int32).reshape(len(data["texts"]), -1)
+    before, after = (
+        np.frombuffer(data[f"likeliest_{w}"], np.float32).reshape(words.shape) for w in ("before", "after")
+    )
+    text, at = data["texts"][live.chosen], live.chosen
+    place = [data["words"][w] for w in words[at]].index(text)
+    assert before[at, place] == pytest.approx(np.exp(live.result.tokens["log_prob"][at]), abs=1e-5)
+    assert (before[words >= 0] >= 0).all() and after.shape == before.shape
+    with pytest.raises(ErltoolError, match="view probes: none were recorded; train with record_probes"):
+        TokenInspector(run.tokens).view = "probes"
+
+
+def test_the_whole_state_is_in_the_traits_and_no_step_asks_the_kernel(run):
+    inspector = TokenInspector(run)
+    before = inspector.data
+    assert [int(s) for s in before["update"]] == inspector.steps
+    inspector.step, inspector.response, inspector.find = inspector.steps[2], 9, "eos"
+    assert inspector.data is before
 
 
 def test_bad_input_is_said_in_the_widget(run):
@@ -219,13 +295,13 @@ def test_bad_input_is_said_in_the_widget(run):
         inspector.picture()
     one = table[(table["prompt_index"] == 0) & (table["response_index"] == 0)]
     assert TokenInspector(one).result.covariance == pytest.approx(0)  # one response has one advantage
-    assert TokenInspector(one.assign(covariance=0.0)).data["note"].startswith("Every covariance is 0: one response")
+    assert TokenInspector(one.assign(covariance=0.0)).shown["note"].startswith("Every covariance is 0: one response")
     equal = TokenInspector(table.assign(advantage=0.0, covariance=0.0))
     assert equal.result.covariance == 0 and not equal.result.tokens["clip_cov"].any()
-    assert "all rewards are equal" in equal.data["note"] and not equal.problem
-    assert TokenInspector(table).data["note"] == ""
+    assert "all rewards are equal" in equal.shown["note"] and not equal.problem
+    assert TokenInspector(table).shown["note"] == ""
     cut = TokenInspector(table.assign(text=table["text"].where(table.index % 2 == 0, "\ufffd")))
-    assert "parts of a character" in cut.data["note"]
+    assert "parts of a character" in cut.shown["note"]
 
 
 def test_a_step_or_response_that_is_not_there_is_named(run):
@@ -242,10 +318,10 @@ def test_hostile_and_broken_tokens_are_shown_as_themselves(run):
     hostile = [*HOSTILE, "\ufffd", "\u202e", "\x00", "\n", "a" * 10_000, "\x1b]8;;"]
     table = run.tokens.head(len(hostile)).assign(text=hostile, prompt="<script>alert(1)</script> $$")
     inspector = TokenInspector(table)
-    assert inspector.data["texts"][:4] == HOSTILE
-    assert inspector.data["texts"][4:8] == ["U+FFFD", "U+202E", "U+0000", "\\n"]
+    assert inspector.shown["texts"][:4] == HOSTILE
+    assert inspector.shown["texts"][4:8] == ["U+FFFD", "U+202E", "U+0000", "\\n"]
     assert visible("a\ud800b") == "aU+D800b"  # which no table of tokens can hold
-    json.dumps(inspector.data["texts"]).encode()
+    json.dumps(inspector.shown["texts"]).encode()
     inspector.picture().savefig(io.BytesIO(), format="png")
 
 

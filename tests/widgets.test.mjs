@@ -37,6 +37,9 @@ import {
   klCov,
 } from "../erltool/widgets/selection.js";
 
+import { moved } from "../erltool/widgets/token_grid.js";
+import * as tokens from "../erltool/widgets/tokens.js";
+
 const vectors = process.env.VECTORS
   ? JSON.parse(readFileSync(process.env.VECTORS, "utf8"))
   : null;
@@ -218,6 +221,88 @@ test("an interval pays, costs or leaves it open", () => {
   assert.deepEqual(
     words.map((d) => verdictOf(d).word),
     ["pays", "costs", "not told apart", "not told apart", "not told apart"],
+  );
+});
+
+test("responses stand in the order, and part at the places, that Python has", { skip }, () => {
+  for (const { ids, rows, branches, ...d } of vectors.groups) {
+    assert.deepEqual(tokens.branches(ids), branches);
+    for (const [keep, expected] of Object.entries(rows)) {
+      assert.deepEqual(tokens.rowsOf(d, d.groups.length - 1, keep), expected);
+    }
+  }
+});
+
+// A step as the kernel sends it: two responses, "ab" and "acd", to one prompt.
+const bytes = (values, type = Float32Array) => new DataView(type.from(values).buffer);
+const step = (more = {}) =>
+  tokens.stepOf({
+    texts: ["a", "b", "a", "c", "<b>"],
+    begins: [0, 2],
+    prompts: ["p", "p"],
+    rewards: [0, 1],
+    groups: [0, 0],
+    strategies: ["", ""],
+    wrong: [0, 0],
+    ids: bytes([1, 2, 1, 3, 4], Int32Array),
+    forks: bytes([0, 0, 0, 0, 0]),
+    log_prob: bytes([-0.1, -3, -0.1, -1, -0.5]),
+    entropy: bytes([0.3, 0.2, 0.3, 0.9, 0.1]),
+    ...more,
+  });
+const update = {
+  old_log_prob: bytes([-0.1, -3, -0.1, -1, -0.5]),
+  advantage: bytes([-1, -1, 1, 1, 0]),
+  covariance: bytes([-0.5, 2, 0.5, 0.1, 0]),
+  push: bytes([0.01, -0.2, -0.01, 0.1, 0]),
+  keys: bytes([0.1, 0.2, 0.3, 0.4, 0.5]),
+};
+
+test("keys lead along a response and between responses, and stop at the ends", () => {
+  const d = step();
+  const rows = tokens.rowsOf(d, 0);
+  assert.deepEqual(rows, [1, 0]);
+  const keys = { ArrowRight: 3, ArrowLeft: 2, End: 4, ArrowDown: 0, ArrowUp: 2, Home: 2, x: null };
+  for (const [key, to] of Object.entries(keys)) assert.equal(moved(d, rows, 2, key), to, key);
+  assert.equal(moved(d, rows, 4, "ArrowDown"), 1); // the other one is shorter
+  assert.equal(moved(d, rows, 4, "ArrowRight"), 4);
+});
+
+test("the chosen token says what it did to the entropy and which control would have acted", () => {
+  const d = step(update);
+  const settings = { clip: new Set(), kl: new Set([1]), low: 1, high: 5, clipFraction: 0.02, klFraction: 0.1 };
+  const said = tokens.saying(d, 1, settings);
+  assert.match(said, /^A rare token \(probability 0\.050\) with advantage \u22121\.00: the update pushed it down\./);
+  assert.match(said, /lowered the entropy of its place \(push \u22120\.200 nats/);
+  assert.match(said, /Clip-Cov at 2 % would leave it \(others were drawn\), KL-Cov at 10 % would act on it\.$/);
+  assert.match(tokens.saying(d, 3, settings), /raised the entropy .*covariance outside 1\.00 to 5\.00/);
+  assert.match(tokens.saying(d, 4, settings), /advantage 0: the update did not act on it/);
+  assert.match(tokens.saying(step(), 3, settings), /^One of several likely tokens .* entropy of 0\.900 nats\.$/);
+});
+
+test("a text is found across tokens, and stands in its surroundings", () => {
+  const d = step(update);
+  assert.deepEqual(tokens.found(d, "A"), [0, 2]);
+  assert.deepEqual(tokens.found(d, "c<"), [3]);
+  assert.deepEqual(tokens.found(d, ""), []);
+  assert.deepEqual(tokens.around(d, 3), ["a", "c", "<b>"]);
+  assert.equal(tokens.highest(d, [0, 1]), 1);
+  assert.equal(tokens.mostToSee(d), 0);
+});
+
+test("a place is the same where the tokens before it are", () => {
+  const [early, late] = [step(), step({ ids: bytes([1, 9, 8, 3, 4], Int32Array), entropy: bytes([0.1, 0.05, 1, 1, 1]) })];
+  const at = (s) => (s === 1 ? early : late);
+  assert.deepEqual(
+    tokens.samePlace([1, 2], at, early, 1).map((p) => [p.step, p.at]),
+    [
+      [1, 1],
+      [2, 1],
+    ],
+  );
+  assert.deepEqual(
+    tokens.samePlace([1, 2], at, early, 4).map((p) => p.step),
+    [1],
   );
 });
 

@@ -1,12 +1,13 @@
-// TokenInspector: a response's tokens in colour, and which of them Clip-Cov and KL-Cov would take.
+// TokenInspector: the responses to one prompt as rows of coloured tokens, the chosen token, and what controls take.
 import {
   begin,
   button,
-  doubles,
   fillTable,
   fixed,
-  floats,
+  group,
+  keepKeys,
   make,
+  reducedMotion,
   row,
   saver,
   select,
@@ -14,148 +15,12 @@ import {
   slider,
   statusLine,
 } from "./elements.js";
-import { clipCov, effects, falling, klCov } from "./selection.js";
+import { clipCov, effects, klCov } from "./selection.js";
+import { PAGE, legendOf, tokenGrid } from "./token_grid.js";
+import { tokenPanel } from "./token_panel.js";
+import { CHOICES, QUANTITIES, around, found, highest, mostToSee, rowsOf, samePlace, saying, shareColours, stepOf } from "./tokens.js";
 
-// Colours for colour-blind readers: cividis for amounts, orange to violet through white where 0 means something.
-const CIVIDIS = [
-  [0, 34, 78],
-  [26, 56, 111],
-  [67, 78, 108],
-  [97, 101, 111],
-  [125, 124, 120],
-  [155, 148, 118],
-  [188, 174, 108],
-  [222, 201, 88],
-  [254, 232, 56],
-];
-const PUOR = [
-  [127, 59, 8],
-  [190, 99, 10],
-  [239, 158, 60],
-  [254, 215, 162],
-  [246, 246, 247],
-  [206, 205, 228],
-  [152, 141, 190],
-  [93, 55, 144],
-  [45, 0, 75],
-];
-const PAGE = 1000; // tokens in the page at a time
 const HIGHEST = 8; // tokens in the table
-const QUANTITIES = {
-  covariance: "covariance",
-  push: "push",
-  entropy: "entropy",
-  log_prob: "log-prob",
-  ratio: "ratio",
-  selected: "taken by the run",
-};
-const CENTRES = { covariance: 0, push: 0, ratio: 1 }; // A quantity's neutral value is white.
-const NUMBERS = [...Object.keys(QUANTITIES), "old_log_prob", "advantage"];
-
-const between = (stops, t) => {
-  const x = Math.max(0, Math.min(1, t)) * (stops.length - 1);
-  const i = Math.min(stops.length - 2, Math.floor(x));
-  return stops[i].map((c, k) => Math.round(c + (stops[i + 1][k] - c) * (x - i)));
-};
-const luminance = (rgb) => {
-  const [r, g, b] = rgb.map((c) => ((c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-};
-// Colours of a quantity. They span 2 % to 98 % of the step's tokens: few extremes leave the rest apart.
-const colouring = (d, quantity) => {
-  const sorted = d[quantity].toSorted();
-  const at = (fraction) => sorted[Math.round(fraction * (sorted.length - 1))];
-  const [low, high] = quantity === "selected" ? [0, 1] : [at(0.02), at(0.98)];
-  const centre = CENTRES[quantity];
-  if (centre === undefined) {
-    const colour = (v) => between(CIVIDIS, (v - low) / Math.max(high - low, 1e-9));
-    return { map: CIVIDIS, low, high, colour };
-  }
-  const reach = Math.max(Math.abs(low - centre), Math.abs(high - centre), 1e-6);
-  const colour = (v) => between(PUOR, 0.5 + (v - centre) / (2 * reach));
-  return { map: PUOR, low: centre - reach, high: centre + reach, colour };
-};
-
-// The step's tokens as the kernel sent them, with the orders in which the controls select.
-const stepOf = (data) => {
-  const d = { ...data, n: data.texts.length, begins: [...data.begins, data.texts.length] };
-  for (const name of NUMBERS) if (data[name]) d[name] = doubles(data[name]);
-  for (const name of ["keys", "forks"]) d[name] = floats(data[name]);
-  return Object.assign(d, { byCovariance: falling(d.covariance), byKey: falling(d.keys), colourings: {} });
-};
-
-function tokenWords(d, i, response) {
-  const numbers =
-    `covariance ${fixed(d.covariance[i])}, ${d.push ? `push ${fixed(d.push[i])}, ` : ""}log-prob ${fixed(d.log_prob[i])}, entropy ${fixed(d.entropy[i])}, ` +
-    `advantage ${fixed(d.advantage[i], 2)}, ratio ${fixed(d.ratio[i])}`;
-  const fork = d.forks[i] ? "; a fork: the response had a choice here" : "";
-  return `token ${i - d.begins[response] + 1} \u201c${d.texts[i]}\u201d: ${numbers}${fork}`;
-}
-
-// The tokens of a page as a listbox: one option is selected and has the focus, arrows move it.
-function tokenList(tell) {
-  const attributes = { role: "listbox", "aria-orientation": "horizontal", "aria-label": "tokens of the response" };
-  const node = make("div", { class: "tokens", ...attributes });
-  const list = { node, first: 0, spans: [] };
-  let selected = 0;
-  const choose = (k) => {
-    for (const [at, on] of [
-      [selected, false],
-      [k, true],
-    ]) {
-      list.spans[at].tabIndex = on ? 0 : -1;
-      list.spans[at].setAttribute("aria-selected", String(on));
-    }
-    selected = k;
-  };
-  const option = (d, i) => {
-    const attributes = { role: "option", "aria-selected": "false", tabindex: -1 };
-    const span = make("span", { class: d.forks[i] ? "token fork" : "token", ...attributes }, d.texts[i]);
-    span.addEventListener("mouseenter", () => tell(i));
-    span.addEventListener("focus", () => {
-      choose(i - list.first);
-      tell(i);
-    });
-    return span;
-  };
-  node.addEventListener("keydown", (e) => {
-    e.stopPropagation();
-    const last = list.spans.length - 1;
-    const to = { ArrowRight: selected + 1, ArrowLeft: selected - 1, Home: 0, End: last }[e.key];
-    if (to === undefined || !list.spans[to]) return;
-    e.preventDefault();
-    list.spans[to].focus();
-  });
-  list.lay = (d, first, end) => {
-    list.first = first;
-    list.spans = d.texts.slice(first, end).map((_, k) => option(d, first + k));
-    node.replaceChildren(...list.spans);
-    selected = 0;
-    if (list.spans.length) choose(0);
-  };
-  return list;
-}
-
-// A long response in parts.
-function pager(turned) {
-  const words = make("span");
-  const state = { page: 0, count: 1 };
-  const turn = (by) => {
-    state.page = Math.max(0, Math.min(state.count - 1, state.page + by));
-    turned();
-  };
-  const node = row(
-    button("Earlier tokens", () => turn(-1)),
-    words,
-    button("Later tokens", () => turn(1)),
-  );
-  const put = (tokens) => {
-    state.count = Math.ceil(tokens / PAGE);
-    words.textContent = `part ${state.page + 1} of ${state.count}`;
-    showIf(node, state.count > 1);
-  };
-  return { node, put, state };
-}
 
 // Sliders of the controls' traits; those with `log` are moved on a logarithmic scale.
 function controlSliders(model, set) {
@@ -181,44 +46,19 @@ function controlSliders(model, set) {
   ];
 }
 
-// Colours the tokens by the chosen quantity, and says what the colours mean.
-function colourLegend(model, list) {
-  const node = make("p", { class: "row" });
-  const mark = (name, text) => [make("span", { class: `mark ${name}` }, text), make("span", {}, "a fork")];
-  const paint = (d) => {
-    const quantity = model.get("quantity");
-    const { map, low, high, colour } = (d.colourings[quantity] ??= colouring(d, quantity));
-    list.spans.forEach((span, k) => {
-      const rgb = colour(d[quantity][list.first + k]);
-      span.style.background = `rgb(${rgb})`;
-      span.style.color = luminance(rgb) > 0.179 ? "#000" : "#fff";
-    });
-    const style = `background: linear-gradient(to right, ${map.map((c) => `rgb(${c})`)})`;
-    const meaning = quantity === "selected" ? "1: taken by the run's control" : "2 % to 98 % of the step's tokens";
-    node.replaceChildren(
-      make("span", {}, fixed(low)),
-      make("span", { class: "map", "aria-hidden": "true", style }),
-      make("span", {}, fixed(high)),
-      make("span", {}, meaning),
-      ...(d.forks.some((x) => x) ? mark("fork", "boxed") : []),
-    );
-  };
-  return { node, paint };
-}
 
-// Marks the tokens that each control would take, and says what is left of the mean covariance.
-function controlEffects(model, list) {
+// What Clip-Cov and KL-Cov would take of the step, and what is left of the mean covariance, in words.
+function controlEffects(model) {
   const lines = [0, 1, 2].map(() => make("p"));
   const mark = (name, text) => make("span", { class: `mark ${name}` }, text);
-  const paint = (d) => {
-    const band = { low: model.get("low"), high: model.get("high"), fraction: model.get("clip_fraction") };
-    const clip = clipCov(d.covariance, d.byKey, band);
-    const kl = klCov(d.byCovariance, model.get("kl_fraction"));
+  const takenOf = (d) => {
+    const [low, high] = [model.get("low"), model.get("high")];
+    const [clipFraction, klFraction] = [model.get("clip_fraction"), model.get("kl_fraction")];
+    const clip = clipCov(d.covariance, d.byKey, { low, high, fraction: clipFraction });
+    return { clip, kl: klCov(d.byCovariance, klFraction), low, high, clipFraction, klFraction };
+  };
+  const put = (d, { clip, kl }) => {
     const left = effects(d, clip, kl, model.get("coef"));
-    list.spans.forEach((span, k) => {
-      span.classList.toggle("clip", clip.has(list.first + k));
-      span.classList.toggle("kl", kl.has(list.first + k));
-    });
     const silent = d.ratio.every((x) => x === 1);
     const why = silent ? " (every ratio is 1: on the first update after sampling KL-Cov's penalty is 0)" : "";
     const takes = (chosen, mean) => `takes ${chosen.size} of ${d.n} tokens and leaves ${fixed(mean, 4)}`;
@@ -226,107 +66,265 @@ function controlEffects(model, list) {
     lines[1].replaceChildren(mark("clip", "Clip-Cov"), ` (line below) ${takes(clip, left.clip)}`);
     lines[2].replaceChildren(mark("kl", "KL-Cov"), ` (line above) ${takes(kl, left.kl)}${why}`);
   };
-  return { node: make("div", {}, ...lines), paint };
+  return { node: make("div", {}, ...lines), takenOf, put };
 }
 
-function highestTokens(table, d) {
-  const shown = ["covariance", "push", "log_prob", "entropy"].filter((name) => d[name]);
-  const responseOf = (i) => d.begins.findIndex((begin, r) => begin <= i && i < d.begins[r + 1]) + 1;
-  const rows = d.byCovariance.slice(0, HIGHEST).map((i) => {
-    const numbers = shown.map((name) => fixed(d[name][i]));
-    return [d.texts[i], ...numbers, fixed(d.advantage[i], 2), String(responseOf(i))];
-  });
-  fillTable(table, ["token", ...shown.map((name) => QUANTITIES[name]), "advantage", "response"], rows);
-}
-
-// Lists of the step, the response and what the tokens are coloured by. `read` is for new tokens, `put` for a new choice.
-function pickers(model, set) {
-  const number = (name) => (v) => set(name, Number(v));
-  const step = select("step", [], "", number("step"));
-  const response = select("response", [], "", number("response"));
-  const colour = select("colour by", [], "", (v) => set("quantity", v));
-  const options = (list, names) =>
-    list.replaceChildren(...names.map(([value, name]) => make("option", { value }, name)));
-  options(
-    step,
-    model.get("steps").map((s) => [s, String(s)]),
-  );
-  const put = () => {
-    step.value = model.get("step");
-    response.value = model.get("response");
-    colour.value = model.get("quantity");
+// The tokens with the highest covariance, each with the text around it; a press leads there.
+function highestTokens(go) {
+  const table = make("table", { "aria-label": "tokens with the highest covariance" });
+  const put = (d) => {
+    showIf(table, Boolean(d.covariance));
+    if (!d.covariance) return;
+    const shown = ["covariance", "push", "log_prob", "entropy"].filter((name) => d[name]);
+    const rows = d.byCovariance.slice(0, HIGHEST).map((i) => {
+      const [before, token, after] = around(d, i);
+      const there = button("", () => go(i));
+      there.className = "there";
+      there.append(before, make("b", {}, token), after);
+      const numbers = shown.map((name) => fixed(d[name][i]));
+      return [[there], ...numbers, fixed(d.advantage[i], 2), d.prompts[d.responseOf[i]].slice(0, 20)];
+    });
+    fillTable(table, ["highest covariance", ...shown.map((name) => QUANTITIES[name]), "advantage", "prompt"], rows);
   };
+  return { table, put };
+}
+
+const options = (list, names, value) => {
+  list.replaceChildren(...names.map(([key, name]) => make("option", { value: key }, name)));
+  list.value = value;
+};
+const labelled = (name, node) => make("label", {}, name, node);
+
+// The step, as a slider that plays, and the lists of the prompt, the colour and the filter.
+function pickers(model, set, act) {
+  const view = select("show", [], "", (v) => set("view", v));
+  const words = make("span", { class: "number" });
+  const range = { min: 0, max: Math.max(0, act.steps().length - 1), step: 1, value: 0 };
+  const step = slider("step", range, (k) => act.toStep(act.steps()[k]));
+  const play = button("Play", () => act.play());
+  const prompt = select("prompt", [], "", (v) => act.toPrompt(Number(v)));
+  const colour = select("colour", [], "", (v) => set("quantity", v));
+  const keep = select("responses", [], "all", (v) => act.toKeep(v));
+  const find = keepKeys(make("input", { type: "text", "aria-label": "find text", placeholder: "find text", size: 10 }));
+  find.addEventListener("input", () => set("find", find.value));
+  find.addEventListener("keydown", (e) => e.key === "Enter" && act.next());
+  const hits = make("span", { class: "quiet", role: "status" });
+  const top = button("Highest covariance", () => act.top());
+  const views = labelled("show", view);
+  const time = group("step", labelled("step", step), words, play);
+  const node = make("div", {}, row(views, time, labelled("prompt", prompt)), row(labelled("colour", colour), labelled("responses", keep), find, hits, top));
+  const several = Object.keys(model.get("data").probes).length > 0;
+  options(view, [["update", "the update's own group"], ["probes", "probe prompts"]], "update");
+  showIf(views, several);
+  showIf(time, act.steps().length > 1);
+  // For another step or view.
   const read = (d) => {
-    options(
-      response,
-      d.prompts.map((p, i) => [i, `${i + 1}: ${p.slice(0, 24)}, reward ${d.rewards[i]}`]),
-    );
-    options(
-      colour,
-      d.quantities.map((name) => [name, QUANTITIES[name]]),
-    );
+    const firsts = [...new Map(d.groups.map((g, r) => [g, d.groups.indexOf(g)])).values()];
+    const right = (r) => rowsOf(d, r).filter((s) => d.rewards[s] >= 1).length;
+    options(prompt, firsts.map((r) => [d.groups[r], `${d.prompts[r].slice(0, 24)}  ${right(r)} of ${rowsOf(d, r).length} right`]), "");
+    options(colour, d.quantities.map((name) => [name, QUANTITIES[name]]), "");
+    const strategies = [...new Set(d.strategies)].filter(Boolean).map((s) => [`strategy ${s}`, s]);
+    options(keep, [["all", "all"], ["right", "right"], ["wrong", "wrong"], ...strategies, ["forks", "forks only"]], "all");
+    top.textContent = `Highest ${d.leading}`;
   };
-  const labelled = (name, list) => make("label", {}, name, list);
-  const node = row(labelled("step", step), labelled("response", response), labelled("colour", colour));
-  return { node, put, read };
+  const put = (d, quantity, count) => {
+    view.value = model.get("view");
+    step.value = act.steps().indexOf(model.get("step"));
+    words.textContent = String(model.get("step"));
+    step.setAttribute("aria-valuetext", `step ${model.get("step")}`);
+    prompt.value = d.groups[model.get("response")];
+    [colour.value, keep.value] = [quantity, model.get("keep")];
+    if (document.activeElement !== find) find.value = model.get("find");
+    hits.textContent = model.get("find") ? `${count} found` : "";
+  };
+  const playing = (on) => (play.textContent = on ? "Pause" : "Play");
+  return { node, read, put, playing };
 }
+
+// A long response in parts.
+function pager(turned) {
+  const words = make("span");
+  const state = { page: 0 };
+  const node = row(
+    button("Earlier tokens", () => turned(state.page - 1)),
+    words,
+    button("Later tokens", () => turned(state.page + 1)),
+  );
+  const put = (count) => {
+    words.textContent = `part ${state.page + 1} of ${count}`;
+    showIf(node, count > 1);
+  };
+  return { node, put, state };
+}
+
+// The tokens of each step, read when they are first shown.
+const reader = (model) => {
+  const read = new Map();
+  const probes = Object.entries(model.get("data").probes);
+  const asked = probes.map(([step, data]) => [`probes ${step}`, stepOf(data)]);
+  shareColours(asked.map(([, d]) => d));
+  for (const [key, d] of asked) read.set(key, d);
+  return (view, step) => {
+    const key = `${view} ${step}`;
+    if (!read.has(key)) read.set(key, stepOf(model.get("data")[view][step]));
+    return read.get(key);
+  };
+};
+
+// Where the reader is, and the moves that change it. `now()` gives the step's tokens.
+function moves(model, set, show, stepAt) {
+  const steps = () => (model.get("view") === "probes" ? Object.keys(model.get("data").probes).map(Number) : model.get("steps"));
+  const now = () => stepAt(model.get("view"), model.get("step"));
+  const at = (d, i) => ({ response: d.responseOf[i], position: i - d.begins[d.responseOf[i]] });
+  const go = (i, more = {}) => {
+    set({ ...more, ...at(now(), i) });
+    show(true);
+  };
+  const chosen = (d) => {
+    const r = Math.max(0, Math.min(d.groups.length - 1, model.get("response")));
+    const position = model.get("position");
+    return position < 0 ? highest(d, [r]) : Math.min(d.begins[r] + position, d.begins[r + 1] - 1);
+  };
+  // A probe's prompt stays; an update has other prompts at every step.
+  const toStep = (step) => {
+    const probes = model.get("view") === "probes";
+    const d = stepAt(model.get("view"), step);
+    const i = probes ? null : highest(d, rowsOf(d, mostToSee(d)));
+    set(probes ? { step } : { step, ...at(d, i) });
+    show();
+  };
+  const toGroup = (d, r, keep) => {
+    const rows = rowsOf(d, r, keep);
+    set({ keep, ...(rows.length ? at(d, highest(d, rows)) : {}) });
+    show();
+  };
+  const toPrompt = (g) => toGroup(now(), now().groups.indexOf(g), "all");
+  const toKeep = (keep) => toGroup(now(), model.get("response"), keep);
+  const next = () => {
+    const places = found(now(), model.get("find"));
+    const i = chosen(now());
+    if (places.length) set({ keep: "all", ...at(now(), places.find((p) => p > i) ?? places[0]) });
+    show();
+  };
+  const top = () => go(highest(now(), [...now().groups.keys()]), { keep: "all" });
+  return { steps, now, go, chosen, toStep, toPrompt, toKeep, next, top };
+}
+
+// Steps forward by itself; the function that stops it.
+function player(model, act, said) {
+  let timer = null;
+  const stop = () => {
+    clearInterval(timer);
+    timer = null;
+    said(false);
+  };
+  const forward = () => {
+    const steps = act.steps();
+    const k = steps.indexOf(model.get("step")) + 1;
+    if (k >= steps.length) return stop();
+    act.toStep(steps[k]);
+  };
+  const play = () => {
+    if (timer !== null) return stop();
+    if (model.get("step") === act.steps().at(-1)) act.toStep(act.steps()[0]);
+    timer = setInterval(forward, reducedMotion() ? 1000 : 600);
+    said(true);
+  };
+  return { play, stop };
+}
+
+// What a quantity is for each token; what a control takes follows its sliders.
+const valuesOf = (d, quantity, taken) => {
+  const sets = { clip_cov: taken?.clip, kl_cov: taken?.kl };
+  return sets[quantity] ? Float32Array.from({ length: d.n }, (_, i) => Number(sets[quantity].has(i))) : d[quantity];
+};
 
 function render({ model, el }) {
   const { root } = begin(model, el);
   if (model.get("problem")) return;
 
   const save = saver(model);
-  const set = (name, value) => {
-    model.set(name, value);
+  let setting = false;
+  const set = (values) => {
+    setting = true;
+    for (const [name, value] of Object.entries(values)) model.set(name, value);
+    setting = false;
     save();
   };
-  let d;
+  const stepAt = reader(model);
+  const act = moves(model, set, (focus) => show(focus), stepAt);
+  const turned = (page) => {
+    pages.state.page = Math.max(0, Math.min(grid.pages() - 1, page));
+    const [r] = grid.rows;
+    act.go(Math.min(act.now().begins[r] + pages.state.page * PAGE, act.now().begins[r + 1] - 1));
+  };
+  const change = (name, value) => {
+    set({ [name]: value });
+    if (name === "view") act.toStep(model.get("step"));
+    show();
+  };
+  const lists = pickers(model, change, { ...act, play: () => playing.play() });
+  const playing = player(model, act, lists.playing);
   const detail = statusLine();
-  const list = tokenList((i) => detail.say(tokenWords(d, i, model.get("response"))));
-  const pages = pager(() => lay());
-  const lists = pickers(model, set);
-  const legend = colourLegend(model, list);
-  const sliders = controlSliders(model, set);
-  const marks = controlEffects(model, list);
+  const [grid, panel, pages] = [tokenGrid((i) => act.go(i)), tokenPanel(detail.say), pager(turned)];
+  const legend = make("p", { class: "row legend" });
+  const sliders = controlSliders(model, change);
+  const marks = controlEffects(model);
   const note = make("p", { class: "note", role: "status" });
-  const prompt = make("p");
-  const table = make("table", { "aria-label": "tokens with the highest covariance" });
-  root.append(lists.node, note, prompt, list.node, pages.node, legend.node, detail.node);
-  root.append(make("div", { class: "row wide" }, ...sliders.map((s) => s.node)), marks.node, table);
+  const high = highestTokens((i) => act.go(i, { keep: "all" }));
+  const below = make("div", {}, make("div", { class: "row wide" }, ...sliders.map((s) => s.node)), marks.node, high.table);
+  root.append(lists.node, note, grid.node, pages.node, legend);
+  root.append(make("div", { class: "inspected" }, make("div", {}, panel.node, detail.node), panel.bars), below);
 
-  const lay = () => {
-    const r = model.get("response");
-    const first = d.begins[r] + pages.state.page * PAGE;
-    const told = d.told[r] && `, ${d.told[r]}`;
-    prompt.textContent = `prompt \u201c${d.prompts[r]}\u201d, reward ${d.rewards[r]}${told}`;
-    list.lay(d, first, Math.min(d.begins[r + 1], first + PAGE));
-    pages.put(d.begins[r + 1] - d.begins[r]);
-    legend.paint(d);
-    paint();
+  const seen = {}; // what each part was last drawn from
+  const anew = (part, ...from) => {
+    const key = from.join("\u0000");
+    return seen[part] === key ? false : ((seen[part] = key), true);
   };
-  const paint = () => {
-    for (const s of sliders) s.put();
-    marks.paint(d);
+  const show = (focus = false) => {
+    const [view, step, keep] = [model.get("view"), model.get("step"), model.get("keep")];
+    const d = act.now();
+    const i = act.chosen(d);
+    const r = d.responseOf[i];
+    if (anew("step", view, step)) {
+      note.textContent = d.note;
+      lists.read(d);
+      high.put(d);
+      showIf(below, Boolean(d.covariance));
+    }
+    pages.state.page = Math.floor((i - d.begins[r]) / PAGE);
+    const laid = anew("grid", view, step, d.groups[r], keep, pages.state.page);
+    if (laid) grid.lay(d, rowsOf(d, r, keep), pages.state.page);
+    if (laid) pages.put(grid.pages());
+    const moved = anew("controls", view, step, ...sliders.map((s) => model.get(s.trait)));
+    if (moved && d.covariance) marks.put(d, (seen.taken = marks.takenOf(d)));
+    if (moved) for (const s of sliders) s.put();
+    const quantity = d.quantities.includes(model.get("quantity")) ? model.get("quantity") : d.leading;
+    if (anew("colour", seen.grid, quantity, CHOICES.includes(quantity) && seen.controls)) {
+      const values = valuesOf(d, quantity, seen.taken);
+      grid.paint(quantity, values);
+      legend.replaceChildren(...legendOf(d, quantity, values, grid));
+    }
+    if ((laid || moved) && d.covariance) {
+      grid.mark("clip", (k) => seen.taken.clip.has(k));
+      grid.mark("kl", (k) => seen.taken.kl.has(k));
+    }
+    if (anew("find", seen.grid, model.get("find"))) {
+      seen.places = new Set(found(d, model.get("find")));
+      grid.mark("found", (k) => seen.places.has(k));
+      grid.mark("pale", (k) => keep === "forks" && !d.forks[k] && !grid.cells.get(k).classList.contains("part"));
+    }
+    lists.put(d, quantity, seen.places.size);
+    grid.choose(i, focus);
+    if (!anew("token", view, step, i, seen.controls)) return;
+    const places = view === "probes" ? samePlace(act.steps(), (s) => stepAt(view, s), d, i) : [];
+    panel.put(d, i, saying(d, i, seen.taken), places, step);
   };
-  const another = () => {
-    pages.state.page = 0;
-    lists.put();
-    lay();
-  };
-  const read = () => {
-    d = stepOf(model.get("data"));
-    note.textContent = d.note;
-    lists.read(d);
-    highestTokens(table, d);
-    another();
-  };
-  model.on("change:data", read);
-  model.on("change:response", another);
-  model.on("change:quantity", () => {
-    lists.put();
-    legend.paint(d);
-  });
-  model.on(sliders.map((s) => `change:${s.trait}`).join(" "), paint);
-  read();
+  const told = () => setting || show();
+  for (const name of ["view", "step", "quantity", "response", "position", "keep", "find", ...sliders.map((s) => s.trait)]) {
+    model.on(`change:${name}`, told);
+  }
+  show();
+  return playing.stop;
 }
 export default { render };

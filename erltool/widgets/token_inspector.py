@@ -1,4 +1,4 @@
-"""TokenInspector: a rollout's tokens in colour, and which of them each control would take."""
+"""TokenInspector: what one update did to the responses to one prompt, token by token."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,11 @@ from matplotlib.figure import Figure
 from erltool.entropy.covariance import mean_covariance
 from erltool.entropy.tokens import token_budget
 from erltool.errors import ErltoolError
-from erltool.plots import new_axes
-from erltool.runs.folder import TOKEN_COLUMNS, Run
+from erltool.runs.folder import PROBE_COLUMNS, TOKEN_COLUMNS
 from erltool.text import shown, visible
+from erltool.widgets.token_groups import QUANTITIES, begins_of, most_to_see, numbers_of, rows_of, sent, tables_of
+from erltool.widgets.token_picture import token_picture
 from erltool.widgets.view import CHOSEN, View, javascript, message
-
-QUANTITIES = ("covariance", "push", "entropy", "log_prob", "ratio", "selected")
-NUMBERS = (*QUANTITIES, "old_log_prob", "advantage")
 
 
 @dataclass(frozen=True)
@@ -37,44 +35,70 @@ class TokenInspectorResult:
 class TokenInspector(View):
     """`TokenInspector(run)` or `TokenInspector(step)`; `.result` is what the sliders select, for the next cell.
 
-    The widget shows a response's text. Covariance, push (entropy/push.py, where it was recorded), entropy, log-prob,
-    ratio to the sampling policy, or what the run's own control took, colours each token. It opens at the last step with
-    a covariance. Sliders set Clip-Cov (band, fraction) and KL-Cov (fraction, coef), and show which tokens of the step
-    each would take, and the mean covariance that is left: to first order the entropy falls by it. A box marks a fork, a
-    token at which the response had a choice, where the task knows it; its strategy and first wrong step stand beside
-    the prompt. A run has the tokens it recorded, a live step all of its own. The widget shows bad input as `problem`;
-    setting a step or response that does not exist, or a quantity that is not recorded, raises ErltoolError.
+    The widget shows a group: all responses to one prompt, by falling reward, so that a token at which they part stands
+    under the others. Covariance, push (entropy/push.py, where it was recorded), entropy, log-prob, ratio to the
+    sampling policy, or what a control takes, colours each token. It opens at the group with the most to see. The chosen
+    token has its numbers, a sentence, and, where they were recorded (TrainConfig.record_probes), its likeliest
+    alternatives before and after the update. `view="probes"` shows the responses to the run's probe prompts, from the
+    first recorded step to the last.
+
+    Sliders set Clip-Cov (band, fraction) and KL-Cov (fraction, coef), and show which tokens of the step each would
+    take, and the mean covariance that is left: to first order the entropy falls by it. A run has the tokens it
+    recorded, a live step all of its own. The widget shows bad input as `problem`; setting a step or response that does
+    not exist, or a quantity that is not recorded, raises ErltoolError.
     """
 
     _esm = javascript("token_inspector.js")
     steps = traitlets.List(traitlets.Int()).tag(sync=True)
+    view = traitlets.Enum(("update", "probes"), "update").tag(**CHOSEN)
     step = traitlets.Int(0).tag(**CHOSEN)
     quantity = traitlets.Enum(QUANTITIES, "covariance").tag(**CHOSEN)
     response = traitlets.Int(0).tag(**CHOSEN)
+    """Among the responses of the step; its group is on show."""
+    position = traitlets.Int(-1).tag(**CHOSEN)
+    """The chosen token of that response; -1 for the one with the highest covariance."""
+    keep = traitlets.Unicode("all").tag(**CHOSEN)
+    """Which responses of the group: "all", "right", "wrong", "forks" (all, other tokens pale), or "strategy NAME"."""
+    find = traitlets.Unicode("").tag(**CHOSEN)
+    """Text that is looked for."""
     low = traitlets.Float(1.0).tag(**CHOSEN)
     high = traitlets.Float(5.0).tag(**CHOSEN)
     clip_fraction = traitlets.Float(0.02).tag(**CHOSEN)
     kl_fraction = traitlets.Float(0.1).tag(**CHOSEN)
     coef = traitlets.Float(1.0).tag(**CHOSEN)
     data = traitlets.Dict().tag(sync=True)
-    """The step's tokens as columns: texts, bytes of float64 (keys and forks float32), where each response begins."""
-
-    _responses = 0  # of the step; before one is loaded any number may be asked for
+    """"update" and "probes": by step, its tokens as token_groups.sent has them."""
 
     def __init__(self, source, **settings):
         try:
-            self._table = _tokens_of(source)
+            self._table, self._probes = tables_of(source)
             problem = ""
         except ErltoolError as e:
             self._table, problem = pd.DataFrame(columns=[*TOKEN_COLUMNS], dtype=float), str(e)
+            self._probes = pd.DataFrame(columns=[*PROBE_COLUMNS], dtype=float)
         steps = sorted(int(s) for s in self._table["step"].unique())
-        # Late in a run no group may have a spread left; a step without a covariance shows nothing.
-        alive = sorted(int(s) for s in self._table.loc[self._table["covariance"] != 0, "step"].unique())
-        if steps and settings.setdefault("step", (alive or steps)[-1]) not in steps:
+        if steps and settings.get("step", steps[0]) not in steps:
             problem, settings["step"] = _unrecorded(settings["step"], steps), steps[-1]
+        settings = self._opened(settings) if steps else settings
         super().__init__(steps=steps, problem=visible(problem), **settings)
-        self._load()
-        self.observe(lambda change: self._load(), "step")
+        self.data = {
+            "update": {str(step): sent(t, _keys(len(t))) for step, t in _by_step(self._table)},
+            "probes": {str(step): sent(t) for step, t in _by_step(self._probes)},
+        }
+
+    def _opened(self, settings: dict) -> dict:
+        """The settings, with the step, response and quantity that show most where they leave these open."""
+        table, opened = self._table, dict(settings)
+        if "quantity" not in settings and not (table["covariance"] != 0).any():
+            opened["quantity"] = "entropy"
+        if "response" in settings and "step" in settings or settings.get("view") == "probes":
+            return {"step": int(table["step"].max())} | opened
+        among = table[table["step"] == settings["step"]] if "step" in settings else table
+        step, prompt, response = most_to_see(among)
+        here = table[table["step"] == step]
+        first = here.iloc[begins_of(here)]
+        at = np.flatnonzero((first["prompt_index"] == prompt) & (first["response_index"] == response))[0]
+        return {"step": step, "response": int(at)} | opened
 
     @traitlets.validate("step")
     def _recorded(self, proposal) -> int:
@@ -88,125 +112,95 @@ class TokenInspector(View):
             raise ErltoolError("TokenInspector: quantity push: the run is older; train again, or choose another")
         return proposal.value
 
-    @traitlets.validate("response")
-    def _among_responses(self, proposal) -> int:
-        if self._responses and not 0 <= proposal.value < self._responses:
-            raise ErltoolError(f"TokenInspector: response {proposal.value}: the step has 0 to {self._responses - 1}")
+    @traitlets.validate("view")
+    def _is_there(self, proposal) -> str:
+        if proposal.value == "probes" and not len(self._probes):
+            raise ErltoolError("TokenInspector: view probes: none were recorded; train with record_probes above 0")
         return proposal.value
 
-    def _load(self) -> None:
-        table = self._table[self._table["step"] == self.step].reset_index(drop=True)
-        response = table[["prompt_index", "response_index"]]
-        begins = np.flatnonzero((response != response.shift()).any(axis=1))
-        self._shown = table.assign(ratio=np.exp(table["log_prob"] - table["old_log_prob"]))
-        # One key a token: Clip-Cov's random order stays the same while its sliders move.
-        self._keys = np.random.default_rng(0).random(len(table), dtype=np.float32)
-        self._responses = len(begins)
-        self.response = max(0, min(self.response, len(begins) - 1))
-        self.data = {
-            "note": _note(self._shown),
-            "texts": [visible(str(t)) for t in table["text"]],
-            "prompts": [visible(str(table["prompt"][b])) for b in begins],
-            "rewards": [float(table["reward"][b]) for b in begins],
-            "begins": begins.tolist(),
-            "told": _told(table, begins),
-            "quantities": [c for c in QUANTITIES if c in self._shown],
-            "forks": np.ascontiguousarray(_forks(table), np.float32).tobytes(),
-            "keys": self._keys.tobytes(),
-            **{c: np.array(self._shown[c], np.float64).tobytes() for c in NUMBERS if c in self._shown},
-        }
+    @traitlets.validate("response")
+    def _among_responses(self, proposal) -> int:
+        count = len(self.shown["begins"]) if self.data else 0  # before the first step any number may be asked for
+        if count and not 0 <= proposal.value < count:
+            raise ErltoolError(f"TokenInspector: response {proposal.value}: the step has 0 to {count - 1}")
+        return proposal.value
+
+    @traitlets.observe("step", "view")
+    def _stay_inside(self, change) -> None:
+        if self.data:
+            self.response = max(0, min(self.response, len(self.shown["begins"]) - 1))
+
+    @property
+    def shown(self) -> dict:
+        """The tokens of the step and view, as token_groups.sent has them."""
+        return self.data[self.view].get(str(self.step), {"begins": []})
+
+    def _frame(self, view: str = "update") -> pd.DataFrame:
+        table = self._table if view == "update" else self._probes
+        return table[table["step"] == self.step].reset_index(drop=True)
 
     @property
     def result(self) -> TokenInspectorResult:
         """What the sliders select now."""
-        t, n = self._shown, len(self._shown)
+        t = self._frame()
+        n, numbers = len(t), numbers_of(t)
         columns = ("covariance", "log_prob", "old_log_prob", "advantage")
-        cov, log_prob, old, advantage = (np.array(t[c], float) for c in columns)
+        cov, log_prob, old, advantage = (np.array(numbers[c], float) for c in columns)
         clip, kl = np.zeros((2, n), bool)
         band = np.flatnonzero((cov > self.low) & (cov < self.high))
-        clip[band[np.argsort(-self._keys[band], kind="stable")[: token_budget(self.clip_fraction, n)]]] = True
+        clip[band[np.argsort(-_keys(n)[band], kind="stable")[: token_budget(self.clip_fraction, n)]]] = True
         kl[np.argsort(-cov, kind="stable")[: token_budget(self.kl_fraction, n)]] = True
         penalty = self.coef * np.sign(log_prob - old)
         reshaped = advantage, np.where(clip, 0, advantage), np.where(kl, advantage - penalty, advantage)
         log_probs, mask = torch.from_numpy(log_prob)[None], torch.ones(1, n, dtype=torch.bool)
         means = [mean_covariance(torch.from_numpy(a)[None], log_probs, mask).item() for a in reshaped]
-        return TokenInspectorResult(t.assign(clip_cov=clip, kl_cov=kl), *means)
+        ratio = np.exp(t["log_prob"] - t["old_log_prob"])
+        return TokenInspectorResult(t.assign(ratio=ratio, clip_cov=clip, kl_cov=kl), *means)
+
+    @property
+    def chosen(self) -> int:
+        """The chosen token, as a place in the step's tokens."""
+        begins = [*self.shown["begins"], len(self.shown["texts"])]
+        begin, end = begins[self.response], begins[self.response + 1]
+        if self.position >= 0:
+            return min(begin + self.position, end - 1)
+        numbers = numbers_of(self._frame(self.view).iloc[begin:end])
+        return begin + int(
+            np.argmax(numbers["covariance" if numbers.get("covariance", np.zeros(1)).any() else "entropy"])
+        )
 
     @property
     def sentence(self) -> str:
-        r = self.result
+        r, data = self.result, self.shown
+        group = rows_of(data, self.response)
+        right, prompt = sum(data["rewards"][i] >= 1 for i in group), shown(data["prompts"][self.response], 60)
         return (
-            f"Step {self.step}: {len(r.tokens)} tokens, mean covariance {r.covariance:+.4f} nats; Clip-Cov would take "
-            f"{int(r.tokens['clip_cov'].sum())} and leave {r.covariance_clip_cov:+.4f}, KL-Cov "
+            f"Prompt \u201c{prompt}\u201d at step {self.step}: {right} of {len(group)} "
+            f"responses are right. Of the step's {len(r.tokens)} tokens, mean covariance {r.covariance:+.4f} nats, "
+            f"Clip-Cov would take {int(r.tokens['clip_cov'].sum())} and leave {r.covariance_clip_cov:+.4f}, KL-Cov "
             f"{int(r.tokens['kl_cov'].sum())} and leave {r.covariance_kl_cov:+.4f}."
         )
 
     def picture(self) -> Figure:
-        """The shown response's tokens as bars of the chosen quantity."""
+        """The group on show: its tokens in the colours of the chosen quantity, and the chosen token's alternatives."""
         if self.problem:
             return message(self.problem)
-        ax = new_axes(width=8.4, height=2.6)[0]
-        begins = [*self.data["begins"], len(self._shown)]
-        tokens = self._shown.iloc[begins[self.response] : begins[self.response + 1]].head(60)
-        values = tokens[self.quantity].to_numpy(float)
-        ax.bar(range(len(tokens)), values, color=np.where(values < 0, "#D55E00", "#0072B2"))
-        ax.set_xticks(range(len(tokens)), [shown(t, 20) for t in tokens["text"]], parse_math=False, fontsize=8)
-        ax.axhline(0, color="black", linewidth=0.8)
-        for label, fork in zip(ax.get_xticklabels(), _forks(tokens), strict=True):
-            if fork:
-                label.set_bbox({"boxstyle": "square,pad=0.15", "facecolor": "none", "edgecolor": "black"})
-        ax.set_ylabel(self.quantity)
-        ax.set_title(shown(self.data["prompts"][self.response], 120), parse_math=False, fontsize=9, loc="left")
-        return ax.figure
+        table = self.result.tokens if self.view == "update" else self._frame("probes")
+        rows = rows_of(self.shown, self.response, self.keep)
+        scale = table if self.view == "update" else self._probes
+        return token_picture(table, self.shown, self.quantity, rows, self.chosen, scale)
 
 
-def _tokens_of(source) -> pd.DataFrame:
-    """Tokens of a run, a live step, or a table. Raises ErltoolError for none, or numbers that are not finite."""
-    if isinstance(source, Run):
-        table = source.tokens
-    elif isinstance(source, pd.DataFrame):
-        table = source
-    elif hasattr(source, "table"):
-        table = source.table()
-    else:
-        raise ErltoolError(f"TokenInspector: give a run, a step or a table of tokens, not {type(source).__name__}")
-    if missing := [c for c in TOKEN_COLUMNS if c not in table]:
-        raise ErltoolError(f"TokenInspector: the table lacks {', '.join(missing)}")
-    if not len(table):
-        raise ErltoolError("TokenInspector: no tokens were recorded; train with record_every above 0")
-    for name in (c for c in NUMBERS if c in table):
-        if broken := int((~np.isfinite(table[name].to_numpy(float))).sum()):
-            raise ErltoolError(
-                f"TokenInspector: {name} is not finite on {broken} of {len(table)} tokens; look for what diverged"
-            )
-    return table
+def _by_step(table: pd.DataFrame):
+    """Each step and its tokens."""
+    for step, of_step in table.groupby("step", sort=True):
+        yield int(step), of_step.reset_index(drop=True)
 
 
-def _forks(table: pd.DataFrame) -> np.ndarray:
-    """(N,) bool: True for a token at which the response had a choice; False where the task does not know."""
-    return (table["fork"] == True).to_numpy() if "fork" in table else np.zeros(len(table), bool)  # noqa: E712
-
-
-def _told(table: pd.DataFrame, begins: np.ndarray) -> list[str]:
-    """What the task says of each response; "" for nothing."""
-    if not {"strategy", "first_wrong"} <= set(table):
-        return [""] * len(begins)
-    strategy = table["strategy"].astype(object).where(table["strategy"].notna(), "").astype(str)
-    wrong = pd.to_numeric(table["first_wrong"], errors="coerce")
-    return [visible(strategy[b] + (f", step {wrong[b]:.0f} is wrong" if wrong[b] > 0 else "")) for b in begins]
+def _keys(count: int) -> np.ndarray:
+    """One random key a token of a step: Clip-Cov's order stays the same while its sliders move."""
+    return np.random.default_rng(0).random(count, dtype=np.float32)
 
 
 def _unrecorded(step, steps: list[int]) -> str:
     return f"TokenInspector: no tokens of step {step}; there are {steps[0]} to {steps[-1]}, {len(steps)} steps"
-
-
-def _note(shown: pd.DataFrame) -> str:
-    """What a reader must know first: why every covariance is 0, and which tokens are not text."""
-    notes = []
-    if len(shown) and not shown["covariance"].any():
-        one = len(shown[["prompt_index", "response_index"]].drop_duplicates()) == 1
-        why = "one response has one advantage" if one else "all rewards are equal in each group"
-        notes.append(f"Every covariance is 0: {why}, and a control has nothing to choose by.")
-    if broken := int(shown["text"].astype(str).str.contains("\ufffd", regex=False).sum()):
-        notes.append(f"{broken} tokens are parts of a character, not text on their own: shown as U+FFFD.")
-    return " ".join(notes)
