@@ -20,6 +20,7 @@ export const tokenGrid = (go) => {
   const node = make("div", { class: "tokens", role: "grid", "aria-label": "responses, by falling reward" });
   const grid = { node, rows: [], cells: new Map(), first: 0, parts: false };
   let [d, chosen, places, laid] = [null, null, new Map(), false];
+  const marked = new Map();
   grid.last = () => Math.max(...grid.rows.map((r) => d.begins[r + 1] - d.begins[r]), 1);
   grid.pages = () => Math.ceil(grid.last() / PAGE);
   grid.lay = (step, rows, page) => {
@@ -51,7 +52,10 @@ export const tokenGrid = (go) => {
     }
   };
   grid.mark = (name, has) => {
-    for (const [i, c] of grid.cells) c.classList.toggle(name, has(i));
+    const now = [...grid.cells.keys()].filter(has);
+    for (const i of marked.get(name) ?? []) if (!has(i)) grid.cells.get(i)?.classList.remove(name);
+    for (const i of now) grid.cells.get(i).classList.add(name);
+    marked.set(name, now);
   };
   // Chooses a token; `focus` where the reader moved to it.
   grid.choose = (i, focus) => {

@@ -26,11 +26,14 @@ const HIGHEST = 8; // tokens in the table
 function controlSliders(model, set) {
   const number = (trait, name, min, max, log = false) => {
     const shown = make("span", { class: "number" });
+    let seen;
     const [to, from] = log ? [(v) => 10 ** v, Math.log10] : [(v) => v, (v) => v];
     const range = { min: from(min), max: from(max), step: 0.05, value: from(model.get(trait)) };
     const input = slider(name, range, (v) => set(trait, to(v)));
     const put = () => {
       const v = model.get(trait);
+      if (v === seen) return;
+      seen = v;
       shown.textContent = log ? v.toPrecision(2) : fixed(v, 2);
       input.setAttribute("aria-valuetext", shown.textContent);
       if (document.activeElement !== input) input.value = from(v);
@@ -314,7 +317,7 @@ function render({ model, el }) {
       grid.mark("found", (k) => seen.places.has(k));
       grid.mark("pale", (k) => keep === "forks" && !d.forks[k] && !grid.cells.get(k).classList.contains("part"));
     }
-    lists.put(d, quantity, seen.places.size);
+    if (anew("lists", seen.grid, i, quantity, seen.find)) lists.put(d, quantity, seen.places.size);
     grid.choose(i, focus);
     if (!anew("token", view, step, i, seen.controls)) return;
     const places = view === "probes" ? samePlace(act.steps(), (s) => stepAt(view, s), d, i) : [];

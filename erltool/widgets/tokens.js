@@ -69,10 +69,12 @@ export const colouring = (d, quantity) => {
 // The tokens of a step as the kernel sent them, with the orders in which the controls select.
 export const stepOf = (data) => {
   const d = { ...data, n: data.texts.length, begins: [...data.begins, data.texts.length], colourings: {} };
-  for (const name of [...NUMBERS, ...MORE]) if (data[name]) d[name] = floats(data[name]);
+  // Doubles, so that sums over them are exact enough.
+  for (const name of NUMBERS) if (data[name]) d[name] = Float64Array.from(floats(data[name]));
+  for (const name of MORE) if (data[name]) d[name] = floats(data[name]);
   for (const name of ["ids", "likeliest"]) if (data[name]) d[name] = integers(data[name]);
   d.most = d.likeliest ? d.likeliest.length / d.n : 0;
-  if (d.old_log_prob) d.ratio = Float32Array.from(d.log_prob, (x, i) => Math.exp(x - d.old_log_prob[i]));
+  if (d.old_log_prob) d.ratio = Float64Array.from(d.log_prob, (x, i) => Math.exp(x - d.old_log_prob[i]));
   if (d.covariance) Object.assign(d, { byCovariance: falling(d.covariance), byKey: falling(d.keys) });
   d.responseOf = new Int32Array(d.n);
   data.begins.forEach((begin, r) => d.responseOf.fill(r, begin));

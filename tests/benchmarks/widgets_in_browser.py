@@ -44,7 +44,8 @@ def tokens(length, responses=2):
     advantage = 1.0 - 2.0 * (response % 2)
     covariance = (log_prob - log_prob.mean()) * (advantage - advantage.mean())
     return pd.DataFrame(dict(step=1, prompt_index=0, response_index=response, position=np.arange(n) % length,
-        prompt="3 4 7 = 28", reward=(advantage + 1) / 2, token_id=np.arange(n) % 97, text=[f" t{{i % 97}}" for i in range(n)],
+        prompt="3 4 7 = 28", reward=(advantage + 1) / 2, token_id=np.arange(n) % 97,
+        text=[f" t{{i % 97}}" for i in range(n)],
         log_prob=log_prob, old_log_prob=log_prob - rng.normal(0, 0.05, n), entropy=rng.exponential(0.5, n),
         advantage=advantage, covariance=covariance, selected=False))
 few = tokens(12)
