@@ -70,15 +70,15 @@ const alternatives = (d, i) => {
 
 export const tokenPanel = (say) => {
   const title = make("p", { class: "chosen" });
-  const facts = make("dl", { class: "facts" });
+  const facts = make("div", { class: "facts" }); // no dl: JupyterLab lets its dt float
   const [bars, line] = [pairedBars(), trace()];
   const items = new Map(); // made once each
   const fact = (name, text) => {
-    if (!items.has(name)) items.set(name, [make("dt", {}, name), make("dd")]);
-    const [dt, dd] = items.get(name);
-    dd.textContent = text ?? "";
-    for (const n of [dt, dd]) showIf(n, text !== null);
-    if (!dt.parentNode) facts.append(make("div", {}, dt, dd));
+    if (!items.has(name)) items.set(name, [make("span", { class: "quiet" }, name), make("span", { class: "value" })]);
+    const [label, value] = items.get(name);
+    value.textContent = text ?? "";
+    if (!label.parentNode) facts.append(make("div", {}, label, value));
+    showIf(label.parentNode, text !== null);
   };
   const putFacts = (d, i) => {
     const number = (name, digits) => (d[name] && Number.isFinite(d[name][i]) ? fixed(d[name][i], digits) : null);
