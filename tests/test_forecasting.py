@@ -201,3 +201,8 @@ def test_the_demo_run_is_replayed_with_its_own_points():
 def test_bad_input_is_one_line(arguments, words):
     with pytest.raises(ErltoolError, match=words):
         forecast(**arguments)
+
+
+def test_a_performance_of_nothing_but_zeros_is_forecast_as_zero():
+    ahead = forecast(np.linspace(0.5, 0.1, 20), np.zeros(20), cut=0.5, unit="fraction")
+    assert ahead.rmse == 0 and ahead.inflation == 1

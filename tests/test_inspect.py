@@ -290,8 +290,8 @@ def test_each_step_is_an_update_of_its_own(policy, tmp_path):
 def test_the_inspector_opens_every_kind(name, policy):
     found = inspect_rollouts(read_rollouts(FILES / name), policy)
     widget = TokenInspector(found)
-    assert not widget.problem and len(widget.data["rewards"]) == 16
-    assert "push" in widget.data["quantities"] and all(map(math.isfinite, widget.data["rewards"]))
+    assert not widget.problem and len(widget.shown["rewards"]) == 16
+    assert "push" in widget.shown["quantities"] and all(map(math.isfinite, widget.shown["rewards"]))
     result = widget.result
     assert len(result.tokens) == len(found.tokens) and result.covariance == pytest.approx(
         found.tokens["covariance"].mean(), abs=1e-6)  # fmt: skip

@@ -254,7 +254,7 @@ def test_the_list_of_responses_has_whole_texts_and_their_place_in_the_step(run):
     assert len(listed) == run.tokens.groupby(["step", "prompt_index", "response_index"]).ngroups
     step, at, prompt, text, reward, tokens, covariance = listed[40]
     of_step = run.tokens[run.tokens["step"] == step]
-    shown = TokenInspector(run, step=step).data
+    shown = TokenInspector(run, step=step).shown
     begins = [*shown["begins"], len(of_step)]
     one = of_step.iloc[begins[at] : begins[at + 1]]
     assert prompt == shown["prompts"][at] and text == "".join(one["text"]) and tokens == len(one)

@@ -248,6 +248,7 @@ def inputs(tiny_policy, tmp_path):
         "prompt": ["--task=addition:12", "--template=question", "--shots=1"],
         "experiment": ["discovery", f"--out={tmp_path / 'runs'}", "--list"],
         "fit": [VERL, "--forecast=0.3"],
+        "report": [VERL, f"--out={tmp_path / 'report.html'}"],
         "microscope": ["--help"],  # test_microscope.py runs it
         "advise": [str(shipped("data/runs/demo-none"))],
         "runs": [str(Path(VERL).parent / "trackio")],

@@ -50,13 +50,20 @@ def _name(path: Path) -> str:
     return path.resolve().name or str(path)
 
 
+def write(source: Path, file: Path) -> None:
+    """Writes the report of a run's folder or of a log, as it is now."""
+    from erltool.logs.read import read_log
+    from erltool.report.page import write_page
+    from erltool.runs.folder import read_run
+
+    opened = read_run(source) if (source / "config.json").is_file() else read_log(source)
+    write_page({_name(source): opened}, file)
+
+
 def leave_report(folder: Path) -> None:
     """Writes a finished run's report to its folder and says so, or says why not: the run itself is not at stake."""
     try:
-        from erltool.report.page import write_page
-        from erltool.runs.folder import read_run
-
-        write_page({_name(folder): read_run(folder)}, folder / NAME)
+        write(folder, folder / NAME)
         print(f"written: {NAME} in the run's folder; open it in a browser")
     except Exception as e:
         why = shown(e if isinstance(e, ErltoolError) else f"{type(e).__name__}: {e}", 300)

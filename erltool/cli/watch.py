@@ -1,5 +1,6 @@
 """`erltool watch`."""
 
+import contextlib
 import math
 import shlex
 import subprocess
@@ -7,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 
-from erltool.cli import terminal
-from erltool.cli.arguments import above_zero, at_least
+from erltool.cli import report, terminal
+from erltool.cli.arguments import above_zero, at_least, page
 from erltool.errors import ErltoolError
 from erltool.text import visible
 
 LOOK_EVERY = 0.5  # seconds
 DRAW_EVERY = 1.0  # seconds, at least
+PAGE_EVERY = 60.0  # seconds between two reports, at least
 NOTICES = 8  # commands that may run at a time
 
 
@@ -26,6 +28,9 @@ def run(parser, words) -> int:
     parser.add_argument("--steps", type=at_least(1), help="steps that the run will have, if it does not say so")
     parser.add_argument(
         "--notify", metavar="CMD", help="run this command on a new alarm, with the alarm as last argument"
+    )
+    parser.add_argument(
+        "--html", type=page, metavar="FILE", help="also write the report to this file, once a minute at most"
     )
     parser.add_argument("--once", action="store_true", help="look once; the exit status is 1 if there is an alarm")
     parser.add_argument("--every", type=above_zero, default=DRAW_EVERY, help="seconds between two views, at least (1)")
@@ -57,25 +62,39 @@ def _follow(live, args) -> int:
     """Looks again and again, until the run has all its steps or Ctrl-C."""
     from erltool.cli.watch_view import view_of
 
-    notices = Notices(args.notify)
-    drawn, pending = -math.inf, False
-    with view_of() as show:
+    notices, html = Notices(args.notify), Page(args.source, args.html)
+    with contextlib.suppress(KeyboardInterrupt), view_of() as show:
+        drawn, pending = -math.inf, False
         while True:
             news, snapshot = live.look()
             for alarm in snapshot.new:
                 notices.send(snapshot.name, alarm)
             pending |= news or drawn == -math.inf
-            if pending and (time.monotonic() - drawn >= args.every or snapshot.new):
-                show(snapshot)  # what else is to be refreshed, such as a report, is refreshed here
+            over = snapshot.done and not news
+            if pending and (over or time.monotonic() - drawn >= args.every or snapshot.new):
+                show(snapshot)
+                html.refresh(over)
                 drawn, pending = time.monotonic(), False
-            if snapshot.done and not news:
-                if pending:
-                    show(snapshot)
-                return 0
-            try:
-                time.sleep(LOOK_EVERY)
-            except KeyboardInterrupt:
-                return 0
+            if over:
+                break
+            time.sleep(LOOK_EVERY)
+    return 0
+
+
+class Page:
+    """The report of the run in a file, made anew once a minute at most, since it takes seconds."""
+
+    def __init__(self, source: Path, file: Path | None):
+        self._source, self._file, self._written = source, file, -math.inf
+
+    def refresh(self, at_once: bool) -> None:
+        if self._file is None or not (at_once or time.monotonic() - self._written >= PAGE_EVERY):
+            return
+        try:
+            report.write(self._source, self._file)
+        except ErltoolError as e:  # a log may be too short for it yet
+            terminal.complain(f"--html: {e}")
+        self._written = time.monotonic()
 
 
 class Notices:

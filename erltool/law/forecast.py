@@ -234,7 +234,8 @@ def _inflation(law: LawFit) -> float:
         if np.ptp(np.exp(h[:first])) <= 1e-12:
             continue
         early = fit_law(h[:first], r[:first], unit="as given", seed=law.seed)
-        error = np.maximum(early.standard_error(h[first:], new_point=True), 1e-12 * np.abs(r).max())
+        least = max(1e-12 * np.abs(r).max(), np.finfo(float).tiny)  # above 0 for a performance that is always 0
+        error = np.maximum(early.standard_error(h[first:], new_point=True), least)
         largest = max(largest, float(np.sqrt(np.mean(((r[first:] - early.predict(h[first:])) / error) ** 2))))
     return largest
 

@@ -137,6 +137,7 @@ export const begin = (model, el) => {
 // --- what the kernel sends ---
 
 export const floats = (bytes) => new Float32Array(copied(bytes));
+export const doubles = (bytes) => new Float64Array(copied(bytes));
 export const integers = (bytes) => new Int32Array(copied(bytes));
 // A view may begin anywhere; typed arrays begin at a multiple of their size.
 const copied = (bytes) => bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength);
