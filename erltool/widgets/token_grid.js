@@ -102,14 +102,16 @@ export const moved = (d, rows, i, key) => {
 // What the colours and marks mean.
 export const legendOf = (d, quantity, values, grid) => {
   const { map, low, high } = (d.colourings[quantity] ??= colouring({ ...d, [quantity]: values }, quantity));
-  const mark = (name, text, meaning) => [make("span", { class: `mark ${name}` }, text), make("span", {}, meaning)];
+  // One unbroken item, lest a reader take the mark and its meaning for two.
+  const mark = (name, text, meaning) =>
+    make("span", { style: "white-space: nowrap" }, make("span", { class: `mark ${name}` }, text), `: ${meaning}`);
   const style = `background: linear-gradient(to right, ${map.map((c) => `rgb(${c})`)})`;
   return [
     make("span", {}, fixed(low)),
     make("span", { class: "map", "aria-hidden": "true", style }),
     make("span", {}, fixed(high)),
     make("span", { class: "quiet" }, `2 % to 98 % of ${d.covariance ? "the step\u2019s" : "all steps\u2019"} tokens`),
-    ...(grid.parts ? mark("part", "bar", "responses part here") : []),
-    ...(d.forks.some((x) => x) ? mark("fork", "boxed", "the response had a choice") : []),
+    ...(grid.parts ? [mark("part", "bar", "responses part here")] : []),
+    ...(d.forks.some((x) => x) ? [mark("fork", "boxed", "a choice of strategy or step")] : []),
   ];
 };

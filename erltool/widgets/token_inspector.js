@@ -65,7 +65,7 @@ function controlEffects(model) {
     const silent = d.ratio.every((x) => x === 1);
     const why = silent ? " (every ratio is 1: on the first update after sampling KL-Cov's penalty is 0)" : "";
     const takes = (chosen, mean) => `takes ${chosen.size} of ${d.n} tokens and leaves ${fixed(mean, 4)}`;
-    lines[0].textContent = `mean covariance ${fixed(left.none, 4)} nats: to first order the entropy falls by it, up to the step size`;
+    lines[0].textContent = `mean covariance of log-prob and advantage ${fixed(left.none, 4)} nats: to first order the entropy falls by it, up to the step size`;
     lines[1].replaceChildren(mark("clip", "Clip-Cov"), ` (line below) ${takes(clip, left.clip)}`);
     lines[2].replaceChildren(mark("kl", "KL-Cov"), ` (line above) ${takes(kl, left.kl)}${why}`);
   };
