@@ -8,6 +8,7 @@ import re
 import select
 import shutil
 import sqlite3
+import signal
 import subprocess
 import sys
 import time
@@ -347,6 +348,7 @@ def test_on_a_terminal_a_view_is_drawn_again(tmp_path, encoding):
     process = subprocess.Popen(
         [sys.executable, "-m", "erltool.cli", "watch", str(file), "--steps", "100"], stdout=slave, stderr=slave,
         env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip
     try:
         with open(master, "rb", buffering=0) as screen:
