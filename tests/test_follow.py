@@ -7,8 +7,8 @@ import pty
 import re
 import select
 import shutil
-import sqlite3
 import signal
+import sqlite3
 import subprocess
 import sys
 import time

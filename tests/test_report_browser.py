@@ -127,7 +127,7 @@ def test_the_step_moves_the_readings_of_every_chart(chromium, files):
     with Opened(chromium, files["two"]) as opened:
         readings = opened.page.locator(".plots figure p")
         before = readings.all_inner_texts()
-        opened.page.get_by_role("slider", name="step", exact=True).focus()
+        opened.page.get_by_role("region", name="What happened").get_by_role("slider", name="step", exact=True).focus()
         opened.page.keyboard.press("Home")
         after = readings.all_inner_texts()
         assert len(before) == 6 and all(a != b for a, b in zip(before, after, strict=True))
