@@ -360,7 +360,7 @@ def test_on_a_terminal_a_view_is_drawn_again(tmp_path, encoding):
             assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", words)) and "entropy" in words
             assert words.isascii() == (encoding == "ascii")
             process.send_signal(2)
-            assert process.wait(30) == 0
+            assert process.wait(30) in (0, 130)  # 130 where Ctrl-C comes outside the loop
     finally:
         os.close(slave)
         process.kill()
