@@ -355,12 +355,14 @@ def test_on_a_terminal_a_view_is_drawn_again(tmp_path, encoding):
             wait_for(screen, "step 59 of 100")
             append(file, lines(row(60)))
             drawn, _ = wait_for(screen, "step 60 of 100")
+            while "entropy" not in drawn:  # a view may come in several parts
+                drawn += wait_for(screen, "entropy")[0]
             assert "\x1b[31m" not in drawn and "U+001B" in drawn
             words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)
             assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", words)) and "entropy" in words
             assert words.isascii() == (encoding == "ascii")
             process.send_signal(2)
-            assert process.wait(30) in (0, 130)  # 130 where Ctrl-C comes outside the loop
+            assert process.wait(30) == 0
     finally:
         os.close(slave)
         process.kill()
