@@ -301,4 +301,6 @@ def test_the_command_line_prints_an_alarm_on_a_line_of_its_own(exploding, tmp_pa
     lines = printed.err.replace("\r", "\n").splitlines()
     for alarm in (a for s in exploding[1] for a in s.alarms):
         assert str(alarm) in [x.strip() for x in lines]
-    assert printed.out.startswith("written: report.html") and max(map(len, lines)) <= 80
+    assert (
+        printed.out == "written: report.html in the run's folder; open it in a browser\n" and max(map(len, lines)) <= 80
+    )

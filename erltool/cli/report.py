@@ -50,13 +50,13 @@ def _name(path: Path) -> str:
     return path.resolve().name or str(path)
 
 
-def write(source: Path, file: Path) -> None:
-    """Writes the report of a run's folder or of a log, as it is now."""
+def write(source: Path, file: Path, **choices) -> None:
+    """Writes the report of a run's folder or of a log, as it is now. `choices` are `read_log`'s, for a log."""
     from erltool.logs.read import read_log
     from erltool.report.page import write_page
     from erltool.runs.folder import read_run
 
-    opened = read_run(source) if (source / "config.json").is_file() else read_log(source)
+    opened = read_run(source) if (source / "config.json").is_file() else read_log(source, **choices)
     write_page({_name(source): opened}, file)
 
 

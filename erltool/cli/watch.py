@@ -42,8 +42,9 @@ def run(parser, words) -> int:
 
     columns = {role: value for role in ("entropy", "performance", "step") if (value := getattr(args, role))}
     unit = args.unit and args.unit.replace("-", " ")
-    live = Live(Follower(args.source, columns=columns, unit=unit, run=args.run), args.steps)
-    return _once(live) if args.once else _follow(live, args)
+    choices = {"columns": columns, "unit": unit, "run": args.run}
+    live = Live(Follower(args.source, **choices), args.steps)
+    return _once(live) if args.once else _follow(live, args, Page(args.source, args.html, choices))
 
 
 def _once(live) -> int:
@@ -58,11 +59,11 @@ def _once(live) -> int:
     return 1 if snapshot.alarms else 0
 
 
-def _follow(live, args) -> int:
+def _follow(live, args, page: "Page") -> int:
     """Looks again and again, until the run has all its steps or Ctrl-C."""
     from erltool.cli.watch_view import view_of
 
-    notices, html = Notices(args.notify), Page(args.source, args.html)
+    notices = Notices(args.notify)
     with contextlib.suppress(KeyboardInterrupt), view_of() as show:
         drawn, pending = -math.inf, False
         while True:
@@ -73,7 +74,7 @@ def _follow(live, args) -> int:
             over = snapshot.done and not news
             if pending and (over or time.monotonic() - drawn >= args.every or snapshot.new):
                 show(snapshot)
-                html.refresh(over)
+                page.refresh(over)
                 drawn, pending = time.monotonic(), False
             if over:
                 break
@@ -82,16 +83,17 @@ def _follow(live, args) -> int:
 
 
 class Page:
-    """The report of the run in a file, made anew once a minute at most, since it takes seconds."""
+    """The report of the run in a file, of the columns that are watched, made anew once a minute at most, since it takes
+    seconds."""
 
-    def __init__(self, source: Path, file: Path | None):
-        self._source, self._file, self._written = source, file, -math.inf
+    def __init__(self, source: Path, file: Path | None, choices: dict):
+        self._source, self._file, self._choices, self._written = source, file, choices, -math.inf
 
     def refresh(self, at_once: bool) -> None:
         if self._file is None or not (at_once or time.monotonic() - self._written >= PAGE_EVERY):
             return
         try:
-            report.write(self._source, self._file)
+            report.write(self._source, self._file, **self._choices)
         except ErltoolError as e:  # a log may be too short for it yet
             terminal.complain(f"--html: {e}")
         self._written = time.monotonic()

@@ -20,7 +20,7 @@ from erltool.controls.paper import KLCov
 from erltool.errors import ErltoolError
 from erltool.policies.policy import Policy
 from erltool.policies.rollouts import Rollouts
-from erltool.tasks.task import load_task
+from erltool.tasks.task import Task, load_task
 from erltool.training.config import TrainConfig
 from erltool.training.loop import _Trainer
 from erltool.training.start import configured_policy
@@ -106,7 +106,7 @@ def gauge(config: TrainConfig) -> Precision:
         one_by_one[row, : one.token_ids.shape[1]] = score(updates, one)[0]
     together = scores[: len(alone), : alone.token_ids.shape[1]]
     differences.append(_difference("a response alone against in its batch", one_by_one, together, alone))
-    differences += _other_policies(config, batch.rollouts, scores)
+    differences += _other_policies(config, task, batch.rollouts, scores)
     penalties = _penalties(updates, batch)
     moved = score(updates, batch.rollouts)
     with warnings.catch_warnings():  # peft warns of what is measured here
@@ -128,10 +128,9 @@ def _difference(what: str, a: Tensor, b: Tensor, rollouts: Rollouts) -> Differen
     return Difference(what, float(size.mean()), float(size.quantile(0.99)), float(size.max()))
 
 
-def _other_policies(config: TrainConfig, rollouts: Rollouts, scores: Tensor) -> Iterator[Difference]:
+def _other_policies(config: TrainConfig, task: Task, rollouts: Rollouts, scores: Tensor) -> Iterator[Difference]:
     """Differences from the untrained policy without quantisation, and from that in fp32. Both have an adapter that adds
     nothing yet."""
-    task = load_task(config.task)
 
     def scored(**changes) -> tuple[Policy, Tensor] | None:
         try:
