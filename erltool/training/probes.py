@@ -14,12 +14,12 @@ from torch import Tensor
 from erltool.entropy.log_probs import likeliest
 from erltool.policies.policy import Policy
 from erltool.policies.rollouts import Rollouts, contexts
-from erltool.policies.sampling import sample_groups
 from erltool.runs.folder import DESCRIBED_COLUMNS, PROBE_COLUMNS
 from erltool.tables import Table
-from erltool.tasks.task import Task, rewards_of
+from erltool.tasks.task import Task
 from erltool.training.config import TrainConfig
 from erltool.training.evaluate import eval_problems
+from erltool.training.sampled import sample_rewarded
 from erltool.training.step import Described, Likeliest, Step, token_texts
 from erltool.training.update import PROBING, generator
 
@@ -44,11 +44,7 @@ class Probes:
         the task describes responses. `step` is the update that follows."""
         config, size = self.config, self.config.group_size
         draws = generator(config.seed, PROBING, 0, self.policy.device)
-        rollouts = sample_groups(
-            self.policy, [p.prompt for p in self.problems], size, generator=draws, top_p=config.top_p,
-            max_response_tokens=config.max_response_tokens, temperature=config.temperature, batch=config.sampling_batch,
-        )  # fmt: skip
-        rewards = rewards_of(self.task, [p for p in self.problems for _ in range(size)], rollouts.responses)
+        rollouts, rewards = sample_rewarded(self.policy, self.task, config, self.problems, draws, "probes")
         described = None
         if (describe := getattr(self.task, "describe", None)) is not None:
             described = Described.of(rollouts, describe, token_texts(self.policy, rollouts))
@@ -61,7 +57,7 @@ class Probes:
         response, position = (x.numpy() for x in kept.nonzero().cpu().T)
         columns = {
             "step": step, "prompt_index": response // size, "response_index": response % size, "position": position,
-            "prompt": [rollouts.prompts[b] for b in response], "reward": [rewards[b] for b in response],
+            "prompt": [rollouts.prompts[b] for b in response], "reward": rewards.cpu().numpy()[response],
             "token_id": rollouts.token_ids[kept].cpu().numpy(), "text": token_texts(self.policy, rollouts),
             "log_prob": rollouts.log_probs[kept].cpu().numpy(), "entropy": entropy.cpu().numpy(),
             "likeliest": self.texts(ids), "likeliest_before": list(p.half().float().cpu().numpy()),
