@@ -15,7 +15,7 @@ from erltool.law.forecast import FEWEST, Forecast, forecast
 from erltool.logs.read import align_points
 from erltool.plots import COLOURS, as_text
 from erltool.resources import shipped
-from erltool.runs.compare import NO_SETTING
+from erltool.runs.compare import NO_SETTING, arm_of
 from erltool.runs.folder import Run, read_runs
 from erltool.text import visible
 from erltool.training.config import TrainConfig
@@ -48,7 +48,7 @@ def recorded_arms(config: TrainConfig) -> dict[str, list[Run]]:
     setting = _setting(config.to_dict())
     arms: dict[str, list[Run]] = {}
     for name, run in read_runs(shipped(RECORD)).items():
-        arm = name.split("-", 2)[2]
+        arm = arm_of(name)
         if arm in ARMS and _setting(run.config) == setting:
             arms.setdefault(arm, []).append(run)
     return {arm: arms[arm] for arm in ARMS if arm in arms}
