@@ -54,7 +54,7 @@ def _once(live) -> int:
     while news:  # in the last look the last step counts for alarms, too
         news, snapshot = live.look()
         if snapshot.waits:
-            raise ErltoolError(snapshot.waits)
+            raise ErltoolError(f"{snapshot.waits}; without --once, watch waits for it")
     print("\n".join(lines_of(snapshot, terminal.WIDTH - 1, not takes_bars(sys.stdout))))
     return 1 if snapshot.alarms else 0
 
