@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RECORD = "data/runs/steering"
 DRAWN = ("policy_entropy", GREEDY, "reward", "thinking_fraction")
-TITLES = {GREEDY: "greedy accuracy (held-out, in [0, 1])", "thinking_fraction": "works step by step (in [0, 1])"}
+TITLES = {GREEDY: "greedy held-out accuracy", "thinking_fraction": "works step by step (in [0, 1])"}
 ARMS = {"none": "no control", "best": "best", "random-clip": "at random"}
 LINES = ("none", "best")  # drawn beside the run
 LOOKS: dict[str, dict[str, Any]] = {
