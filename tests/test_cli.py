@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import html
 import json
@@ -150,26 +151,64 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(train, tiny_policy, tmp_pat
     assert (tmp_path / "full/metrics.jsonl").read_bytes() == (tmp_path / "run/metrics.jsonl").read_bytes()
 
 
-def test_demo_trains_fits_draws_and_reports(tmp_path, capsys, monkeypatch, tiny_policy):
+SMALL_DEMO = """
+[train]
+policy = "{policy}"
+steps = 10
+prompts_per_iteration = 4
+group_size = 4
+updates_per_iteration = 2
+max_response_tokens = 8
+lora_rank = 4
+eval_prompts = 8
+eval_samples = 1
+eval_temperature = 0.0
+eval_every = 1
+[vary.run]
+seed0-sharpening = {{ seed = 0 }}
+seed1-none = {{ seed = 1 }}
+seed1-clip-cov = {{ seed = 1, control = "clip-cov" }}
+[evaluate]
+problems = 6
+samples = 1
+"""
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_demo_trains_fits_draws_and_reports(cores, tmp_path, capsys, monkeypatch, tiny_policy):
+    from erltool import threads
     from erltool.report import demo
 
-    monkeypatch.setitem(demo.LABELS, "none", "no <b>control</b>")  # the page escapes names
-    small = {
-        "policy": str(tiny_policy), "prompts_per_iteration": 4, "group_size": 4, "eval_every": 1,
-        "eval_prompts": 8, "max_response_tokens": 8,
-    }  # fmt: skip
-    configs = {n: dataclasses.replace(c, **small) for n, c in demo.demo_configs(5, 0).items()}
-    monkeypatch.setattr(demo, "demo_configs", lambda iterations, seed: configs)
-    assert cli.main(["demo", f"--out={tmp_path}"]) == 0
-    out = capsys.readouterr().out
-    assert "entropy at end" in out and max(map(len, out.splitlines()[:12])) <= 80
-    page = (tmp_path / "report.html").read_text()
+    grid, out = tmp_path / "small.toml", tmp_path / "out"
+    grid.write_text(SMALL_DEMO.format(policy=tiny_policy))
+    monkeypatch.setattr(demo, "GRID", str(grid))
+    monkeypatch.setitem(demo.ARMS, "none", ("discovery", "no <b>control</b>"))  # the page escapes names
+    monkeypatch.setattr(threads, "cores", lambda: cores)
+    assert cli.main(["demo", f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert "entropy (nats/token)" in printed and max(map(len, printed.splitlines()[1:14])) <= 80
+    assert all(printed.count(f"small-seed{run} ") == 1 for run in ("0-sharpening", "1-none", "1-clip-cov"))
+    page = (out / "report.html").read_text()
     assert "default-src 'none'" in page and "Entropy with and without control" in page
     assert html.escape("no <b>control</b>") in page and "<b>control" not in page
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    before = (tmp_path / "none" / "metrics.jsonl").read_bytes()
-    assert cli.main(["demo", f"--out={tmp_path}"]) == 0  # a second time: nothing is trained again
-    assert (tmp_path / "none" / "metrics.jsonl").read_bytes() == before
+    assert (out / "figure.png").read_bytes().startswith(b"\x89PNG")
+    before = (out / "small-seed1-none" / "metrics.jsonl").read_bytes()
+    assert cli.main(["demo", f"--out={out}"]) == 0  # a second time: nothing is trained again
+    assert (out / "small-seed1-none" / "metrics.jsonl").read_bytes() == before
+
+
+def test_demo_says_how_to_go_on_after_ctrl_c(tmp_path, capsys, monkeypatch, tiny_policy):
+    from erltool import threads
+    from erltool.cli import demo as command
+    from erltool.report import demo
+
+    grid = tmp_path / "small.toml"
+    grid.write_text(SMALL_DEMO.format(policy=tiny_policy))
+    monkeypatch.setattr(demo, "GRID", str(grid))
+    monkeypatch.setattr(threads, "cores", lambda: 1)
+    monkeypatch.setattr(command, "interruptible", lambda: contextlib.nullcontext([1]))
+    assert cli.main(["demo", f"--out={tmp_path / 'out'}"]) == 130
+    assert "continue with: erltool demo --out" in capsys.readouterr().err
 
 
 def test_doctor_has_one_line_for_each_finding(capsys):
@@ -240,8 +279,7 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
         ("plan --gpus 0", "0 must be at least 1"),
         ("plan --prompt-tokens -4", "-4 must be at least 1"),
         ("prompt --count -3", "-3 must be at least 1"),
-        ("demo --iterations 0", "0 must be at least 1"),
-        ("demo --seed -1", "-1 must be at least 0"),
+        ("demo --seed 1", "unrecognized arguments: --seed"),
         ("fit run --window -1", "-1.0 must be above 0"),
         ("fit run --window inf", "inf must be above 0 and finite"),
         ("fit run --forecast 0", "cut 0.0 must be between 0 and 1"),

@@ -12,7 +12,7 @@ from matplotlib.text import Text
 import erltool
 from erltool.cli import command as cli
 from erltool.plots import as_text, plot_entropy_change, plot_fit, plot_forecast, plot_run, plot_seeds
-from erltool.report.demo import LABELS, demo_figure
+from erltool.report.demo import ARMS, demo_figure
 from erltool.resources import shipped
 from erltool.text import visible
 from erltool.widgets import ControlExplorer, CurveFitter, EntropyLab, RunForm, RunMonitor, TokenInspector
@@ -87,8 +87,8 @@ def test_the_command_line_draws_logs_of_any_name(tmp_path, capsys):
 
 
 def test_the_figure_of_the_demo_has_names_of_any_kind(run, monkeypatch):
-    monkeypatch.setitem(LABELS, "none", r"_a$\frac{$b")
-    figure = demo_figure({"none": run})
+    monkeypatch.setitem(ARMS, "sharpening", ("sharpening", r"_a$\frac{$b"))
+    figure = demo_figure({"demo-seed0-sharpening": run})
     for ax in figure.axes:
         assert drawn(ax.get_legend().get_texts()[0]).startswith(r"_a$\frac{$b")
     figure.savefig(io.BytesIO())

@@ -1,30 +1,64 @@
-"""`erltool demo`."""
+"""`erltool demo`: makes the shipped grid `demo`, in one process per core, and draws it."""
 
-from erltool.cli.arguments import at_least, place
-from erltool.cli.progress import follow
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from erltool import threads
+from erltool.cli import terminal
+from erltool.cli.arguments import place
+from erltool.cli.progress import interruptible, over_grid
 
 
 def run(parser, words) -> int:
     parser.add_argument(
         "--out", type=place, default="erltool-demo", help="folder for the report and the runs (erltool-demo)"
     )
-    parser.add_argument("--iterations", type=at_least(1), default=60, help="iterations of each run (60)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of both runs (0)")
     args = parser.parsed(words)
+    import torch
+
     from erltool.report import demo
     from erltool.runs.folder import read_run
+    from erltool.training.experiments import is_over, line_of, load_grid, run_grid
 
-    configs = demo.demo_configs(args.iterations, args.seed)
-    for name, config in configs.items():
-        folder = args.out / name
-        resume = (folder / "config.json").is_file()
-        if status := follow(config, folder, resume, f"{demo.LABELS[name]:10}"):
-            return status
-    runs = {name: read_run(args.out / name) for name in configs}
-    print("\n" + demo.summary_table(runs).to_string() + "\n")
-    for name, run in runs.items():
-        law = demo.law_of(run)
-        if isinstance(law, str):
-            print(f"{demo.LABELS[name]}: {law}")
+    grid = load_grid(demo.GRID)
+    to_make = [name for name in grid.configs if not is_over(args.out / name)]
+    processes = min(threads.cores(), len(to_make))
+    print(terminal.filled(f"{grid.question} {len(to_make)} short runs, {processes} at a time.", 0), flush=True)
+    torch.set_num_threads(1)  # as in the other processes, and in the recorded runs
+    with interruptible() as interrupted, _others(demo.GRID, args.out, processes - 1) as others:
+        with contextlib.closing(run_grid(grid, args.out)) as progress:
+            for name, bar, m in over_grid(progress):
+                if m.over:
+                    bar.close()
+                    to_make.remove(name)
+                    print(line_of(name, m.over), flush=True)
+                if interrupted:
+                    break
+        for other in others:
+            other.wait()
+    missing = [name for name in grid.configs if not is_over(args.out / name)]
+    if missing:
+        return terminal.fail(f"{len(missing)} runs are not finished; continue with: erltool demo --out {args.out}", 130)
+    runs = {name: read_run(args.out / name) for name in grid.configs}
+    print("\n".join(line_of(name, runs[name]) for name in to_make))  # those of the other processes
+    print(f"\n{demo.summary_table(runs).to_string()}\n\n{terminal.filled(demo.verdict(runs), 0)}")
     print(f"written: {demo.write_report(runs, args.out)}, {args.out / 'figure.png'} and the runs' folders beside them")
     return 0
+
+
+@contextlib.contextmanager
+def _others(grid: str, out: Path, number: int) -> Iterator[list[subprocess.Popen]]:
+    """Further processes that work on the grid. They get this one's Ctrl-C, and end with the block."""
+    command = [sys.executable, "-m", "erltool.cli", "experiment", grid, "--out", str(out)]
+    environment, nowhere = os.environ | {"OMP_NUM_THREADS": "1"}, subprocess.DEVNULL
+    processes = [subprocess.Popen(command, env=environment, stdout=nowhere, stderr=nowhere) for _ in range(number)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait()

@@ -2,11 +2,10 @@
 
 import contextlib
 
-from erltool import threads
 from erltool.cli import terminal
 from erltool.cli.arguments import place
 from erltool.cli.flags import add_trust
-from erltool.cli.progress import interruptible, postfix
+from erltool.cli.progress import interruptible, over_grid
 from erltool.text import visible
 
 
@@ -36,7 +35,7 @@ def run(parser, words) -> int:
         print("\n".join(f"{name}: not finished" for name in grid.configs if name not in runs))
         return 0
     with interruptible() as interrupted, contextlib.closing(run_grid(grid, args.out, runs)) as progress:
-        for name, bar, m in _bars(progress):
+        for name, bar, m in over_grid(progress):
             if m.over:
                 bar.close()
                 runs[name] = m.over
@@ -51,15 +50,3 @@ def run(parser, words) -> int:
     if interrupted:
         return terminal.fail(f"stopped; continue with: erltool experiment {args.grid} --out {args.out}", 130)
     return 0
-
-
-def _bars(progress):
-    """(name, bar, progress) with a progress bar for each run of a grid, which shows the run's step."""
-    bars, crowding = {}, threads.Crowding()
-    for name, m in progress:
-        if name not in bars:
-            bars[name] = terminal.progress(m.steps, name[-30:])
-        if m.metrics:
-            bars[name].set_postfix_str(postfix(m.metrics, crowding.look()), refresh=False)
-        bars[name].update(m.step - bars[name].n)
-        yield name, bars[name], m

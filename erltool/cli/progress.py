@@ -32,6 +32,18 @@ def follow(config, out: Path, resume: bool, name: str) -> int:
     return terminal.fail(f"stopped after step {m['step']}; continue with: erltool train --resume --out {out}", 130)
 
 
+def over_grid(progress):
+    """(name, bar, progress) with a progress bar for each run of `run_grid`, which shows the run's step."""
+    bars, crowding = {}, threads.Crowding()
+    for name, m in progress:
+        if name not in bars:
+            bars[name] = terminal.progress(m.steps, name[-30:])
+        if m.metrics:
+            bars[name].set_postfix_str(postfix(m.metrics, crowding.look()), refresh=False)
+        bars[name].update(m.step - bars[name].n)
+        yield name, bars[name], m
+
+
 def postfix(metrics, waited: float, accuracy: float | None = None) -> str:
     """A step's numbers for the progress bar: entropy, reward, last accuracy, fraction of the time without a core."""
     text = f"H {metrics['policy_entropy']:.3f} R {metrics['reward']:.2f}"

@@ -1,34 +1,54 @@
-"""The configurations of `erltool demo`, and its table, figure and page of two runs with their fitted laws."""
+"""The table, figure and page of `erltool demo`: one run where nothing has to be found, and two arms where it does.
 
-import dataclasses
+The runs are those of the grid data/experiments/demo.toml: `sharpening` without control, and on products that have to be
+found three seeds without control and three under Clip-Cov, whose fraction falls to 0 at the end.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-from erltool.controls.base import NoControl
-from erltool.controls.paper import ClipCov
 from erltool.errors import ErltoolError
 from erltool.files import writing
 from erltool.law.fit import LawFit, fit_law
-from erltool.plots import new_axes, plot_fit, plot_run
+from erltool.plots import new_rows, plot_fit, plot_seeds
 from erltool.report.page import write_page
-from erltool.runs.compare import EDGE
+from erltool.runs import compare
 from erltool.runs.folder import Run
-from erltool.training.config import TrainConfig
 from erltool.widgets.points import points_of
 
-LABELS = {"none": "no control", "clip-cov": "Clip-Cov"}
+GRID = "demo"
+KNOWN, FOUND = "sharpening", "discovery"  # the two questions, each with its arms
+ARMS = {
+    "sharpening": (KNOWN, "no control"),
+    "none": (FOUND, "no control"),
+    "clip-cov": (FOUND, "Clip-Cov"),
+}  # arm of the grid: question, name for readers
+GREEDY = "eval_accuracy_tempered"
+MEANS = {
+    "policy_entropy": "entropy (nats/token)",
+    "thinking_fraction": "works step by step",
+    "response_length": "response (tokens)",
+    "zero_spread_fraction": "groups of equal rewards",
+}  # means over EDGE iterations at the start and at the end
+ACCURACIES = {"eval_accuracy": "accuracy, sampled", GREEDY: "accuracy, greedy"}
+PANELS = {
+    "policy_entropy": "entropy (nats/token)",
+    GREEDY: "held-out accuracy",
+    "thinking_fraction": "works step by step",
+    "zero_spread_fraction": "groups of equal rewards",
+}
 
 
-def demo_configs(iterations: int, seed: int) -> dict[str, TrainConfig]:
-    """The demo's two runs of the shipped policy `sharpening`, by name: GRPO without control, and with Clip-Cov."""
-    none = TrainConfig(
-        task="chain:sharpening", policy="sharpening", lora_rank=0, learning_rate=3e-4, steps=4 * iterations,
-        updates_per_iteration=4, max_response_tokens=28, eval_every=2, eval_prompts=500, eval_samples=1,
-        eval_temperature=0.0, seed=seed, control=NoControl(),
-    )  # fmt: skip
-    return {"none": none, "clip-cov": dataclasses.replace(none, control=ClipCov(fraction=0.02, low=0.5, high=50.0))}
+def by_arm(runs: Mapping[str, Run]) -> dict[str, list[Run]]:
+    """The runs of the demo by arm, in its order."""
+    arms: dict[str, list[Run]] = {}
+    for name, run in runs.items():
+        arms.setdefault(compare.arm_of(name), []).append(run)
+    return {arm: arms[arm] for arm in ARMS if arm in arms}
 
 
 def law_of(run: Run) -> LawFit | str:
@@ -40,87 +60,111 @@ def law_of(run: Run) -> LawFit | str:
         return str(e)
 
 
-def summary_table(runs: dict[str, Run]) -> pd.DataFrame:
-    """A row for each measured quantity and a column for each run; numbers are texts."""
-    return pd.DataFrame({LABELS.get(name, name): _column(run) for name, run in runs.items()})
+def summary_table(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """What each arm's runs began and ended with, means over their seeds: a row a quantity, a column (question, name) an
+    arm, as texts "start to end". Accuracies are held-out, shares are fractions. The last row has the median R² of the
+    laws."""
+    return pd.DataFrame({ARMS[arm]: _column(members) for arm, members in by_arm(runs).items()})
 
 
-def _column(run: Run) -> dict[str, str]:
-    edge = EDGE * run.config["updates_per_iteration"]
-    first, last = run.metrics.head(edge), run.metrics.tail(edge)
-    evaluated, law = run.evaluated(), law_of(run)
-    ceiling, r_squared = "not fitted", "-"
-    if isinstance(law, LawFit):
-        low, high = law.interval()["ceiling"]
-        ceiling, r_squared = f"{law.ceiling:.2f} [{low:.2f}, {high:.2f}]", f"{law.r_squared:.3f}"
-    column = {
-        "entropy at start (nats/token)": f"{first['policy_entropy'].mean():.3f}",
-        "entropy at end": f"{last['policy_entropy'].mean():.3f}",
-    }
+def _column(runs: list[Run]) -> dict[str, str]:
+    column = {"seeds": str(len(runs))}
+    for metric, label in MEANS.items():
+        values = pd.DataFrame([_edges(run, metric) for run in runs]).mean()
+        column[label] = _from_to(values, digits=1 if metric == "response_length" else 3)
     for metric, label in ACCURACIES.items():
-        if metric in evaluated:
-            column[f"{label} at start"] = f"{evaluated[metric].iloc[0]:.3f}"
-            column[f"{label} at end"] = f"{evaluated[metric].iloc[-1]:.3f}"
-    for metric, label, unit in SHOWN:
-        if metric in run.metrics:
-            column[f"{label} at start{unit}"] = f"{first[metric].mean():.3g}"
-            column[f"{label} at end"] = f"{last[metric].mean():.3g}"
-    return column | {"ceiling b - a [95 %]": ceiling, "R² of the law": r_squared}
+        column[label] = _from_to(pd.DataFrame([_ends(run, metric) for run in runs]).mean())
+    squares = [law.r_squared for law in map(law_of, runs) if isinstance(law, LawFit)]
+    return column | {"R² of the law, median": f"{pd.Series(squares).median():.2f}" if squares else "not fitted"}
 
 
-ACCURACIES = {"eval_accuracy": "held-out accuracy, sampled", "eval_accuracy_tempered": "held-out accuracy, greedy"}
-SHOWN = (
-    ("thinking_fraction", "worked step by step", " (share)"),
-    ("response_length", "response length", " (tokens)"),
-    ("mean_covariance", "mean covariance", " (nats)"),
-)
+def _edges(run: Run, metric: str) -> tuple[float, float]:
+    if metric not in run.metrics:
+        return float("nan"), float("nan")
+    edge = compare.EDGE * run.config["updates_per_iteration"]
+    return run.metrics[metric].head(edge).mean(), run.metrics[metric].tail(edge).mean()
 
 
-def demo_figure(runs: dict[str, Run]) -> Figure:
-    """Entropy, accuracy and the share that works step by step, over steps; accuracy against entropy with the law."""
-    axes = new_axes(4, width=3.6)
-    for index, (name, run) in enumerate(runs.items()):
-        label = LABELS.get(name, name)
-        plot_run(run, "policy_entropy", ax=axes[0], label=label, index=index)
-        plot_run(run, "eval_accuracy", ax=axes[1], label=f"{label}, sampled", index=index)
-        if "eval_accuracy_tempered" in run.metrics:
-            plot_run(run, "eval_accuracy_tempered", ax=axes[1], label=f"{label}, greedy", index=index)
-            axes[1].get_lines()[-1].set(linestyle="--", marker="")
-        if "thinking_fraction" in run.metrics:
-            plot_run(run, "thinking_fraction", ax=axes[2], label=label, index=index)
-        law = law_of(run)
-        if isinstance(law, LawFit):
-            plot_fit(law, ax=axes[3], label=f"{label}, R² {law.r_squared:.2f}", index=index)
-    axes[0].set_yscale("log")  # a control multiplies the entropy
-    axes[1].set_ylabel("held-out accuracy")
-    axes[2].set_ylabel("share that works step by step")
-    axes[3].set_ylabel("held-out accuracy R, sampled")
-    for ax in axes:
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8)
+def _ends(run: Run, metric: str) -> tuple[float, float]:
+    measured = run.metrics.get(metric, pd.Series(dtype=float)).dropna()
+    return (measured.iloc[0], measured.iloc[-1]) if len(measured) else (float("nan"), float("nan"))
+
+
+def _from_to(values: pd.Series, digits: int = 3) -> str:
+    return f"{values[0]:.{digits}f} to {values[1]:.{digits}f}" if values.notna().all() else "-"
+
+
+def verdict(runs: Mapping[str, Run]) -> str:
+    """How much more the control found: the difference of greedy accuracies at the end, paired by seed, in a sentence.
+    "" without both arms."""
+    ends = {
+        arm: pd.Series({run.config["seed"]: _ends(run, GREEDY)[1] for run in members}).dropna()
+        for arm, members in by_arm(runs).items()
+    }
+    try:
+        d = compare.paired_difference(ends["clip-cov"], ends["none"])
+    except (KeyError, ErltoolError):
+        return ""
+    spread = f" ({d.low:+.2f} to {d.high:+.2f})" if d.seeds > 1 else ""
+    return f"{FOUND}: greedily, Clip-Cov ends {d.mean:+.2f}{spread} from no control, {d.seeds} seeds"
+
+
+def demo_figure(runs: Mapping[str, Run]) -> Figure:
+    """A row of panels for each question: entropy, accuracy, the share that works step by step or the groups without
+    spread, and accuracy against entropy with the law. Seeds are thin lines, their means thick."""
+    questions = {
+        question: {arm: members for arm, members in by_arm(runs).items() if ARMS[arm][0] == question}
+        for question in (KNOWN, FOUND)
+    }
+    questions = {question: arms for question, arms in questions.items() if arms}
+    axes = new_rows(len(questions), 4, width=3.6, height=2.9)
+    for row, (question, arms) in enumerate(questions.items()):
+        _draw(axes[4 * row : 4 * row + 4], question, arms)
     return axes[0].figure
 
 
-def caption(runs: dict[str, Run]) -> str:
+def _draw(axes, question: str, arms: Mapping[str, list[Run]]) -> None:
+    third = "thinking_fraction" if question == KNOWN else "zero_spread_fraction"
+    for index, (arm, runs) in enumerate(arms.items()):
+        label = ARMS[arm][1]
+        for ax, metric, smooth in ((axes[0], "policy_entropy", 3), (axes[1], GREEDY, 1), (axes[2], third, 3)):
+            if any(metric in run.metrics for run in runs):
+                name = f"{label}, greedy" if metric == GREEDY else label
+                plot_seeds(runs, metric, ax=ax, label=name, index=index, smooth=smooth, by="iteration")
+                ax.set_ylabel(PANELS[metric])
+        if question == KNOWN and any("eval_accuracy" in run.metrics for run in runs):
+            plot_seeds(runs, "eval_accuracy", ax=axes[1], label=f"{label}, sampled", index=1, by="iteration")
+            axes[1].set_ylabel(PANELS[GREEDY])
+        law = law_of(runs[0])
+        if isinstance(law, LawFit):
+            seed = f", seed {runs[0].config['seed']}" if len(runs) > 1 else ""
+            plot_fit(law, ax=axes[3], label=f"{label}{seed}, R² {law.r_squared:.2f}", index=index)
+            axes[3].set_ylabel("held-out accuracy R, sampled")
+    axes[0].set_yscale("log")  # a control multiplies the entropy
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
+    axes[0].set_title(f"{question}: {'nothing' if question == KNOWN else 'products'} to be found", loc="left")
+    for ax in axes:
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=8)
+
+
+def caption(runs: Mapping[str, Run]) -> str:
     """The figure in a sentence, with its numbers."""
-    run = next(iter(runs.values()))
-    table = summary_table(runs)
     changes = []
-    for name, c in table.items():
-        change = f"{name}: entropy {c['entropy at start (nats/token)']} to {c['entropy at end']} nats/token"
-        for label in ACCURACIES.values():
-            if f"{label} at start" in c:
-                change += f", {label} {c[f'{label} at start']} to {c[f'{label} at end']}"
-        changes.append(change)
-    return (
-        f"Policy {run.config['policy']} on {run.config['task']}, {len(run.metrics)} optimiser steps, "
-        f"seed {run.config['seed']}. {'; '.join(changes)}."
-    )
+    for name, column in summary_table(runs).to_dict().items():
+        entropy, sampled, greedy = (column[label] for label in (MEANS["policy_entropy"], *ACCURACIES.values()))
+        accuracy = f"held-out accuracy {sampled} sampled and {greedy} greedily"
+        changes.append(f"{', '.join(name)}: entropy {entropy} nats/token, {accuracy}")
+    return "; ".join(filter(None, [*changes, verdict(runs)])) + "."
 
 
-def write_report(runs: dict[str, Run], out: Path) -> Path:
+def write_report(runs: Mapping[str, Run], out: Path) -> Path:
     """Writes figure.png and the interactive report.html to the folder of the runs; returns the page's path."""
     with writing(out):
         demo_figure(runs).savefig(out / "figure.png")
-    shown = {LABELS.get(name, name): run for name, run in runs.items()}
+    shown = {
+        ", ".join([*ARMS[arm], *([f"seed {run.config['seed']}"] if len(members) > 1 else [])]): run
+        for arm, members in by_arm(runs).items()
+        for run in members
+    }
     return write_page(shown, out / "report.html", title="Entropy with and without control", about=caption(runs))
