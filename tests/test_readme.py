@@ -11,6 +11,8 @@ import pytest
 
 from erltool import fit_law, forecast
 from erltool.controls.catalog import CONTROLLERS, CONTROLS, PRESETS
+from erltool.report import demo
+from erltool.resources import shipped
 from erltool.runs import compare
 from erltool.runs.folder import METRICS, read_runs
 
@@ -83,6 +85,25 @@ def script(path):
 def test_the_tables_of_experiments_are_what_the_recorded_runs_give():
     for line in itertools.chain(*script("data/experiments/report.py").tables()):
         assert line in RESULTS
+
+
+def test_the_first_screen_says_what_the_demo_measured():
+    runs = read_runs(shipped("data/runs/demo"))
+    table, first = demo.summary_table(runs), " ".join(README.split("## The idea")[0].split())
+    for row in ("entropy (nats/token)", "accuracy, sampled"):
+        assert f"from {table['sharpening', 'no control'][row]}" in first
+    for arm in ("no control", "Clip-Cov"):
+        assert f"ends at {table['discovery', arm]['accuracy, greedy'].split(' to ')[1]}" in first
+    step_by_step = [float(x) for x in table["sharpening", "no control"]["works step by step"].split(" to ")]
+    assert (
+        "from {:.0%} of the responses in the first five iterations to {:.0%}".format(*step_by_step).replace("%", " %")
+        in first
+    )
+    found = demo.verdict(runs)
+    assert "+0.29 (+0.14 to +0.44)" in found and "0.29 (0.14 to 0.44)" in first
+    assert len(runs) == 7 and "seven runs" in first and "Three seeds" in first
+    for d in script("data/experiments/report.py").minute_differences().values():
+        assert d.seeds == 10 and d.low > 0 and f"{d.mean:.3f} ({d.low:.3f} to {d.high:.3f})" in first
 
 
 def test_in_discovery_clip_cov_ends_above_every_rival_on_seeds_that_chose_nothing():

@@ -183,7 +183,7 @@ def test_a_steered_run_is_shown_beside_the_recorded_ones():
     monitor = RunMonitor(steer=True)
     assert not monitor.problem and monitor.dials == {"fraction": 0.0, "coef": 0.0}
     assert [(arm["label"], arm["seeds"], arm["drawn"]) for arm in monitor.recorded] == [
-        ("no control", 5, True), ("best", 5, True), ("at random", 5, False),
+        ("no control", 10, True), ("best", 10, True), ("at random", 10, False),
     ]  # fmt: skip
     assert all(set(arm["curves"]) == set(steering_view.DRAWN) for arm in monitor.recorded)
     none = np.frombuffer(monitor.recorded[0]["curves"]["policy_entropy"], np.float32)

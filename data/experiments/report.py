@@ -6,6 +6,7 @@ python data/experiments/report.py --figures FOLDER      # also draws the figures
 
 import argparse
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -69,14 +70,35 @@ def regime_differences(grid: str) -> list[str]:
     """Accuracy of the arms with a covariance control less that of the others, paired by seed, with 95 % intervals."""
     table = arms(grid)
     names = list(table["arm"].unique())
-    controlled = [arm for arm in names if arm.endswith("-cov")]
-    baselines = [arm for arm in names if arm not in controlled]
+    controlled = [arm for arm in names if "-cov" in arm]
     rows = []
-    for arm in controlled:
-        for value, label in ACCURACIES.items():
-            differences = [compare.differences(table, value, base, by="arm")[arm] for base in baselines]
-            rows.append([f"`{arm}`", label, *map(_difference, differences)])
-    return markdown(["arm", "accuracy", *(f"− `{base}`" for base in baselines)], rows)
+    for arm, rival in itertools.product(controlled, [name for name in names if name not in controlled]):
+        differences = [compare.differences(table, value, rival, by="arm")[arm] for value in ACCURACIES]
+        rows.append([f"`{arm}` − `{rival}`", *map(_difference, differences)])
+    return markdown(["difference", *ACCURACIES.values()], rows)
+
+
+def minute_arms() -> pd.DataFrame:
+    """The arms of the steered run's minute, with the greedy accuracy of each last policy."""
+    runs, table = record("steering")[0], arms("steering")
+    return table.assign(greedy=[run.evaluated()["eval_accuracy_tempered"].iloc[-1] for run in runs.values()])
+
+
+def minute_differences() -> dict[str, compare.Difference]:
+    """How much more greedy accuracy the best schedule has than each rival."""
+    table = minute_arms()
+    rivals = [arm for arm in table["arm"].unique() if arm != "best"]
+    return {rival: compare.differences(table, "greedy", rival, by="arm")["best"] for rival in rivals}
+
+
+def minute() -> list[str]:
+    """Means of the minute's arms over seeds, and how far `best` is above each."""
+    less, rows = minute_differences(), []
+    for arm, ends in minute_arms().groupby("arm", sort=False):
+        mean = ends[["entropy_end", "greedy", "average"]].astype(float).mean()
+        values = [f"{mean['entropy_end']:.3f}", f"{mean['greedy']:.3f}", f"{mean['average']:.3f}"]
+        rows.append([f"`{arm}`", str(len(ends)), *values, _difference(less[arm]) if arm in less else ""])
+    return markdown(["arm", "seeds", "entropy at the end", "greedy", "temperature 1", "`best` − arm, greedy"], rows)
 
 
 def takeover(run: Run) -> float:
@@ -360,6 +382,7 @@ def tables() -> list[list[str]]:
     by_rate = takeover_lines(rates, "rate", {rate: f"{rate:g}" for rate in sorted(rates["rate"].unique())})
     return [
         *regimes,
+        minute(),
         by_rate,
         takeover_lines(takeovers("trap"), "iterations", {300: "300 iterations at 1e-4"}),
         figures(),

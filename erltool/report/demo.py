@@ -81,8 +81,10 @@ def _column(runs: list[Run]) -> dict[str, str]:
 def _edges(run: Run, metric: str) -> tuple[float, float]:
     if metric not in run.metrics:
         return float("nan"), float("nan")
-    edge = compare.EDGE * run.config["updates_per_iteration"]
-    return run.metrics[metric].head(edge).mean(), run.metrics[metric].tail(edge).mean()
+    rows = run.metrics.groupby("iteration")[
+        metric
+    ].mean()  # a record has a row an iteration, a run's folder one an update
+    return rows.head(compare.EDGE).mean(), rows.tail(compare.EDGE).mean()
 
 
 def _ends(run: Run, metric: str) -> tuple[float, float]:
