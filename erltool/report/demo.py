@@ -16,8 +16,9 @@ from erltool.files import writing
 from erltool.law.fit import LawFit, fit_law
 from erltool.plots import new_rows, plot_fit, plot_seeds
 from erltool.report.page import write_page
+from erltool.resources import shipped
 from erltool.runs import compare
-from erltool.runs.folder import Run
+from erltool.runs.folder import Run, read_runs
 from erltool.widgets.points import points_of
 
 GRID = "demo"
@@ -97,18 +98,24 @@ def _from_to(values: pd.Series, digits: int = 3) -> str:
 
 
 def verdict(runs: Mapping[str, Run]) -> str:
-    """How much more the control found: the difference of greedy accuracies at the end, paired by seed, in a sentence.
-    "" without both arms."""
-    ends = {
-        arm: pd.Series({run.config["seed"]: _ends(run, GREEDY)[1] for run in members}).dropna()
-        for arm, members in by_arm(runs).items()
-    }
+    """How much more the control found: the difference of greedy accuracies at the end, paired by seed, in a sentence,
+    and the same of the recorded grid `steering`, which has more seeds. "" without both arms."""
+    arms = by_arm(runs)
+    recorded: dict[str, list[Run]] = {}
+    for name, run in read_runs(shipped("data/runs/steering")).items():
+        recorded.setdefault(compare.arm_of(name), []).append(run)
     try:
-        d = compare.paired_difference(ends["clip-cov"], ends["none"])
+        here, there = _gain(arms["clip-cov"], arms["none"]), _gain(recorded["best"], recorded["none"])
     except (KeyError, ErltoolError):
         return ""
+    return f"{FOUND}: accuracy of Clip-Cov − no control, greedy: {here}; recorded: {there}"
+
+
+def _gain(runs: list[Run], baseline: list[Run]) -> str:
+    ends = [pd.Series({run.config["seed"]: _ends(run, GREEDY)[1] for run in arm}).dropna() for arm in (runs, baseline)]
+    d = compare.paired_difference(*ends)
     spread = f" ({d.low:+.2f} to {d.high:+.2f})" if d.seeds > 1 else ""
-    return f"{FOUND}: greedily, Clip-Cov ends {d.mean:+.2f}{spread} from no control, {d.seeds} seeds"
+    return f"{d.mean:+.2f}{spread}, {d.seeds} seed{'s' if d.seeds > 1 else ''}"
 
 
 def demo_figure(runs: Mapping[str, Run]) -> Figure:
