@@ -163,9 +163,13 @@ CURVES = {
 }
 
 
+DRAWN = ("none", "one-update", "random-clip", "clip-cov", "annealed-clip-cov")  # as many as have a colour
+
+
 def draw_regime(grid: str) -> Figure:
     """Entropy, right products and accuracies of a regime's arms, by iteration: each seed thin, their mean thick."""
     runs, table = record(grid)[0], arms(grid)
+    table = table[table["arm"].isin(DRAWN)]
     axes = new_axes(len(CURVES), width=3.6)
     for index, (arm, ends) in enumerate(table.groupby("arm", sort=False)):
         chosen = [runs[n] for n in ends.index]
