@@ -20,6 +20,7 @@ P, SA = A + "policy_loss.", "trainer.algorithm."
 VERL = ["python", "-m", "verl.trainer.main_ppo", "algorithm.adv_estimator=grpo", "data.train_batch_size=256",
         A + "ppo_mini_batch_size=64", R + "n=8", A + "ppo_micro_batch_size_per_gpu=64"]  # fmt: skip
 KL = [P + "loss_mode=kl_cov", P + "ppo_kl_coef=1", P + "kl_cov_ratio=0.002", A + "fsdp_config.dtype=float32"]
+INSIDE = ["actor_rollout_ref.model.external_lib=erltool.engines.verl_losses", A + "fsdp_config.dtype=float32"]
 CLIP = [P + "loss_mode=clip_cov"]
 SKY = ["uv", "run", "-m", "skyrl.train.entrypoints.main_base", "trainer.train_batch_size=64", "trainer.bf16=false",
        "trainer.policy_mini_batch_size=16", "generator.n_samples_per_prompt=4",
@@ -46,7 +47,25 @@ COMMANDS = {
     "verl: keys that nobody knows": ([*VERL, "+actor_rollout_ref.actor.brand_new=3", "~critic", "x.y='a b'"], ()),
     "verl: a value that is no number": ([*VERL, *KL, P + "kl_cov_ratio=lots", R + "top_p=[1,2]"], ()),
     "verl: dynamic batches without a choice of tokens": ([*VERL, A + "use_dynamic_bsz=True"], ()),
+    "verl: erltool's KL-Cov in micro-batches of one": ([*VERL, *INSIDE, P + 'loss_mode="erltool:kl-cov:fraction=0.2"',
+                                                        A + "ppo_micro_batch_size_per_gpu=1"], ()),
+    "verl: erltool's Clip-Cov in packed micro-batches": (
+        [*VERL, *INSIDE, P + "loss_mode=erltool:clip-cov", A + "use_dynamic_bsz=True"], ()),
+    "verl: erltool's Clip-Cov by quantiles": (
+        [*VERL, *INSIDE, P + "loss_mode='erltool:clip-cov:low=0.9,high=0.99,bounds=quantile'",
+         "algorithm.norm_adv_by_std_in_grpo=False"], ()),
     # verl, wrong
+    "verl: erltool's loss, never imported": (
+        [*VERL, P + "loss_mode=erltool:random-kl"], ("loss-not-registered",)),
+    "verl: erltool's KL-Cov with one update": (
+        [*VERL, *INSIDE, P + "loss_mode=erltool:kl-cov", "data.train_batch_size=64"], ("silent-kl-cov",)),
+    "verl: erltool's KL-Cov with verl's keys": (
+        [*VERL, *INSIDE, P + "loss_mode=erltool:kl-cov", P + "kl_cov_ratio=0.002"], ("loss-not-chosen",)),
+    "verl: erltool's Clip-Cov for Dr. GRPO": (
+        [*VERL, *INSIDE, P + "loss_mode=erltool:clip-cov", "algorithm.norm_adv_by_std_in_grpo=False"],
+        ("unscaled-band",)),
+    "verl: erltool's clip-higher and bonus": (
+        [*VERL, *INSIDE, P + "loss_mode=erltool:clip-higher+entropy-bonus:coef=0.01"], ("two-pushes",)),
     "verl: KL-Cov with one update": ([*VERL, *KL, "data.train_batch_size=64"], ("silent-kl-cov",)),
     "verl: KL-Cov in percent": ([*VERL, *KL, P + "kl_cov_ratio=0.2"], ("percent-for-fraction",)),
     "verl: KL-Cov above 1": ([*VERL, *KL, P + "kl_cov_ratio=2"], ("percent-for-fraction",)),

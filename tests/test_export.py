@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -11,14 +13,18 @@ import pytest
 import erltool
 from erltool import ErltoolError, TrainConfig
 from erltool.cli.command import main
-from erltool.controls.catalog import PRESETS, parse_control
+from erltool.controls.base import Control, NoControl
+from erltool.controls.catalog import CONTROLS, PRESETS, control_text, parse_control
+from erltool.controls.paper import KLCov
 from erltool.engines.verl import export_verl, read_config, write_export
+from erltool.logs.check import check, read_settings, settings_of
 from erltool.resources import shipped
 from erltool.runs.folder import read_runs
 
 ACTOR = "actor_rollout_ref.actor."
 EXPORTED = ["none", "clip-higher", "clip-cov:verl", "kl-cov:paper-7b+entropy-bonus:coef=0.01", "gspo", "cispo",
-            "kl-cov+reference-kl:coef=0.05", "clip-cov:paper-32b"]  # fmt: skip
+            "kl-cov+reference-kl:coef=0.05", "clip-cov:paper-32b", "random-kl+entropy-bonus",
+            "clip-cov:low=0.2,high=0.9,bounds=quantile"]  # fmt: skip
 
 
 def test_a_runs_control_and_algorithm_come_along():
@@ -37,20 +43,70 @@ def test_the_table_says_what_has_another_meaning():
         assert what in text
 
 
+@pytest.mark.parametrize("control", ["random-kl", "random-clip", "kl-cov:estimator=k2", "kl-cov:fraction=0",
+                                     "clip-cov:low=0.2,high=0.9,bounds=quantile", "high-entropy-mask",
+                                     "entropy-bonus:below=0.3", "bapo"])  # fmt: skip
+def test_what_verl_lacks_is_erltools_own_loss_there(control):
+    config = TrainConfig(control=parse_control(control))
+    export = export_verl(config)
+    mode = export.overrides[ACTOR + "policy_loss.loss_mode"]
+    assert parse_control(mode.removeprefix("erltool:")) == config.control
+    assert export.overrides["actor_rollout_ref.model.external_lib"] == "erltool.engines.verl_losses"
+    assert "one more forward pass an update" in export.table() and "centred" not in export.table()
+
+
+def test_bonus_and_reference_stay_verls_beside_erltools_loss():
+    config = TrainConfig(control=parse_control("kl-cov:estimator=k3+entropy-bonus:coef=0.02+reference-kl:coef=0.05"))
+    found = export_verl(config).overrides
+    assert found[ACTOR + "policy_loss.loss_mode"] == "erltool:kl-cov:fraction=0.002,coef=1.0,estimator=k3"
+    assert found[ACTOR + "entropy_coeff"] == 0.02 and found[ACTOR + "kl_loss_coef"] == 0.05
+
+
+def test_with_whole_update_every_control_is_erltools_own_loss():
+    config = TrainConfig(control=parse_control("kl-cov"))
+    assert export_verl(config).overrides[ACTOR + "policy_loss.loss_mode"] == "kl_cov"
+    export = export_verl(config, whole_update=True)
+    assert export.overrides[ACTOR + "policy_loss.loss_mode"] == "erltool:kl-cov:fraction=0.002,coef=1.0,estimator=k1"
+    assert "external_lib" not in export_verl(TrainConfig(), whole_update=True).command()
+    words = shlex.split(export.command().replace("\\\n", " "))
+    assert (
+        f"{ACTOR}policy_loss.loss_mode='erltool:kl-cov:fraction=0.002,coef=1.0,estimator=k1'" in words
+    )  # as Hydra reads
+
+
+def test_an_exported_command_has_no_finding_of_selection_in_micro_batches():
+    config = TrainConfig(control=parse_control("kl-cov"), micro_batch=1, prompts_per_iteration=64)
+    rules = {}
+    for whole in (False, True):
+        words = shlex.split(export_verl(config, whole_update=whole).command().replace("\\\n", " "))
+        rules[whole] = {finding.rule for finding in check(settings_of(read_settings(words), "0.9.0"))}
+    assert rules[False] - rules[True] == {"one-response-selection"}
+    assert not rules[True] & {"loss-not-registered", "loss-not-chosen", "percent-for-fraction", "weak-kl-cov"}
+
+
+@dataclass(frozen=True)
+class Mine(Control):
+    name: ClassVar[str] = "mine"
+
+
 @pytest.mark.parametrize(
     "control, message",
     [
-        ("high-entropy-mask", "verl 0.9 has none like it; it has none, clip-higher"),
-        ("entropy-bonus:below=0.3", "use no below"),
-        ("random-kl", "control random-kl: verl 0.9 has none"),
-        ("clip-cov:low=0.2,high=0.9,bounds=quantile", "use bounds=absolute"),
-        ("kl-cov:estimator=k2", "use estimator=k1"),
-        ("kl-cov:fraction=0", "at least one token"),
+        (parse_control("opefo"), "control opefo: needs entropy_slope, which verl 0.9 does not have"),
+        (parse_control("negative-reinforcement"), "needs rewards, which verl 0.9 does not have"),
+        (Mine(), "control mine: is none of erltool's"),
     ],
 )
-def test_what_would_mean_something_else_is_refused(control, message):
+def test_what_verl_could_not_do_is_refused(control, message):
     with pytest.raises(ErltoolError, match=message):
-        export_verl(TrainConfig(control=parse_control(control)))
+        export_verl(TrainConfig(control=control))
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_controls_text_is_read_back(name):
+    for control in (parse_control(name), parse_control(name) + KLCov() if name == "entropy-bonus" else NoControl()):
+        assert parse_control(control_text(control)) == control
+    assert control_text(NoControl()) == "none"
 
 
 def test_devices_must_divide_the_responses():

@@ -43,17 +43,23 @@ def control_loss(tokens: Tokens, choice: Choice) -> PolicyLoss:
 
     The losses of micro-batches, whatever their size, sum to the update's. Advantages are the choice's.
     """
-    tokens, control = tokens._replace(advantages=choice.advantages).without_padding(), choice.control
-    mask = tokens.response_mask
-    surrogate, clipped = control.owner.surrogate(tokens, choice.clip)
+    per_token, clipped = token_losses(tokens, choice)
+    mask = tokens.response_mask.bool()
+    if choice.control.mean_of_responses:
+        per_token = per_token / mask.sum(-1, keepdim=True).clamp(min=1)
+    loss = per_token.sum() / choice.normalizer
+    return PolicyLoss(loss, per_token.detach(), choice.selected, clipped)
+
+
+def token_losses(tokens: Tokens, choice: Choice) -> tuple[Tensor, Tensor]:
+    """The loss of each token before any mean, (B, T) with gradient, 0 outside the mask; and the tokens whose gradient
+    the surrogate's clip has cut, (B, T) bool. For a trainer that takes the mean itself. Advantages are the choice's."""
+    tokens = tokens._replace(advantages=choice.advantages).without_padding()
+    surrogate, clipped = choice.control.owner.surrogate(tokens, choice.clip)
     per_token = surrogate.masked_fill(choice.dropped, 0)
     if (added := added_terms(tokens, choice)) is not None:
         per_token = per_token + added
-    if control.mean_of_responses:
-        per_token = per_token / mask.sum(-1, keepdim=True).clamp(min=1)
-    per_token = per_token.masked_fill(~mask, 0)
-    loss = per_token.sum() / choice.normalizer
-    return PolicyLoss(loss, per_token.detach(), choice.selected, clipped & mask)
+    return per_token.masked_fill(~tokens.response_mask, 0), clipped & tokens.response_mask
 
 
 def added_terms(tokens: Tokens, choice: Choice) -> Tensor | None:

@@ -1,7 +1,8 @@
 """A configuration as a command line of verl (0.9), and a list of the differences.
 
 verl trains on many nodes. The command carries the control, its values, the algorithm and the data. Every key is one of
-verl's `ppo_trainer` configuration, which tests/test_export.py composes where verl is installed.
+verl's `ppo_trainer` configuration, which tests/test_export.py composes where verl is installed. A control is one of
+verl's own losses where it has the control, else erltool's inside verl's workers (verl_losses.py).
 """
 
 import json
@@ -13,20 +14,25 @@ from pathlib import Path
 import pandas as pd
 
 from erltool.controls.base import Control, NoControl
+from erltool.controls.catalog import control_text, parse_control
 from erltool.controls.others import CISPO, GSPO
 from erltool.controls.paper import ClipCov, ClipHigher, EntropyBonus, KLCov, ReferenceKL
 from erltool.errors import ErltoolError
 from erltool.files import write_whole, writing
+from erltool.logs.check.own import LOSS_PREFIX, LOSSES
 from erltool.resources import POLICIES
 from erltool.runs.folder import read_run
 from erltool.tasks.task import load_task
 from erltool.text import shown
 from erltool.training.config import TrainConfig
 from erltool.training.start import config_of
+from erltool.training.update import SAMPLER_IS_EXACT
 
 VERL = "0.9"
 ACTOR = "actor_rollout_ref.actor."
 ROLLOUT = "actor_rollout_ref.rollout."
+GIVEN = ("token_entropy",)  # the optional fields of Tokens that verl's workers have
+OWN = (NoControl, ClipHigher, EntropyBonus, ReferenceKL, ClipCov, KLCov, GSPO, CISPO)  # what verl has itself
 NO_DUAL_CLIP = 1e6  # the ratio at which verl's vanilla loss bounds the loss of A < 0, which ours never does
 ESTIMATORS = {
     "grpo": ("grpo", True),
@@ -91,9 +97,13 @@ def read_config(source: str | Path, trust_remote_code: bool = False) -> TrainCon
         raise ErltoolError(f"{path}: {e}") from e
 
 
-def export_verl(config: TrainConfig, gpus: int = 8, prompt_tokens: int = 512) -> Export:
-    """The configuration for verl on `gpus` devices of one node, with prompts of at most `prompt_tokens` tokens. Raises
-    ErltoolError for a control that verl lacks, and for a value with another meaning there."""
+def export_verl(config: TrainConfig, gpus: int = 8, prompt_tokens: int = 512, whole_update: bool = False) -> Export:
+    """The configuration for verl on `gpus` devices of one node, with prompts of at most `prompt_tokens` tokens.
+
+    A control that verl has is verl's own, whose Clip-Cov and KL-Cov choose within each micro-batch. One that verl
+    lacks, or has with another meaning, is erltool's inside verl's workers, and with `whole_update` every control is.
+    Raises ErltoolError for a control that needs what verl does not have, and for a value with another meaning there.
+    """
     c = config
     responses = c.prompts_per_update * c.group_size
     if gpus < 1 or responses % gpus:
@@ -134,30 +144,53 @@ def export_verl(config: TrainConfig, gpus: int = 8, prompt_tokens: int = 512) ->
     }  # fmt: skip
     if scaled is not None:
         overrides["algorithm.norm_adv_by_std_in_grpo"] = scaled
-    for member in c.control.parts:
+    own, inside = _split(c.control, whole_update)
+    for member in own:
         overrides |= _of_control(member)
-    return Export(overrides, tuple(_differences(c, overrides)))
+    if inside != NoControl():
+        overrides[ACTOR + "policy_loss.loss_mode"] = LOSS_PREFIX + _text_of(inside)
+        overrides["actor_rollout_ref.model.external_lib"] = LOSSES
+    return Export(overrides, tuple(_differences(c, own, inside, overrides)))
 
 
 def _under(prefix: str, settings: Mapping[str, object]) -> dict[str, object]:
     return {prefix + key: value for key, value in settings.items()}
 
 
+def _split(control: Control, whole_update: bool) -> tuple[tuple[Control, ...], Control]:
+    """The members that are verl's own, and the rest, which is erltool's. Both have one loss, so a control that has one
+    member of erltool's is erltool's, but for the bonus and the KL that verl adds to any loss."""
+    if not whole_update and all(map(_verl_has, control.parts)):
+        return control.parts, NoControl()
+    added = tuple(m for m in control.parts if isinstance(m, EntropyBonus | ReferenceKL) and _verl_has(m))
+    return added, sum((member for member in control.parts if member not in added), NoControl())
+
+
+def _verl_has(control: Control) -> bool:
+    """Whether verl has the control with this meaning, but for the micro-batch. At fraction 0 it takes one token."""
+    values = vars(control)
+    usual = {"below": None, "bounds": "absolute"} | ({"estimator": "k1"} if isinstance(control, KLCov) else {})
+    same = all(values.get(name, value) == value for name, value in usual.items())
+    return type(control) in OWN and same and values.get("fraction") != 0
+
+
+def _text_of(control: Control) -> str:
+    """The control as verl's workers read it. Raises ErltoolError where they could not apply it."""
+    if missing := sorted(set(control.needs) - set(GIVEN)):
+        raise ErltoolError(f"control {control.name}: needs {', '.join(missing)}, which verl {VERL} does not have")
+    text = control_text(control)
+    try:
+        known = parse_control(text)
+    except ErltoolError:
+        known = None
+    if known != control:
+        raise ErltoolError(f"control {control.name}: is none of erltool's, so verl's workers do not know it")
+    return text
+
+
 def _of_control(control: Control) -> dict[str, object]:
-    """verl's keys for one control. Raises ErltoolError where verl has no such control."""
+    """verl's keys for a control that it has."""
     mode, loss = ACTOR + "policy_loss.loss_mode", ACTOR + "policy_loss."
-    known = (NoControl, ClipHigher, EntropyBonus, ReferenceKL, ClipCov, KLCov, GSPO, CISPO)
-    if type(control) not in known:  # a subclass, such as a random baseline, is another control
-        names = ", ".join(kind.name for kind in known)
-        raise ErltoolError(f"control {control.name}: verl {VERL} has none like it; it has {names}")
-    if isinstance(control, EntropyBonus) and control.below is not None:
-        raise ErltoolError(f"control entropy-bonus: verl {VERL} gives it in every update; use no below")
-    if isinstance(control, ClipCov) and control.bounds != "absolute":
-        raise ErltoolError("control clip-cov: verl has bounds in nats only; use bounds=absolute")
-    if isinstance(control, KLCov) and control.estimator != "k1":
-        raise ErltoolError(f"control kl-cov: verl has |log ratio| only, not {control.estimator}; use estimator=k1")
-    if isinstance(control, ClipCov | KLCov) and not control.fraction:
-        raise ErltoolError(f"control {control.name}: verl takes at least one token; use control none for fraction=0")
     match control:
         case ClipHigher():
             return {ACTOR + "clip_ratio_high": control.clip_eps_high}
@@ -184,14 +217,16 @@ def _clip(low: float, high: float) -> dict[str, object]:
     return {ACTOR + "clip_ratio_low": low, ACTOR + "clip_ratio_high": high}
 
 
-def _differences(c: TrainConfig, overrides: dict[str, object]) -> Iterator[tuple[str, str]]:
+def _differences(
+    c: TrainConfig, own: tuple[Control, ...], inside: Control, overrides: dict[str, object]
+) -> Iterator[tuple[str, str]]:
     """(setting here, meaning in verl) for all that differs."""
-    by_covariance = [member for member in c.control.parts if isinstance(member, ClipCov | KLCov)]
+    by_covariance = [member for member in own if isinstance(member, ClipCov | KLCov)]
     micro = overrides[ACTOR + "ppo_micro_batch_size_per_gpu"]
     for control in by_covariance:
         name = control.name
         yield (f"{name}: covariance centred over the update", f"over a micro-batch of {micro} responses on a GPU; one "
-               "response alone has covariance 0, so use as many as fit")  # fmt: skip
+               "response alone has covariance 0, so use as many as fit, or export with whole_update")  # fmt: skip
         yield f"{name}: fraction of the update's tokens", "fraction of a micro-batch's tokens, at least one in each"
         yield (f"{name}: fraction={control.fraction:g}", "the same number, a fraction; in the paper's released scripts "
                "k_percent is in percent, a hundred times as large")  # fmt: skip
@@ -200,6 +235,12 @@ def _differences(c: TrainConfig, overrides: dict[str, object]) -> Iterator[tuple
         yield "kl-cov: ratio exactly 1 on an iteration's first update", "about 1: rounding noise triggers the penalty"
     if any(isinstance(control, ClipCov) for control in by_covariance):
         yield "clip-cov: random choice seeded by the step", "torch.randperm, not seeded by the step"
+    if inside != NoControl():
+        yield (f"control {inside.name}", "the same, over the whole update, by erltool on verl's workers: it must be "
+               "installed there, and costs one more forward pass an update")  # fmt: skip
+        yield ("ratio exactly 1 on an iteration's first update",
+               f"where all log-probs are within {SAMPLER_IS_EXACT:g} nats of the old ones, else about 1")  # fmt: skip
+        yield "random choices seeded by the step", "by data_loader_seed and the worker's updates since it began"
     if c.advantages == "reinforce++":
         yield "advantages reinforce++: scaled over responses", "whitened over tokens: a long response counts more"
     if any(isinstance(control, EntropyBonus) for control in c.control.parts):

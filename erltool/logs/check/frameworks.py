@@ -8,9 +8,10 @@ import importlib.metadata
 import math
 from collections.abc import Callable
 
+from erltool.logs.check.own import LOSS_PREFIX, LOSSES, of_control, parts_of
 from erltool.logs.check.reading import Raw
 from erltool.logs.check.scripts import UNKNOWN
-from erltool.logs.check.settings import CLIP_COV, KL_COV, Settings
+from erltool.logs.check.settings import Settings
 from erltool.resources import POLICIES
 
 RELEASES = {"verl": "0.9.0", "TRL": "1.16.0", "SkyRL": "a956457", "prime-rl": "0.8.1.dev67", "erltool": ""}
@@ -125,8 +126,9 @@ def _verl(k: _Keys) -> Settings:
     measured = k.flag("entropy_measured", False, actor + "calculate_entropy")
     clip = 0.2 if (both := k.number("clip", 0.2, actor + "clip_ratio")) is None else both
     percent = k.number("kl_cov_percent", None, actor + "k_percent", policy_loss + "k_percent")
-    return k.made(
-        loss=_loss(k.text("loss", "vanilla", policy_loss + "loss_mode", actor + "loss_mode")),
+    loss = k.text("loss", "vanilla", policy_loss + "loss_mode", actor + "loss_mode")
+    made = k.made(
+        loss=_loss(loss),
         clip_cov_fraction=k.number("clip_cov_fraction", 2e-4, policy_loss + "clip_cov_ratio"),
         clip_cov_low=k.number("clip_cov_low", 1.0, policy_loss + "clip_cov_lb"),
         kl_cov_fraction=k.number("kl_cov_fraction", 2e-4, policy_loss + "kl_cov_ratio") if percent is None else None,
@@ -155,6 +157,28 @@ def _verl(k: _Keys) -> Settings:
         sampler_old=bypass,
         dtype=_dtype(k.text("dtype", "bfloat16", actor + "fsdp_config.dtype")),
     )
+    if loss is None or not loss.startswith(LOSS_PREFIX):
+        return made
+    k.keys["registered"] = model + "external_lib"
+    modules = k.raw.values.get(k.keys["registered"], "" if k.raw.complete else UNKNOWN)
+    return _inside(k, made, loss, None if modules is UNKNOWN else LOSSES in str(modules))
+
+
+OF_COV = ("clip_cov_fraction", "clip_cov_low", "kl_cov_fraction", "kl_cov_percent", "kl_cov_coef")
+
+
+def _inside(k: _Keys, made: Settings, loss: str, registered: bool | None) -> Settings:
+    """The same where the framework's loss is this package's, whose control is in the loss's name."""
+    control = of_control(parts_of({"control": loss.removeprefix(LOSS_PREFIX)}))
+    numbers = {name: _number(value) for name, value in control.items() if name != "loss"}
+    unread = made.chosen.intersection(OF_COV)
+    keys = {name: k.keys["loss"] for name in numbers if name not in unread}
+    values = {name: loss for name in keys} | {name: getattr(made, name) for name in unread}
+    changed = {
+        "loss": str(control["loss"]), "whole_update": True, "registered": registered,
+        "keys": {**made.keys, **keys}, "values": {**made.values, **values},
+    }  # fmt: skip
+    return Settings(**{**vars(made), **dict.fromkeys(OF_COV), **numbers, **changed})
 
 
 def _trl(k: _Keys) -> Settings:
@@ -285,27 +309,25 @@ def _prime(k: _Keys) -> Settings:
 
 
 def _erltool(k: _Keys) -> Settings:
-    parts = {str(part.get("name")): part for part in _parts(k.raw.values)}
-    clip_cov, kl_cov, bonus = (parts.get(name) for name in ("clip-cov", "kl-cov", "entropy-bonus"))
-    quantiles = clip_cov is not None and clip_cov.get("bounds") == "quantile"
+    control = of_control(parts_of(k.raw.values))
     estimator = k.text("estimator", "grpo", "advantages")
     # The shipped policies are small; their learning rates are not those of language models.
     small = k.value("policy", "sharpening", "policy") in POLICIES
     high = k.number("clip_high", 0.2, "clip_eps_high")
     k.keys |= dict.fromkeys(("loss", "clip_cov_low", "kl_cov_fraction", "kl_cov_coef", "entropy_coef"), "control")
     return k.made(
-        loss=CLIP_COV if clip_cov else KL_COV if kl_cov else "none",
-        clip_cov_low=None if clip_cov is None or quantiles else _number(clip_cov.get("low", 1.0)),
-        kl_cov_fraction=None if kl_cov is None else _number(kl_cov.get("fraction", 2e-3)),
-        kl_cov_coef=None if kl_cov is None else _number(kl_cov.get("coef", 1.0)),
+        loss=str(control["loss"]),
+        clip_cov_low=_number(control.get("clip_cov_low")),
+        kl_cov_fraction=_number(control.get("kl_cov_fraction")),
+        kl_cov_coef=_number(control.get("kl_cov_coef")),
         estimator=estimator,
         grouped=None if estimator is None else estimator != "reinforce++",
         scaled=None if estimator is None else estimator not in ("dr_grpo", "rloo"),
         group_size=k.number("group_size", 8, "group_size"),
         updates_per_rollout=k.number("updates_per_rollout", 4, "updates_per_iteration"),
         clip_low=k.number("clip_low", 0.2, "clip_eps_low"),
-        clip_high=_number(parts["clip-higher"].get("clip_eps_high", 0.28)) if "clip-higher" in parts else high,
-        entropy_coef=0.0 if bonus is None else _number(bonus.get("coef", 0.01)),
+        clip_high=_number(control.get("clip_high", high)),
+        entropy_coef=_number(control.get("entropy_coef", 0.0)),
         learning_rate=None if small else k.number("learning_rate", 1e-3, "learning_rate"),
         lora_rank=k.number("lora_rank", 16, "lora_rank"),
         lora_dropout=k.number("lora_dropout", 0.0, "lora_dropout"),
@@ -314,29 +336,6 @@ def _erltool(k: _Keys) -> Settings:
         sampler_old=False,
         dtype=_dtype(k.text("dtype", None, "dtype")),
     )
-
-
-def _parts(values) -> list[dict]:
-    """The members of a control: as text, "kl-cov:fraction=0.1+entropy-bonus", or as a configuration file holds it."""
-    text = values.get("control")
-    if isinstance(text, str):
-        return [_part(member) for member in text.split("+")]
-    flat = {key.removeprefix("control."): value for key, value in values.items() if key.startswith("control.")}
-    members: dict[str, dict] = {}
-    for key, value in flat.items():
-        if key.startswith("members.") and key.count(".") == 2:
-            members.setdefault(key.split(".")[1], {})[key.split(".")[2]] = value
-    return [*members.values()] or [flat]
-
-
-def _part(text: str) -> dict:
-    name, _, rest = text.strip().partition(":")
-    pairs: dict[str, object] = {}
-    for pair in filter(None, rest.split(",")):
-        key, equals, value = pair.partition("=")
-        # A preset's values are not in the text.
-        pairs |= {key.strip(): value.strip()} if equals else dict.fromkeys(("low", "fraction", "coef"), UNKNOWN)
-    return {"name": name, **pairs}
 
 
 MAKERS: dict[str, Callable[[_Keys], Settings]] = {

@@ -5,6 +5,7 @@ A rule is silent where a setting that it needs is not known.
 
 from collections.abc import Callable, Iterable
 
+from erltool.logs.check.own import LOSSES
 from erltool.logs.check.settings import CLIP_COV, ERROR, KL_COV, NOTE, SEVERITIES, WARNING, Finding, Settings
 from erltool.text import shown
 
@@ -21,7 +22,6 @@ CODE = {  # where a framework keeps what a rule speaks of
     "erltool": {"loss": "erltool/controls/paper.py", "total": "erltool/controls/loss.py",
                 "config": "erltool/training/config.py"},
 }  # fmt: skip
-COV = (CLIP_COV, KL_COV)
 MUCH = 0.02  # fraction of tokens from which on percent was likely meant: ten times the paper's largest, 0.002
 LITTLE = 2e-3  # percent from which down a fraction was likely meant: a tenth of the paper's smallest, 0.02 %
 BAND = 0.5  # lower end of a band from which on it is meant for scaled advantages; the paper's is 1
@@ -49,6 +49,16 @@ def once(s: Settings) -> bool:
     return s.updates_per_rollout is not None and s.updates_per_rollout <= 1 and s.sampler_old is False
 
 
+def ours(s: Settings) -> bool:
+    """Whether the control is this package's, in whatever framework."""
+    return s.framework == "erltool" or s.whole_update
+
+
+def in_micro_batches(s: Settings) -> bool:
+    """Whether tokens are chosen by covariance in each micro-batch."""
+    return s.loss in (CLIP_COV, KL_COV) and not s.whole_update
+
+
 def higher(s: Settings) -> bool:
     """Whether the clip is wider above than below."""
     return s.clip_low is not None and s.clip_high is not None and s.clip_high > s.clip_low
@@ -72,7 +82,7 @@ def silent_kl_cov(s: Settings) -> Finding | None:
 
 def percent_for_fraction(s: Settings) -> Finding | None:
     share = s.kl_cov_fraction or 0
-    if s.loss == KL_COV and share >= MUCH and s.framework != "erltool":
+    if s.loss == KL_COV and share >= MUCH and not ours(s):
         return found("percent-for-fraction", ERROR if share > 1 else WARNING, s, "kl_cov_fraction",
                      f"is a fraction, {100 * share:g} % of the tokens; the paper's are 0.2 % (7B) and "
                      "0.02 % (32B), and its scripts' k_percent is in percent",
@@ -82,7 +92,7 @@ def percent_for_fraction(s: Settings) -> Finding | None:
 
 def percent_for_clip_fraction(s: Settings) -> Finding | None:
     share = s.clip_cov_fraction or 0
-    if s.loss == CLIP_COV and share >= MUCH and s.framework != "erltool":
+    if s.loss == CLIP_COV and share >= MUCH and not ours(s):
         return found("percent-for-fraction", ERROR if share > 1 else WARNING, s, "clip_cov_fraction",
                      f"is a fraction, {100 * share:g} % of the tokens; the paper's is 0.02 %",
                      f"use {share / 100:g} if percent was meant", "loss")  # fmt: skip
@@ -103,10 +113,19 @@ def loss_not_chosen(s: Settings) -> Finding | None:
               KL_COV: ("kl_cov_fraction", "kl_cov_percent", "kl_cov_coef")}  # fmt: skip
     for loss, names in fields.items():
         idle = next((name for name in names if name in s.chosen), None)
-        if idle and s.loss is not None and s.loss != loss and s.framework in ("verl", "SkyRL"):
+        unread = s.loss is not None and (s.loss != loss or s.whole_update)
+        if idle and unread and s.framework in ("verl", "SkyRL"):
             return found("loss-not-chosen", WARNING, s, idle,
-                         f"has no effect: {key(s, 'loss')} is {s.loss}", f"set {key(s, 'loss')}={loss}, or drop it",
-                         "loss")  # fmt: skip
+                         f"has no effect: {key(s, 'loss')} is {shown(s.values.get('loss', s.loss), 80)}",
+                         f"set {key(s, 'loss')}={loss}, or drop it", "loss")  # fmt: skip
+    return None
+
+
+def loss_not_registered(s: Settings) -> Finding | None:
+    if s.whole_update and s.registered is False:
+        return found("loss-not-registered", ERROR, s, "loss",
+                     f"{s.framework} does not know this loss: its workers do not import {LOSSES}",
+                     f"set {key(s, 'registered')}={LOSSES}", "loss")  # fmt: skip
     return None
 
 
@@ -119,7 +138,7 @@ def unscaled_band(s: Settings) -> Finding | None:
 
 
 def one_response_selection(s: Settings) -> Finding | None:
-    if s.loss in COV and s.micro_batch == 1 and s.dynamic_batch is False and not s.per_token and s.estimator:
+    if in_micro_batches(s) and s.micro_batch == 1 and s.dynamic_batch is False and not s.per_token and s.estimator:
         return found("one-response-selection", ERROR, s, "micro_batch",
                      "the covariance is centred in each micro-batch, and over one response it is 0 on every token: "
                      + ("Clip-Cov drops none" if s.loss == CLIP_COV else "KL-Cov's choice is arbitrary"),
@@ -128,7 +147,7 @@ def one_response_selection(s: Settings) -> Finding | None:
 
 
 def micro_batch_selection(s: Settings) -> Finding | None:
-    if s.loss in COV and 1 < (s.micro_batch or 0) < (s.update_share or 0) and s.dynamic_batch is False:
+    if in_micro_batches(s) and 1 < (s.micro_batch or 0) < (s.update_share or 0) and s.dynamic_batch is False:
         return found("micro-batch-selection", WARNING, s, "micro_batch",
                      "tokens are chosen in each micro-batch, not over the update's "
                      f"{s.update_share or 0:g} responses on a device: the choice, and at least one "
@@ -139,7 +158,7 @@ def micro_batch_selection(s: Settings) -> Finding | None:
 
 
 def packed_selection(s: Settings) -> Finding | None:
-    if s.loss in COV and s.dynamic_batch:
+    if in_micro_batches(s) and s.dynamic_batch:
         return found("packed-selection", WARNING, s, "dynamic_batch",
                      "tokens are chosen in each micro-batch, and how responses are packed decides which: a long "
                      "response alone has covariance 0", "use micro-batches of a fixed number of responses",
@@ -313,6 +332,7 @@ RULES: tuple[Callable[[Settings], Finding | None], ...] = (
     percent_for_clip_fraction,
     fraction_for_percent,
     loss_not_chosen,
+    loss_not_registered,
     unscaled_band,
     one_response_selection,
     micro_batch_selection,

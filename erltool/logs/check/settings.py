@@ -20,6 +20,10 @@ class Settings:
     """The release whose defaults hold where a key is not set."""
     loss: str | None = None
     """CLIP_COV, KL_COV, or the framework's name of another loss."""
+    whole_update: bool = False
+    """Whether the loss is this package's, registered in the framework, which chooses tokens over the whole update."""
+    registered: bool | None = None
+    """Whether the framework imports the module that registers that loss."""
     clip_cov_fraction: float | None = None
     """Share of the tokens that Clip-Cov drops, a fraction."""
     clip_cov_low: float | None = None
