@@ -25,7 +25,7 @@ CLIP = [P + "loss_mode=clip_cov"]
 SKY = ["uv", "run", "-m", "skyrl.train.entrypoints.main_base", "trainer.train_batch_size=64", "trainer.bf16=false",
        "trainer.policy_mini_batch_size=16", "generator.n_samples_per_prompt=4",
        "trainer.micro_train_batch_size_per_gpu=64"]  # fmt: skip
-SKY_KL = [SA + "policy_loss_type=kl_cov", SA + "kl_cov.kl_cov_frac=0.002"]
+SKY_KL = [SA + "policy_loss_type=kl_cov", SA + "kl_cov.kl_cov_frac=0.002", SA + "kl_cov.ppo_kl_coef=1e-5"]
 OURS = ["erltool", "train", "--out", "run"]
 
 COMMANDS = {
@@ -104,8 +104,12 @@ COMMANDS = {
     "SkyRL: its defaults": (["uv", "run", "-m", "skyrl.train.entrypoints.main_base"], ()),
     "SkyRL: KL-Cov as in the paper": ([*SKY, *SKY_KL], ()),
     "SkyRL: Clip-Cov in micro-batches of one, its default": (
-        [*SKY[:-1], SA + "policy_loss_type=clip_cov"], ("one-response-selection",)),
-    "SkyRL: KL-Cov with its default share": ([*SKY, SKY_KL[0]], ("percent-for-fraction",)),
+        [*SKY[:-1], SA + "policy_loss_type=clip_cov"], ("one-response-selection", "band-out-of-reach")),
+    "SkyRL: Clip-Cov with a band of its own": (
+        [*SKY, SA + "policy_loss_type=clip_cov", SA + "clip_cov.clip_cov_lb=1e-5", SA + "clip_cov.clip_cov_ub=5e-5"],
+        ()),
+    "SkyRL: KL-Cov with its default coefficient": ([*SKY, *SKY_KL[:2]], ("summed-penalty",)),
+    "SkyRL: KL-Cov with its default share": ([*SKY, SKY_KL[0], SKY_KL[2]], ("percent-for-fraction",)),
     "SkyRL: an entropy coefficient without its switch": (
         [*SKY, SA + "entropy_loss_coef=0.001"], ("entropy-bonus-off",)),
     "SkyRL: an entropy bonus": ([*SKY, SA + "use_entropy_loss=true", SA + "entropy_loss_coef=0.001"], ()),

@@ -25,6 +25,7 @@ CODE = {  # where a framework keeps what a rule speaks of
 MUCH = 0.02  # fraction of tokens from which on percent was likely meant: ten times the paper's largest, 0.002
 LITTLE = 2e-3  # percent from which down a fraction was likely meant: a tenth of the paper's smallest, 0.02 %
 BAND = 0.5  # lower end of a band from which on it is meant for scaled advantages; the paper's is 1
+SUMMED = 1e-2  # from which on a number was not divided by an update's tokens, thousands at least
 LORA_RATE, FULL_RATE = 5e-6, 5e-5  # learning rates below and above which LoRA and full fine-tuning seem mistaken
 
 
@@ -183,8 +184,25 @@ def noise_of_dropout(s: Settings) -> Finding | None:
     return None
 
 
+def band_out_of_reach(s: Settings) -> Finding | None:
+    if s.framework == "SkyRL" and s.loss == CLIP_COV and (s.clip_cov_low or 0) >= SUMMED:
+        return found("band-out-of-reach", ERROR, s, "clip_cov_low",
+                     "SkyRL divides the advantages by the update's tokens before the loss, and with them every "
+                     "covariance: no token reaches the band, and Clip-Cov drops none",
+                     "divide both ends of the band by the tokens of an update", "loss")  # fmt: skip
+    return None
+
+
+def summed_penalty(s: Settings) -> Finding | None:
+    if s.framework == "SkyRL" and s.loss == KL_COV and (s.kl_cov_coef or 0) >= SUMMED:
+        return found("summed-penalty", ERROR, s, "kl_cov_coef",
+                     "SkyRL divides the advantages by the update's tokens before the loss, but not the penalty: it is "
+                     "as many times too strong", "divide it by the tokens of an update", "loss")  # fmt: skip
+    return None
+
+
 def weak_kl_cov(s: Settings) -> Finding | None:
-    if s.loss == KL_COV and 0 < (s.kl_cov_coef or 0) < 0.5 and s.framework in ("verl", "SkyRL"):
+    if s.loss == KL_COV and 0 < (s.kl_cov_coef or 0) < 0.5 and s.framework == "verl":
         return found("weak-kl-cov", NOTE, s, "kl_cov_coef",
                      "the paper's coefficient is 1; verl's default is a tenth of it",
                      f"set {key(s, 'kl_cov_coef')}=1 to reproduce the paper", PAPER)  # fmt: skip
@@ -339,6 +357,8 @@ RULES: tuple[Callable[[Settings], Finding | None], ...] = (
     packed_selection,
     noisy_penalty,
     noise_of_dropout,
+    band_out_of_reach,
+    summed_penalty,
     weak_kl_cov,
     clip_of_kl_cov,
     group_of_one,
