@@ -140,6 +140,8 @@ def test_a_recorded_run_is_exported_from_the_command_line(tmp_path, capsys):
     assert main(["export", "verl", str(tmp_path / "config.json"), "--gpus", "4"]) == 0
     out = capsys.readouterr().out
     assert "loss_mode=kl_cov" in out and "trainer.n_gpus_per_node=4" in out
+    assert main(["export", "verl", str(tmp_path / "config.json"), "--gpus", "4", "--whole-update"]) == 0
+    assert "loss_mode='erltool:kl-cov:" in capsys.readouterr().out.replace("'\"'\"'", "'")  # quoted for the shell
     assert read_config(tmp_path).to_dict() == TrainConfig.from_dict(run.config).to_dict()
     assert main(["export", "verl", str(tmp_path / "broken.json")]) == 2
     assert main(["export", "verl", str(tmp_path / "none.json")]) == 2

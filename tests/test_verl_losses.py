@@ -138,7 +138,7 @@ def test_a_rollout_of_two_updates_in_verls_own_loop(job):
 
 
 def test_two_ranks_choose_as_one_would(job, tmp_path):
-    expected, _ = gradient(job, f"erltool:{WIDE['kl-cov']}+entropy-bonus:below=9.0", 8)
+    expected, _ = gradient(job, f"erltool:{WIDE['kl-cov']}+entropy-bonus:below=9.0", 8, job.update(seed=2))
     script = Path(__file__).with_name("verl_job.py")
     ranks = [subprocess.Popen([sys.executable, script, str(rank), str(tmp_path)]) for rank in (0, 1)]
     assert [process.wait(600) for process in ranks] == [0, 0]

@@ -140,7 +140,7 @@ def of_rank(rank, folder):
     from erltool.engines.verl_losses import ControlledWorker
 
     start(rank, 2, "29534")
-    whole = update(nested=True)
+    whole = update(nested=True, seed=2)  # the widths of its halves are 6 and 4
     data = tu.chunk_tensordict(whole, 2)[rank]
     worker = object.__new__(ControlledWorker)
     worker.engine = Engine()
