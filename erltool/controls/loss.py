@@ -1,8 +1,10 @@
 """One loss made of a surrogate and a control.
 
-    loss = sum_t (surrogate_t where t is not dropped, plus the control's terms) / N,   N = response tokens of the update
+    loss = sum_t (w surrogate_t where t is not dropped, plus the control's terms) / N,  N = response tokens of the update
 
-All tokens share one normaliser, as in DAPO; a mean of responses (GSPO) has 1 / (length * responses). No dual clip.
+All tokens share one normaliser, as in DAPO; a mean of responses (GSPO) has 1 / (length * responses). No dual clip. w is
+`Tokens.sampler_weight`, else 1. The control's terms have no weight, like TRL's KL, and verl's KL and entropy bonus;
+verl weighs KL-Cov's penalty too.
 """
 
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ class Known(TypedDict, total=False):
     entropy_slope: Tensor | None
     gradient_norm: Tensor | None
     old_token_entropy: Tensor | None
+    sampler_weight: Tensor | None
 
 
 def control_loss(tokens: Tokens, choice: Choice) -> PolicyLoss:
@@ -56,6 +59,8 @@ def token_losses(tokens: Tokens, choice: Choice) -> tuple[Tensor, Tensor]:
     the surrogate's clip has cut, (B, T) bool. For a trainer that takes the mean itself. Advantages are the choice's."""
     tokens = tokens._replace(advantages=choice.advantages).without_padding()
     surrogate, clipped = choice.control.owner.surrogate(tokens, choice.clip)
+    if tokens.sampler_weight is not None:
+        surrogate = surrogate * tokens.sampler_weight
     per_token = surrogate.masked_fill(choice.dropped, 0)
     if (added := added_terms(tokens, choice)) is not None:
         per_token = per_token + added

@@ -144,6 +144,10 @@ def export_verl(config: TrainConfig, gpus: int = 8, prompt_tokens: int = 512, wh
     }  # fmt: skip
     if scaled is not None:
         overrides["algorithm.norm_adv_by_std_in_grpo"] = scaled
+    if c.sampler_correction:
+        overrides |= _under(
+            "algorithm.rollout_correction.", {"rollout_is": "token", "rollout_is_threshold": c.sampler_correction}
+        )
     own, inside = _split(c.control, whole_update)
     for member in own:
         overrides |= _of_control(member)
@@ -251,6 +255,8 @@ def _differences(
     yield (f"template {c.template}, {c.shots} worked examples",
            "the tokenizer's chat template around the prompt; without one set model.custom_chat_template")  # fmt: skip
     yield "old log-probs: the sampler's where they agree", "computed again by the actor, in its own micro-batches"
+    if c.sampler_correction and any(isinstance(control, KLCov) for control in c.control.parts):
+        yield "sampler_correction: weighs the surrogate", "rollout_is weighs kl-cov's penalty, too"
     if c.policy in (*POLICIES, "smollm2-135m"):
         yield f"policy {c.policy}", "a folder in Hugging Face's format: give its path as actor_rollout_ref.model.path"
     for name in ("base", "dtype", "lora_dropout", "mask_truncated", "dynamic_sampling", "compile"):

@@ -24,6 +24,7 @@ class Tokens(NamedTuple):
     entropy_slope: Tensor | None = None  # as in TokenStatistics
     gradient_norm: Tensor | None = None
     old_token_entropy: Tensor | None = None  # of the contexts under the sampling policy
+    sampler_weight: Tensor | None = None  # `truncated_weights`, by which each token's surrogate is multiplied
 
     @property
     def log_ratio(self) -> Tensor:
@@ -33,12 +34,17 @@ class Tokens(NamedTuple):
     @property
     def push(self) -> Tensor:
         """`token_push`, (B, T), nats. Raises ErltoolError where `entropy_slope` is missing."""
-        return token_push(self.advantages, self.known("entropy_slope"), self.response_mask, self.log_ratio)
+        return token_push(self.weighted, self.known("entropy_slope"), self.response_mask, self.log_ratio)
 
     @property
     def dose(self) -> Tensor:
         """`token_dose`, (B, T). Raises ErltoolError where `gradient_norm` is missing."""
-        return token_dose(self.advantages, self.known("gradient_norm"), self.response_mask, self.log_ratio)
+        return token_dose(self.weighted, self.known("gradient_norm"), self.response_mask, self.log_ratio)
+
+    @property
+    def weighted(self) -> Tensor:
+        """(B, T) advantages as a token's gradient has them: times `sampler_weight`, where there is one."""
+        return self.advantages if self.sampler_weight is None else self.advantages * self.sampler_weight
 
     def known(self, field: str) -> Tensor:
         """An optional tensor. Raises ErltoolError where it is missing."""
@@ -82,6 +88,17 @@ def kl_estimate(log_ratio: Tensor, estimator: str) -> Tensor:
     if estimator == "k2":
         return log_ratio.square() / 2
     return torch.expm1(-log_ratio) + log_ratio
+
+
+def truncated_weights(old_log_probs: Tensor, sampler_log_probs: Tensor, cap: float) -> Tensor:
+    """min(pi_old / pi_sampler, cap) of each token, (B, T), unitless and without gradient; 1 where both agree.
+
+    `old_log_probs` are those of the trainer for the weights that the sampler had. Truncated importance sampling by Yao
+    et al. 2025 ("Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"), with cap 2 there. verl's
+    `rollout_is: token` is the same (threshold 2; it first clamps the log-ratio to +-20). So is TRL's `token_truncate`,
+    with a cap of 3 by default, where TRL's default masks whole sequences instead.
+    """
+    return (old_log_probs - sampler_log_probs).detach().exp().clamp(max=cap)
 
 
 def token_budget(fraction: float, count: int) -> int:

@@ -197,6 +197,25 @@ def dense_bytes(model: torch.nn.Module) -> int:
     return sum(b.in_features * b.out_features * b.compute_dtype.itemsize for b in bases if isinstance(b, Linear4bit))
 
 
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the model that an adapter makes of its base, one after the other, by the names of a checkpoint.
+
+    A 4-bit weight is dequantised. The adapter is added in fp32 unless it is off, and the sum rounded once to the base's
+    type. What the adapter does not change is not copied.
+    """
+    layers = {name: cast(Layer, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+    for name, p in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        weight = dequantize_4bit(p.data, p.quant_state) if hasattr(p, "quant_state") else p.detach()
+        layer = layers.get(owner.removesuffix(".base_layer"))
+        if layer is not None and leaf == "weight" and not layer.disable_adapters:
+            weight = (weight.float() + layer.get_delta_weight(ADAPTER).float()).to(weight.dtype)
+        yield name.replace(".base_layer.", "."), weight
+
+
 def _base_weight(layer: Layer) -> Tensor:
     """The base's weight (out, in), dequantised where it is 4-bit."""
     if layer.dense is not None and layer.dense.weight is not None:

@@ -5,7 +5,7 @@ probe.py found it to be right.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -24,6 +24,8 @@ from erltool.policies.rollouts import Rollouts, concatenate
 COMPACT_AT = 0.75  # finished responses leave the batch once the fraction of unfinished ones is below this
 RECORDING = ("cuda",)  # devices on which a step is recorded
 RECORD_FROM = 8  # tokens of a response, from which on recording a step as a CUDA graph pays
+
+Sampler = Callable[..., Rollouts]  # called as `sample_groups` is, which is the one of every run by default
 
 
 @torch.no_grad()
@@ -47,11 +49,7 @@ def sample_groups(
 
     Raises ErltoolError for no prompts, for prompts too long for the model, and for logits that are not finite.
     """
-    if not prompts:
-        raise ErltoolError("sample_groups: no prompts; give at least one")
-    texts = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
-    prompt_ids = [prompt for prompt in prompts if not isinstance(prompt, str)] or policy.encode(texts)
-    _check(policy, prompt_ids, max_response_tokens)
+    texts, prompt_ids = encoded(policy, prompts, max_response_tokens)
     batches = list(_batches(prompt_ids, batch // group_size if batch else 0, policy.path.rows == "single"))
     draw = _Draw(temperature, top_p, generator)
     sample = _sample if policy.path.rows == "packed" else _generate
@@ -60,12 +58,24 @@ def sample_groups(
         for batched in batches:
             ids = [prompt_ids[i] for i in batched]
             tokens, log_probs = sample(policy, ids, group_size, max_response_tokens, draw)
-            sampled.append(_rollouts(policy, [texts[i] for i in batched], ids, tokens, log_probs))
+            sampled.append(rollouts_of(policy, [texts[i] for i in batched], ids, tokens, log_probs))
     if len(sampled) == 1:
         return sampled[0]
     place = {i: n for n, i in enumerate(itertools.chain(*batches))}
     rows = [place[i] * group_size + j for i in range(len(prompts)) for j in range(group_size)]
     return concatenate(sampled).take(rows)
+
+
+def encoded(
+    policy: Policy, prompts: Sequence[str | list[int]], max_response_tokens: int
+) -> tuple[list[str], list[list[int]]]:
+    """The prompts' texts ("" for one given as token ids) and token ids. Raises ErltoolError as `sample_groups` does."""
+    if not prompts:
+        raise ErltoolError("sample_groups: no prompts; give at least one")
+    texts = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
+    prompt_ids = [prompt for prompt in prompts if not isinstance(prompt, str)] or policy.encode(texts)
+    _check(policy, prompt_ids, max_response_tokens)
+    return texts, prompt_ids
 
 
 def _check(policy: Policy, prompt_ids: list[list[int]], max_response_tokens: int) -> None:
@@ -100,7 +110,7 @@ def _batches(prompt_ids: list[list[int]], size: int, alike: bool) -> Iterator[li
             yield members[start : start + (size or len(members))]
 
 
-def _rollouts(policy: Policy, prompts, prompt_ids, ids: Tensor, log_probs: Tensor) -> Rollouts:
+def rollouts_of(policy: Policy, prompts, prompt_ids, ids: Tensor, log_probs: Tensor) -> Rollouts:
     """Rollouts of sampled tokens (B, T) and their log-probs, cut after the end of each response."""
     ends = torch.isin(ids, torch.tensor(policy.ends, device=ids.device))
     if log_probs.isnan().any():  # once, not at every token, which the host would have to wait for
@@ -173,7 +183,7 @@ def _generate(policy: Policy, prompt_ids, group_size: int, max_tokens: int, draw
 
 
 class _Drawing(LogitsProcessor):
-    """Samples the next token and leaves `generate` no other. Ended rows sample too; `_rollouts` cuts them."""
+    """Samples the next token and leaves `generate` no other. Ended rows sample too; `rollouts_of` cuts them."""
 
     def __init__(self, draw: "_Draw"):
         self.draw = draw

@@ -54,6 +54,7 @@ METRICS = {
     "kl_k3": ("nats/token", "KL(pi_old || pi), estimated by the mean of ratio - 1 - log_ratio"),
     "grad_norm": ("1", "norm of the loss's gradient before clipping"),
     "sampler_mismatch": ("nats", "largest log-prob difference of sampler and training, in an iteration's first update"),
+    "sampler_truncated_fraction": ("in [0, 1]", "fraction of response tokens whose weight sampler_correction has cut"),
     "entropy_change": ("nats/token", "measured change of the entropy over the update, mean over its contexts"),
     "entropy_change_predicted": ("nats/token", "entropy_change by Lemma 1, from the change of each context's logits"),
     "entropy_change_correlation": ("1", "correlation of measured and predicted change over contexts"),
@@ -71,7 +72,8 @@ METRICS = {
 }  # fmt: skip
 TIMED = ("tokens_per_second",)
 SPARSE = (  # absent on the steps where they were not measured
-    "eval_accuracy", "eval_accuracy_tempered", "sampler_mismatch", "control_value", "control_fraction", "control_coef",
+    "eval_accuracy", "eval_accuracy_tempered", "sampler_mismatch", "sampler_truncated_fraction",
+    "control_value", "control_fraction", "control_coef",
     "group_covariance_hard", "group_covariance_middle", "group_covariance_easy", "entropy_change",
     "entropy_change_predicted", "entropy_change_correlation", "mean_push", "all_wrong_fraction", "all_right_fraction",
     "distinct_fraction", "thinking_fraction", "right_step_fraction", "right_product_fraction", "fork_entropy",

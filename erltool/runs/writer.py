@@ -51,7 +51,8 @@ def check_place(path: Path, config: dict, resume: bool) -> None:
 
 
 def _check_same(path: Path, config: dict) -> None:
-    before = {"record_probes": 0} | read_config(path)["config"]  # a run may be older than the field
+    newer = {"record_probes": 0, "sampler": "own", "sampler_correction": 0.0}  # than a run may be
+    before = newer | read_config(path)["config"]
     for field, value in config.items():
         # The user gives trust anew each time, and it changes no result.
         if field not in ("steps", "trust_remote_code") and before.get(field) != value:

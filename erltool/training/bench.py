@@ -19,6 +19,7 @@ from erltool.entropy.tokens import Tokens
 from erltool.errors import ErltoolError
 from erltool.policies.policy import Policy
 from erltool.policies.rollouts import Rollouts, response_statistics
+from erltool.policies.sampling import sample_groups
 from erltool.runs.microscope import BLOCKS
 from erltool.tasks.task import Task
 from erltool.training.config import TrainConfig
@@ -51,7 +52,8 @@ class Bench:
     def responses(self, prompts: np.random.Generator, count: int, draws: torch.Generator) -> Examined:
         """A group of responses to each of `count` training problems."""
         problems = [self.task.train[i] for i in prompts.integers(len(self.task.train), size=count)]
-        return Examined(*sample_rewarded(self.policy, self.task, self.config, problems, draws, "microscope"))
+        made = sample_rewarded(sample_groups, self.policy, self.task, self.config, problems, draws, "microscope")
+        return Examined(*made)
 
     def sample(self, count: int) -> list[Examined]:
         """The responses of `count` updates, sampled an iteration's worth at a time."""

@@ -18,6 +18,8 @@ from erltool.resources import POLICIES
 
 BASES = ("none", "nf4", "int8")
 TEMPLATES = ("none", "chat", "boxed", "question")
+OWN, VLLM = "own", "vllm"
+SAMPLERS = (OWN, VLLM)
 DEVICE = r"auto|cpu|cuda(:\d+)?"
 MOST = 2**63  # the limit of random generators' seeds and of tensors' sizes
 
@@ -64,6 +66,12 @@ class TrainConfig:
     temperature: float = _about(1.0, "temperature of sampling and of every log-probability and entropy")
     top_p: float = _about(1.0, "sample from the likeliest tokens with this total probability")
     sampling_batch: int = _about(0, "responses sampled at a time, 0 for all; changes memory and the random draws")
+    sampler: str = _about(
+        OWN, "who samples: own, or vllm on the same GPU (extra vllm), whose log-probs are not quite ours"
+    )
+    sampler_correction: float = _about(
+        0.0, "largest weight pi / pi_sampler of a token's loss, 2 as published; 0 for no weights"
+    )
     max_response_tokens: int = _about(28, "longest response in tokens, EOS included; 12 suits countdown")
     mask_truncated: bool = _about(False, "give no loss to responses cut by max_response_tokens")
     clip_eps_low: float = _about(0.2, "the surrogate clips ratios below 1 minus this")
@@ -98,6 +106,9 @@ class TrainConfig:
         self._require(self.controller is None or isinstance(self.controller, Controller), "controller",
                       "a controller, as TargetEntropy(target=0.3)")  # fmt: skip
         self._require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        self._require(self.sampler in SAMPLERS, "sampler", f"one of {', '.join(SAMPLERS)}")
+        cap = self.sampler_correction
+        self._require(cap == 0 or 1 <= cap < math.inf, "sampler_correction", "0, or at least 1 and finite")
         self._require(0 <= self.lora_dropout < 1, "lora_dropout", "in [0, 1)")
         self._require(self.base in BASES, "base", f"one of {', '.join(BASES)}")
         self._require(self.dtype in ("auto", "fp32", "bf16"), "dtype", "auto, fp32 or bf16")
@@ -127,12 +138,30 @@ class TrainConfig:
             raise ErltoolError(
                 f"lora_dropout={self.lora_dropout:g}: the dropped inputs would depend on micro_batch; use micro_batch=0"
             )
+        if self.sampler == VLLM:
+            self._check_vllm()
         for member in self.control.parts:
             for name, why in member.conflicts(self):
                 where = f"control {self.control.name}" if name == "control" else f"{name}={getattr(self, name)}"
                 raise ErltoolError(f"{where}: {why}")
         if self.controller is not None:
             self.controller.check(self.control)
+
+    def _check_vllm(self):
+        """Raises ErltoolError for what vLLM cannot do, whatever the machine."""
+        if self.base == "int8":
+            raise ErltoolError(
+                "sampler=vllm: base int8 rounds a layer's inputs too, which no weights can repeat; use base=nf4 or none"
+            )
+        if self.trust_remote_code:
+            raise ErltoolError(
+                "sampler=vllm: vLLM has code of its own for a model; leave trust_remote_code out, or use sampler=own"
+            )
+        if self.top_p < 1 and self.temperature != 1:
+            raise ErltoolError(
+                "sampler=vllm: its log-probs are before the temperature, or of the top_p tokens only; "
+                "use top_p=1 or temperature=1"
+            )
 
     def _require(self, holds: bool, name: str, range_: str):
         if not holds:

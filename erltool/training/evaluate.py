@@ -17,7 +17,7 @@ from scipy.special import gammaln
 
 from erltool.errors import ErltoolError
 from erltool.policies.policy import Policy
-from erltool.policies.sampling import sample_groups
+from erltool.policies.sampling import Sampler, sample_groups
 from erltool.resources import shipped
 from erltool.tasks.task import Problem, Task, hub_dataset, load_task, problems_of, rewards_of, task_of_answers
 
@@ -134,8 +134,9 @@ def evaluate(
     batch: int = 0,
     seed: int = 0,
     progress: Callable[[int], object] = lambda done: None,
+    sample: Sampler = sample_groups,
 ) -> Evaluation:
-    """Rewards of `samples` responses to each problem; greedy at temperature 0.
+    """Rewards of `samples` responses, by `sample`, to each problem; greedy at temperature 0.
 
     A seed gives every policy the same random numbers, so that evaluations differ less by chance. `progress` is called
     with the number of responses judged since its last call. Raises ErltoolError for no problems.
@@ -148,7 +149,7 @@ def evaluate(
     rewards = []
     for start in range(0, len(problems), size):
         block = problems[start : start + size]
-        rollouts = sample_groups(
+        rollouts = sample(
             policy, [p.prompt for p in block], samples, max_response_tokens=max_response_tokens,
             temperature=temperature, top_p=top_p, generator=generator,
         )  # fmt: skip

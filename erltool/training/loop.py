@@ -21,15 +21,16 @@ from erltool.entropy.advantages import group_advantages
 from erltool.errors import ErltoolError
 from erltool.policies.policy import Policy
 from erltool.policies.rollouts import Rollouts, concatenate
+from erltool.policies.vllm_sampler import require_vllm
 from erltool.runs.alarms import Watch
 from erltool.runs.folder import read_run
 from erltool.runs.writer import RunWriter, check_place
 from erltool.tasks.task import Problem, Task, load_task
 from erltool.threads import Courtesy
-from erltool.training.config import TrainConfig
+from erltool.training.config import VLLM, TrainConfig
 from erltool.training.evaluate import eval_problems, evaluate
 from erltool.training.probes import Probes, Recording
-from erltool.training.sampled import sample_rewarded
+from erltool.training.sampled import sample_rewarded, sampler_of
 from erltool.training.saved import Saved, read_saved, save_policy
 from erltool.training.start import configured_policy, made_by
 from erltool.training.step import Step
@@ -58,6 +59,8 @@ def train(config: TrainConfig, out: str | Path | None = None, resume: bool = Fal
         raise ErltoolError("resume: needs the run's folder; give out=")
     if out is not None:
         check_place(Path(out), config.to_dict(), resume)
+    if config.sampler == VLLM:
+        require_vllm()  # before a large policy loads
     task = load_task(config.task)
     policy = configured_policy(config, task)
     if "ref_log_probs" in config.control.needs and not policy.has_adapter:
@@ -90,7 +93,8 @@ class _Trainer:
     def __init__(self, config: TrainConfig, task: Task, policy: Policy):
         self.config, self.task, self.policy = config, task, policy
         self.updates = Updater(config, policy, getattr(task, "describe", None))
-        self.probes = Probes(config, task, policy)
+        self.sampler = sampler_of(config, policy)
+        self.probes = Probes(config, task, policy, self.sampler)
         self.fingerprint = policy.fingerprint()
         self.iteration = self.position = self.saved_step = 0
         self.between_iterations = True
@@ -191,7 +195,8 @@ class _Trainer:
     def sample_round(self, draws: torch.Generator) -> tuple[Rollouts, Tensor]:
         """A group of responses to each of the next prompts, and their rewards (B,)."""
         problems = self.next_problems(self.config.prompts_per_iteration)
-        return sample_rewarded(self.policy, self.task, self.config, problems, draws, f"step {self.step + 1}")
+        where = f"step {self.step + 1}"
+        return sample_rewarded(self.sampler, self.policy, self.task, self.config, problems, draws, where)
 
     def evaluate_if_due(self, last: bool = False) -> dict[str, float]:
         config = self.config
@@ -208,7 +213,7 @@ class _Trainer:
         config, problems = self.config, eval_problems(self.task, self.config.eval_prompts)
         return evaluate(
             self.policy, self.task, problems, samples, max_response_tokens=config.max_response_tokens,
-            temperature=temperature, batch=config.sampling_batch,
+            temperature=temperature, batch=config.sampling_batch, sample=self.sampler,
         ).average  # fmt: skip
 
     def next_problems(self, count: int) -> list[Problem]:

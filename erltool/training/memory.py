@@ -23,7 +23,7 @@ from erltool.policies.load import resolve_device, resolve_dtype, stored_dtype
 from erltool.policies.probe import not_plain
 from erltool.policies.rollouts import share_rows
 from erltool.policies.sources import find_model, hub_advice, is_offline
-from erltool.training.config import TrainConfig
+from erltool.training.config import VLLM, TrainConfig
 
 GIB = 2**30
 CARDS = (16, 24, 48, 80)  # GB of common GPUs
@@ -134,12 +134,16 @@ def plan_memory(
     """Memory of training on "cuda" or "cpu" with prompts of `prompt_tokens` tokens and the longest responses.
 
     With `gpus` above 1 it is that of each of them: they share weights, gradients and optimiser evenly (FSDP's full
-    shard, ZeRO-3), and the responses; `micro_batch` and `sampling_batch` are then of one device. A sampler with weights
-    of its own, such as vLLM, is not counted. Nor are the dequantised weights that a GPU keeps while it samples, where
-    twice as much is free. Raises ErltoolError for fewer than 1.
+    shard, ZeRO-3), and the responses; `micro_batch` and `sampling_batch` are then of one device. The dequantised
+    weights that a GPU keeps while it samples, where twice as much is free, are not counted. Of `sampler=vllm` only what
+    it must have is: its weights, and the keys and values of one response. It takes 90 % of what is free, and gives it
+    back for the update; its graphs and workspace are not known. Raises ErltoolError for fewer than 1, and for vLLM on
+    several.
     """
     if gpus < 1:
         raise ErltoolError(f"gpus={gpus}: must be at least 1")
+    if gpus > 1 and config.sampler == VLLM:
+        raise ErltoolError(f"gpus={gpus}: sampler=vllm samples on the one GPU that trains; leave it out for this plan")
     s = shape or model_shape(config.policy, config.trust_remote_code)
     size = resolve_dtype(config.dtype, s.stored, torch.device(device), whole=not config.lora_rank).itemsize
     job = _Job(config, s, prompt_tokens, device, gpus, size)
@@ -160,6 +164,11 @@ class _Job:
     device: str
     gpus: int
     size: int  # bytes of a number in the type of computation
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest prompt with the longest response."""
+        return self.prompt + self.config.max_response_tokens
 
     @property
     def trained(self) -> int:
@@ -186,9 +195,14 @@ class _Job:
 
     def sampling(self) -> dict[str, float]:
         config, s, size = self.config, self.shape, self.size
+        if config.sampler == VLLM:
+            return {
+                "vLLM: the weights again, dense": (s.linear + s.other) * size,
+                "vLLM: cache of a response; it fills what is free": self.length * s.layers * 2 * s.keys * size,
+            }
         rows = math.ceil(config.prompts_per_iteration * config.group_size / self.gpus)
         rows = min(rows, config.sampling_batch or rows)
-        cache = rows * (self.prompt + config.max_response_tokens) * ROOM * s.layers * 2 * s.keys * size
+        cache = rows * self.length * ROOM * s.layers * 2 * s.keys * size
         is_dense = self.device == "cpu" and (config.base == "nf4" or size == 4 and config.lora_rank)
         return {
             f"dense weights {'dequantised' if config.base == 'nf4' else 'with the adapter folded in'}":

@@ -14,6 +14,7 @@ from torch import Tensor
 from erltool.entropy.log_probs import likeliest
 from erltool.policies.policy import Policy
 from erltool.policies.rollouts import Rollouts, contexts
+from erltool.policies.sampling import Sampler
 from erltool.runs.folder import DESCRIBED_COLUMNS, PROBE_COLUMNS
 from erltool.tables import Table
 from erltool.tasks.task import Task
@@ -31,8 +32,8 @@ class Probes:
     """The probe prompts of a run: the same `record_probes` held-out problems and the same draws at every recording, so
     that a response changes only with the policy."""
 
-    def __init__(self, config: TrainConfig, task: Task, policy: Policy):
-        self.config, self.task, self.policy = config, task, policy
+    def __init__(self, config: TrainConfig, task: Task, policy: Policy, sampler: Sampler):
+        self.config, self.task, self.policy, self.sampler = config, task, policy, sampler
         self.text_of = functools.cache(lambda i: str(policy.tokenizer.decode([i])))
 
     @functools.cached_property
@@ -44,7 +45,9 @@ class Probes:
         the task describes responses. `step` is the update that follows."""
         config, size = self.config, self.config.group_size
         draws = generator(config.seed, PROBING, 0, self.policy.device)
-        rollouts, rewards = sample_rewarded(self.policy, self.task, config, self.problems, draws, "probes")
+        rollouts, rewards = sample_rewarded(
+            self.sampler, self.policy, self.task, config, self.problems, draws, "probes"
+        )
         described = None
         if (describe := getattr(self.task, "describe", None)) is not None:
             described = Described.of(rollouts, describe, token_texts(self.policy, rollouts))

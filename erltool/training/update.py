@@ -16,15 +16,15 @@ from torch import Tensor
 from erltool.controls.base import Choice, reaches_zero_advantage
 from erltool.controls.controllers import Steered
 from erltool.controls.loss import control_loss
-from erltool.entropy.covariance import token_covariance
+from erltool.entropy.covariance import masked_mean, token_covariance
 from erltool.entropy.log_probs import TokenStatistics, entropy_changes
-from erltool.entropy.tokens import Tokens
+from erltool.entropy.tokens import Tokens, truncated_weights
 from erltool.errors import Diverged
 from erltool.policies.heads import OwnHead
 from erltool.policies.policy import Policy
 from erltool.policies.rollouts import Rollouts, contexts, response_statistics
 from erltool.tasks.chain import Description
-from erltool.training.config import TrainConfig
+from erltool.training.config import OWN, TrainConfig
 from erltool.training.step import (
     Described,
     Step,
@@ -56,6 +56,7 @@ class Batch:
     iteration: int
     seconds: float  # that sampling took
     entropy: Tensor | None = None  # (B, T) of the contexts under the sampling policy, where the control needs it
+    old_log_probs: Tensor | None = None  # (B, T) by training's forward pass, where the sampler's do not serve
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,10 @@ class Updater:
         mask, live = rollouts.response_mask, self.live_rows(rollouts, advantages, on_policy)
         known = self.statistics(rollouts, live)
         log_probs, reference = known.log_probs, self.reference(rollouts, live)
-        old = log_probs.detach() if on_policy else rollouts.log_probs
+        old = rollouts.log_probs if batch.old_log_probs is None else batch.old_log_probs[rows, : mask.shape[1]]
+        old = log_probs.detach() if on_policy else old
+        cap = self.config.sampler_correction
+        weight = truncated_weights(old, rollouts.log_probs, cap) if cap else None
         before = None if batch.entropy is None else batch.entropy[rows, : mask.shape[1]]
         before = known.token_entropy.detach() if on_policy else before
         if self.config.mask_truncated:
@@ -99,7 +103,7 @@ class Updater:
         advantages = advantages[:, None].expand(mask.shape)
         tokens = Tokens(
             old_log_probs=old, advantages=advantages, response_mask=mask, ref_log_probs=reference, rewards=rewards,
-            group_size=self.config.group_size, old_token_entropy=before, **known._asdict(),
+            group_size=self.config.group_size, old_token_entropy=before, sampler_weight=weight, **known._asdict(),
         )  # fmt: skip
         return Scored(rollouts, tokens, live, on_policy)
 
@@ -115,12 +119,14 @@ class Updater:
         """The iteration with what the later updates must know of the sampling policy, and the largest difference, nats,
         between the sampler's log-probs and the first scores.
 
-        Where the difference is too large, the later updates' old log-probs are computed again, in the batches in which
-        their new ones will be. The gradient of |log pi - log pi_old| is 1 however small the difference, so rounding
-        noise would trigger it. Old entropies are computed where the control needs them.
+        Where the difference is too large, and always where another program samples, the later updates' old log-probs
+        are computed again, in the batches in which their new ones will be. The gradient of |log pi - log pi_old| is 1
+        however small the difference, so rounding noise would trigger it. Old entropies are computed where the control
+        needs them.
         """
         mismatch = (first.tokens.log_probs.detach() - first.rollouts.log_probs).abs().max().item()
-        is_exact, with_entropy = mismatch <= SAMPLER_IS_EXACT, "old_token_entropy" in self.config.control.needs
+        is_exact = mismatch <= SAMPLER_IS_EXACT and self.config.sampler == OWN
+        with_entropy = "old_token_entropy" in self.config.control.needs
         if is_exact and not with_entropy:
             return batch, mismatch
         log_probs, entropy = batch.rollouts.log_probs.clone(), torch.zeros_like(batch.rollouts.log_probs)
@@ -131,7 +137,7 @@ class Updater:
                 known = self.statistics(rollouts, live)
                 log_probs[rows, :width], entropy[rows, :width] = known.log_probs, known.token_entropy
         if not is_exact:
-            batch = replace(batch, rollouts=replace(batch.rollouts, log_probs=log_probs))
+            batch = replace(batch, old_log_probs=log_probs)
         return replace(batch, entropy=entropy) if with_entropy else batch, mismatch
 
     def statistics(self, rollouts: Rollouts, live: Tensor) -> TokenStatistics:
@@ -220,6 +226,9 @@ class Updater:
         if self.describe is not None:
             described = Described.of(rollouts, self.describe, texts)
             metrics |= described.measure(tokens, covariance)
+        if tokens.sampler_weight is not None:
+            cut = tokens.sampler_weight >= self.config.sampler_correction
+            metrics["sampler_truncated_fraction"] = masked_mean(cut.float(), tokens.response_mask).item()
         self.check_finite(metrics)
         change = self.make(rollouts, metrics, entropy_change)
         return Step(
