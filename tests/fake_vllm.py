@@ -113,7 +113,7 @@ class LLM:
 
     def _one(self, prompt: list[int], s: SamplingParams) -> RequestOutput:
         assert s.ignore_eos and not s.detokenize and s.logprobs == 0 and s.n == 1
-        draws = torch.Generator().manual_seed(s.seed)
+        draws = torch.Generator().manual_seed(torch.seed() if s.seed is None else s.seed)
         tokens: list[int] = []
         log_probs: list[dict[int, Logprob]] = []
         while len(tokens) < s.max_tokens:

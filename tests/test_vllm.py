@@ -10,6 +10,7 @@ import torch
 
 import erltool
 from erltool import ErltoolError, KLCov, load_policy, load_task, policy_loss, response_log_probs
+from erltool.engines.verl import export_verl
 from erltool.entropy.tokens import truncated_weights
 from erltool.policies import lora, vllm_sampler
 from erltool.policies.vllm_sampler import VllmSampler
@@ -32,7 +33,8 @@ def engine(monkeypatch):
 @pytest.fixture
 def rewarded(monkeypatch):
     """Rewards that differ within groups, so that every update moves the policy."""
-    monkeypatch.setattr("erltool.tasks.task.Task.reward", lambda self, problem, text: float(len(text) % 2))
+    reward = lambda self, problem, text: float(sum(map(ord, text)) % 2)  # noqa: E731
+    monkeypatch.setattr("erltool.tasks.task.Task.reward", reward)
 
 
 @pytest.fixture
@@ -142,13 +144,14 @@ def test_the_engine_has_the_run_s_settings(config, engine, tiny_policy):
     assert (first.logprobs_mode, second.logprobs_mode) == ("processed_logprobs", "raw_logprobs")
     assert (first.max_num_seqs, second.max_num_seqs, first.dtype, first.max_model_len) == (3, None, "float32", -1)
     assert 0.44 < first.gpu_memory_utilization < 0.45
-    assert [c[0].temperature for c in first.calls] == [0.7, 0.0, 0.7, 0.7, 0.0]  # evaluated before and after
+    evaluated = [0.7] * 3 + [0.0] * 3  # before and after, in blocks of up to 3 responses
+    assert [c[0].temperature for c in first.calls] == [*evaluated, 0.7, *evaluated]
     assert {p.top_p for p in second.calls[0]} == {0.8} and {p.max_tokens for p in second.calls[0]} == {10}
-    seeds = [p.seed for p in first.calls[2]]
+    seeds = [p.seed for p in first.calls[6]]
     assert len(set(seeds)) == 16
     policy = load_policy(str(tiny_policy))
-    found = VllmSampler(policy)(policy, ["1 2 3=6:", [3, 4]], 2, max_response_tokens=4, temperature=0)
-    assert found.prompts == ["1 2 3=6:"] * 2 + [""] * 2 and found.responses[0] == found.responses[1]
+    found = VllmSampler(policy)(policy, ["1 2 3=6:", "4 5=9:"], 2, max_response_tokens=4, temperature=0)
+    assert found.prompts == ["1 2 3=6:"] * 2 + ["4 5=9:"] * 2 and found.responses[0] == found.responses[1]
     own = erltool.sample_groups(policy, ["1 2 3=6:"], 1, max_response_tokens=4, temperature=0)
     assert torch.equal(own.token_ids[0], found.token_ids[0, : own.token_ids.shape[1]])
 
@@ -289,7 +292,9 @@ def test_the_correction_s_truncated_tokens_are_counted_and_micro_batches_do_not_
         assert one.metrics["sampler_truncated_fraction"] == pytest.approx(cut) and 0 < cut < 1
         assert weight.max() == pytest.approx(1.005)
         assert one.metrics["grad_norm"] == pytest.approx(other.metrics["grad_norm"], rel=1e-3)
-    assert (whole[1].tokens.push != whole[1].tokens._replace(sampler_weight=None).push).any()
+    tokens = whole[0].tokens
+    assert torch.equal(tokens.push, tokens._replace(advantages=tokens.weighted, sampler_weight=None).push)
+    assert (tokens.push != tokens._replace(sampler_weight=None).push).any()
 
 
 def test_with_our_own_sampler_the_weights_are_one_and_the_run_is_the_same(tiny_config, rewarded):
@@ -300,6 +305,14 @@ def test_with_our_own_sampler_the_weights_are_one_and_the_run_is_the_same(tiny_c
         assert (other.tokens.sampler_weight - 1).abs().max() < 1e-4
         assert other.metrics["sampler_truncated_fraction"] == 0
         assert one.metrics["grad_norm"] == pytest.approx(other.metrics["grad_norm"], rel=1e-2)
+
+
+def test_verl_gets_the_correction_too():
+    export = export_verl(TrainConfig(sampler_correction=2, control=KLCov(0.1, 1.0)))
+    assert export.overrides["algorithm.rollout_correction.rollout_is"] == "token"
+    assert export.overrides["algorithm.rollout_correction.rollout_is_threshold"] == 2
+    assert any("kl-cov's penalty, too" in theirs for _, theirs in export.differs)
+    assert not any("rollout_correction" in key for key in export_verl(TrainConfig()).overrides)
 
 
 # --- the real one ------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """One loss made of a surrogate and a control.
 
-    loss = sum_t (w surrogate_t where t is not dropped, plus the control's terms) / N,  N = response tokens of the update
+    loss = sum_t (w surrogate_t where t is not dropped, plus the control's terms) / N, N = the update's response tokens
 
 All tokens share one normaliser, as in DAPO; a mean of responses (GSPO) has 1 / (length * responses). No dual clip. w is
 `Tokens.sampler_weight`, else 1. The control's terms have no weight, like TRL's KL, and verl's KL and entropy bonus;
