@@ -172,6 +172,12 @@ def test_merged_weights_make_the_same_policy(tiny_policy):
         assert torch.allclose(wanted, found, atol=off) and (wanted - without).abs().max() > 100 * off
 
 
+def test_an_int8_base_is_not_merged(tiny_policy):
+    policy = moved_policy(tiny_policy, base="int8", dtype="fp32")
+    with pytest.raises(ErltoolError, match="cannot be merged into an int8 base"):
+        list(lora.merged_weights(policy.causal_lm))
+
+
 def test_a_four_bit_base_is_sampled_dequantised(config, engine):
     steps = list(erltool.train(config(steps=4, base="nf4", dtype="fp32")))
     assert not hasattr(engine.made[0].config, "quantization_config")

@@ -202,7 +202,7 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The weights of the model that an adapter makes of its base, one after the other, by the names of a checkpoint.
 
     A 4-bit weight is dequantised. The adapter is added in fp32 unless it is off, and the sum rounded once to the base's
-    type. What the adapter does not change is not copied.
+    type. What the adapter does not change is not copied. Raises ErltoolError for an int8 base.
     """
     layers = {name: cast(Layer, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)}
     for name, p in model.named_parameters():
@@ -210,6 +210,8 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             continue
         owner, _, leaf = name.rpartition(".")
         weight = dequantize_4bit(p.data, p.quant_state) if hasattr(p, "quant_state") else p.detach()
+        if not weight.is_floating_point():
+            raise ErltoolError("an adapter cannot be merged into an int8 base, which rounds its inputs too; use nf4")
         layer = layers.get(owner.removesuffix(".base_layer"))
         if layer is not None and leaf == "weight" and not layer.disable_adapters:
             weight = (weight.float() + layer.get_delta_weight(ADAPTER).float()).to(weight.dtype)

@@ -1,4 +1,4 @@
-"""Sampling groups of responses by vLLM, in the same process and on the same GPU. Needs the extra `vllm` (0.28 to 0.33).
+"""Sampling groups of responses by vLLM, in the same process and on the same GPU. Needs the extra `vllm` (0.28 or later).
 
 vLLM has weights of its own. Each call gives them the policy's as they are, so that a sample is never of older weights,
 and afterwards vLLM sleeps: it frees the memory of its weights and of its cache, which training then has. The engine is
@@ -36,7 +36,9 @@ COLDEST = 0.01  # vLLM raises a lower temperature above 0 to this one
 def require_vllm() -> None:
     """Raises ErltoolError where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
-        raise ErltoolError("sampler=vllm: vLLM is not installed; pip install 'erltool[vllm]', or use sampler=own")
+        raise ErltoolError(
+            "sampler=vllm: vLLM is not installed; pip install 'erltool[vllm]' (Python 3.13), or use sampler=own"
+        )
 
 
 class VllmSampler:
