@@ -1,4 +1,4 @@
-"""Sampling groups of responses by vLLM, in the same process and on the same GPU. Needs the extra `vllm` (0.28 or newer).
+"""Sampling groups of responses by vLLM, in the same process and on the same GPU. Needs the extra `vllm` (from 0.28 on).
 
 vLLM has weights of its own. Each call gives them the policy's as they are, so that a sample is never of older weights,
 and afterwards vLLM sleeps: it frees the memory of its weights and of its cache, which training then has. The engine is
