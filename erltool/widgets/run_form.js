@@ -151,7 +151,7 @@ function render({ model, el }) {
   const rest = folded("Sizes, learning rate, device", make("div", { class: "fields" }, ...others.map((f) => f.node)));
   const elsewhere = wrongLine([], `${id}-elsewhere`);
   const says = statusLine();
-  const bar = make("div", { class: "bar" });
+  const bar = make("div", { class: "memory" });
   const parts = make("p", { class: "row quiet" });
   const pace = make("span", { role: "status" });
   const measure = button("Measure one iteration", () => {

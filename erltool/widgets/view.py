@@ -55,6 +55,7 @@ class View(anywidget.AnyWidget):
     """A widget with a picture and a sentence; a subclass gives both, and its JavaScript."""
 
     _css = (HERE / "shared.css").read_text(encoding="utf-8")
+    _ipython_display_ = None  # that of ipywidgets 7 would show the widget without what _repr_mimebundle_ gives
     problem = traitlets.Unicode("").tag(sync=True)
     """What is wrong with the input, in one line; shown in the widget instead of the view."""
 
