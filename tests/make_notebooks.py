@@ -1,7 +1,8 @@
 """Executes lessons in place and keeps what they printed and drew: `python tests/make_notebooks.py notebooks/*.ipynb`.
 
 Each runs whole in a new kernel, in an empty folder. What is kept reads on GitHub: no widget view where a picture stands
-beside it, no widget state, pictures with a palette of 192 colours where that is smaller.
+beside it, no widget state, pictures with a palette of 192 colours where that is smaller. `--install-cell`, as the first
+argument, only writes the cell that installs erltool, which no lesson needs to be executed again for.
 """
 
 import base64
@@ -17,11 +18,35 @@ from PIL import Image
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 COLOURS = 192
+# A quoted text, because a comment behind %pip would be an argument of it where the shell is not a POSIX one.
+INSTALL = """\
+# Installs erltool where it is missing. `source` is the clone that holds this notebook. Elsewhere, as on Colab, give its
+# address or path: "git+https://ADDRESS" or "FOLDER". Restart the kernel if pip says so.
+source = "-e .."
+try:
+    import erltool
+except ModuleNotFoundError:
+    %pip install -q {source}"""
+
+
+def with_install_cell(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The lesson with INSTALL as its first code cell, below the title; in place of an older text of it.
+
+    Where erltool is installed the cell prints nothing, so outputs stay what a run made, and only their counts move on.
+    """
+    title, *cells = [cell for cell in notebook.cells if cell.get("id") != "install"]
+    notebook.cells = [title, nbformat.v4.new_code_cell(INSTALL, id="install", metadata={"tags": ["install"]}), *cells]
+    if any(cell.get("execution_count") for cell in cells):
+        for count, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), 1):
+            cell.execution_count = count
+            for output in (o for o in cell.outputs if o.output_type == "execute_result"):
+                output.execution_count = count
+    return notebook
 
 
 def executed(path: Path) -> nbformat.NotebookNode:
     """The lesson as a run of all its cells leaves it. Raises CellExecutionError where a cell fails."""
-    notebook = nbformat.read(path, as_version=4)
+    notebook = with_install_cell(nbformat.read(path, as_version=4))
     with tempfile.TemporaryDirectory() as folder:
         NotebookClient(
             notebook,
@@ -49,7 +74,9 @@ def with_palette(picture: str) -> str:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
+    only_cell = sys.argv[1:2] == ["--install-cell"]
+    for name in sys.argv[1 + only_cell :]:
         start = time.time()
-        nbformat.write(executed(Path(name)), name)
+        made = with_install_cell(nbformat.read(name, as_version=4)) if only_cell else executed(Path(name))
+        nbformat.write(made, name)
         print(f"{name}: {time.time() - start:.0f} s, {Path(name).stat().st_size / 1000:.0f} kB", flush=True)

@@ -3,12 +3,16 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from make_notebooks import INSTALL, with_install_cell
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
 
 import erltool
 from erltool.resources import shipped
@@ -77,6 +81,33 @@ def test_cells_are_short(path):
             assert len(cell.source.splitlines()) <= 20
         else:
             assert len(re.sub(r"<details>.*?</details>", "", cell.source, flags=re.S).split()) <= 120
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_its_first_cell_installs_erltool_and_printed_nothing(path):
+    first = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    assert first.source == INSTALL and not first.outputs
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_cell_asks_pip_only_where_erltool_is_missing(there, monkeypatch):
+    asked = []
+    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
+    shell.register_magic_function(asked.append, "line", "pip")
+    if not there:
+        monkeypatch.setitem(sys.modules, "erltool", None)
+    assert shell.run_cell(INSTALL).success
+    assert asked == ([] if there else ["install -q -e .."])
+
+
+def test_the_cell_is_written_once_and_the_counts_behind_it_move_on():
+    shown = nbformat.v4.new_output("execute_result", execution_count=1)
+    code = nbformat.v4.new_code_cell("1", execution_count=1, outputs=[shown])
+    lesson = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A title"), code])
+    made = with_install_cell(with_install_cell(lesson))
+    assert [cell.source for cell in made.cells] == ["# A title", INSTALL, "1"]
+    assert [cell.execution_count for cell in made.cells[1:]] == [1, 2]
+    assert made.cells[2].outputs[0].execution_count == 2
 
 
 def test_the_path_of_the_lessons_is_in_the_package_or_the_clone():
