@@ -140,7 +140,6 @@ def vscode(browser):
     class Server(browser.Served):
         def command(self):
             """A server with our page and the environment's nbextensions as static files, and no extension."""
-            os.environ["JUPYTER_NO_CONFIG"] = "1"
             folders = f"--ServerApp.extra_static_paths=[{str(HERE)!r}, {str(SHARED)!r}]"
             server = ["jupyter_server", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={self.port}"]
             return [*server, f"--IdentityProvider.token={self.token}", "--ServerApp.port_retries=0", folders]
@@ -154,9 +153,11 @@ def vscode(browser):
             self.page.wait_for_function("!!window.run")
             assert self.page.evaluate("run", SETUP) == ""
 
-    with Server(nbformat.v4.new_notebook()) as served:
-        yield served
-        served.page.evaluate("ended()")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_NO_CONFIG", "1")
+        with Server(nbformat.v4.new_notebook()) as served:
+            yield served
+            served.page.evaluate("ended()")
 
 
 @pytest.mark.browser
@@ -170,6 +171,21 @@ def test_in_vs_code_a_widget_is_drawn_and_answers_a_key(vscode, code, shots):
     root.screenshot(path=shots / f"vscode_{code.split('(')[0]}.png")
     assert not root.evaluate(REACHES_OUT)
     assert answers(page, root, *WIDGETS[code])
+    assert not vscode.said
+
+
+@pytest.mark.browser
+def test_in_vs_code_the_next_cell_reads_a_choice_and_a_run_sends_its_steps(vscode):
+    page, shown = vscode.page, vscode.page.locator(".cell-output-ipywidget-background")
+    page.evaluate("run", "fitter = CurveFitter(run)\nfitter")
+    shown.last.get_by_role("slider", name="forecast cut", exact=True).focus()
+    page.keyboard.press("ArrowLeft")
+    page.evaluate("run", "monitor = RunMonitor(erltool.TrainConfig(device='cpu', steps=8))\nmonitor")
+    shown.last.get_by_role("button", name="Start").press("Enter")
+    page.wait_for_function("[...document.querySelectorAll('progress')].at(-1).value >= 4")  # a thread sends them
+    cut, steps = page.evaluate("run", "print(fitter.cut, len(monitor.result.metrics))").split()
+    assert 0.9 < float(cut) < 1 and int(steps) >= 4
+    page.evaluate("run", "monitor.stop().wait(60)")
     assert not vscode.said
 
 
