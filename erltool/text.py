@@ -39,6 +39,12 @@ def listed(names: Collection, most: int = 12) -> str:
     return ", ".join(shown(name) for name in itertools.islice(names, most)) + more
 
 
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, or as hours, minutes and seconds: "1:05", "2:00:00"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+
 def plain(text: str) -> str:
     """ASCII that reads like the text: "R2" for "R\u00b2"; "U+4E2D" for a character without a likeness."""
     return "".join(c if c.isascii() else _plain(c) for c in text)

@@ -105,6 +105,7 @@ def test_summary_names_every_number_with_its_interval():
         ([0.1, 0.2], [1], "2 entropies but 1"),
         ([0.1, 0.2, 0.3, np.nan], range(4), "1 of 4 points are not finite"),
         ([0.1, 0.2, 0.3, 900.0], range(4), "overflows"),
+        ([0.1, 0.2, 0.3, 0.4], [0, 1, 2, 1e200], "squares overflow; rescale it"),
     ],
 )
 def test_bad_input_is_one_line(entropy, performance, words):

@@ -258,9 +258,12 @@ def test_once_prints_and_says_by_its_status_whether_there_is_an_alarm(tmp_path, 
     assert "verl.jsonl (verl JSONL): step 24" in out and "alarms      none" in out
     assert cli.main(["watch", str(shipped("data/runs/demo-none")), "--once"]) == 1
     assert "alarm       step" in capsys.readouterr().out
+    heads = tmp_path / "heads.csv"
+    heads.write_text("step,entropy,reward\n")
     for words, message in (
         (["watch", str(LOGS / "trackio"), "--once"], "holds 2 runs; choose one with --run NAME"),
         (["watch", str(tmp_path / "none"), "--once"], "not there yet"),
+        (["watch", str(heads), "--once"], "heads.csv: no row yet; without --once, watch waits for it"),
         (["watch", str(LOGS / "verl.jsonl"), "--once", "--notify", "x"], "--once sees no alarm come"),
         (["watch", str(LOGS / "verl.jsonl"), "--notify", "'x"], "No closing quotation"),
     ):

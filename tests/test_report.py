@@ -25,7 +25,7 @@ from erltool.report.tokens import MOST, for_the_page, responses
 from erltool.resources import shipped
 from erltool.runs.folder import Run, read_run, read_runs
 from erltool.widgets import ControlExplorer, CurveFitter, TokenInspector
-from erltool.widgets.view import CHOSEN, View
+from erltool.widgets.view import CHOSEN, View, modules_of
 
 LOGS = Path(__file__).parent / "logs"
 HOSTILE = "</script><img src=x onerror=window.hit=1>\u202e\u2028'\"&amp;"
@@ -198,10 +198,21 @@ def test_a_widget_that_needs_no_kernel_has_no_answers_that_undo_a_readers_choice
 @pytest.mark.parametrize("make", [TokenInspector, CurveFitter, ControlExplorer])
 def test_a_widgets_javascript_is_taken_as_it_is(make, run):
     widget = make(run)
-    name, code = view_of(widget)
+    name, modules, code = view_of(widget)
     whole = str(widget.get_state(["_esm"])["_esm"])
+    shared = "".join(modules.values())
     assert name == make.__name__ and code.startswith("(() => {") and "export default" not in code
-    assert whole.rpartition("\nexport default ")[0] in code
+    assert whole.startswith(shared) and whole.removeprefix(shared).rpartition("\nexport default ")[0] in code
+
+
+def test_what_the_widgets_share_is_in_the_page_once(both):
+    script = Page(pages.page_of(both)).inside["script"][-1]
+    modules = [m for make in (TokenInspector, CurveFitter, ControlExplorer) for m in modules_of(file_of(make))[0]]
+    assert modules.count("kit") == 3 and {script.count(f"const {name} = (() => {{") for name in modules} == {1}
+
+
+def file_of(widget: type) -> str:
+    return re.sub("(?<=[a-z])(?=[A-Z])", "_", widget.__name__).lower() + ".js"
 
 
 def test_hostile_names_and_tokens_reach_the_page_as_text(run, tmp_path):

@@ -45,6 +45,36 @@ def test_performance_at_zero_is_the_ceiling_of_each_law():
     assert np.isinf(table.loc["log", "at_zero"]) and np.isnan(table.loc["sigmoid", "at_zero"])
 
 
+# A RuntimeWarning is an error in these tests.
+@pytest.mark.parametrize("scale", [1e-6, 1, 100, 1e6])
+@pytest.mark.parametrize("law", ["exponential", "linear", "log"])
+def test_points_on_a_law_leave_only_rounding_and_no_warning(law, scale):
+    r = TRUTHS[law] * scale
+    table = compare_laws(H, r, STEPS)
+    rounding = np.finfo(float).eps * np.abs(r).max()
+    assert table.index[0] == law and table.loc[law, "tied"] and not table.loc["power", "tied"]
+    assert 0.99 * rounding < table.loc[law, "out_of_sample"] < 100 * rounding
+    assert np.isfinite(table[["rmse", "aicc", "out_of_sample", "last_block"]].to_numpy(float)).all()
+    assert verdict(table).startswith(f"Out of sample the law `{law}`")
+
+
+@pytest.mark.parametrize("r", [np.zeros(60), np.full(60, 50.0)])
+def test_constant_performance_fits_every_law(r):
+    assert compare_laws(H, r, STEPS)["tied"].all()
+
+
+@pytest.mark.parametrize(
+    "h",
+    [np.r_[np.full(50, 0.5), np.full(10, 0.4)], np.geomspace(1, 1e-300, 60), np.linspace(900, 1, 60),
+     np.linspace(60, 1, 60)],
+)  # fmt: skip
+def test_entropies_at_which_laws_overflow_or_stand_still_give_a_table(h):
+    r = np.linspace(0.1, 0.7, 60)
+    table = compare_laws(h, r, STEPS)
+    assert not table["out_of_sample"].isna().any() and table["tied"].iloc[0] and verdict(table)
+    assert not table.loc[np.isinf(table["out_of_sample"].astype(float)), "tied"].any()
+
+
 def test_aicc_charges_for_parameters(rng):
     table = compare_laws(H, TRUTHS["exponential"] + 0.01 * rng.normal(size=60))
     assert table.loc["free exponent", "rmse"] <= table.loc["exponential", "rmse"]
@@ -60,6 +90,8 @@ def test_aicc_charges_for_parameters(rng):
         (([0.1] * 5, [1] * 5), "at least 10"),
         (([*range(20)], [1] * 20), "entropies must be above 0"),
         ((H, TRUTHS["log"], STEPS - 10), "steps must be above 0"),
+        (([0.5] * 20, range(20)), "entropy does not vary"),
+        ((H, np.linspace(0, 1e200, 60)), "squares overflow"),
     ],
 )
 def test_bad_input_is_one_line(arguments, words):

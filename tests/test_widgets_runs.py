@@ -19,7 +19,7 @@ from erltool.runs.folder import METRICS
 from erltool.tables import Table
 from erltool.widgets import ControlExplorer, RunMonitor, TokenInspector
 from erltool.widgets.control_explorer import POINTS, binned, middles
-from erltool.widgets.run_monitor import DRAWN
+from erltool.widgets.trained_run import DRAWN
 
 STEPS = 40
 ENTROPY = {"none": 0.1, "random-clip": 0.12, "kl-cov": 0.3, "clip-cov": 0.2}
@@ -335,7 +335,7 @@ def test_what_is_wrong_is_a_line_in_the_panel(tiny_config, tmp_path, monkeypatch
     assert "nothing to pause" in monitor.pause().problem and "nothing to resume" in monitor.resume().problem
     monitor.start().start()
     assert "the run is running" in monitor.problem and monitor.wait(60) and "the run is done" in monitor.start().problem
-    assert "give a TrainConfig, not dict" in RunMonitor({}).start().stop().problem
+    assert "give a TrainConfig, or the path of a run or a log, not dict" in RunMonitor({}).start().stop().problem
     missing = RunMonitor(TrainConfig(policy=str(tmp_path / "nothing"))).start()
     assert missing.wait(60) and missing.state == "failed" and str(tmp_path / "nothing") in missing.problem
     (tmp_path / "run").mkdir()
@@ -380,7 +380,7 @@ def test_a_button_does_what_the_method_does_and_nothing_else(tiny_config):
 def test_alarms_of_a_step_are_shown(tiny_config):
     monitor = RunMonitor(tiny_config())
     step = next(iter(erltool.train(tiny_config(eval_every=0))))
-    monitor._take(replace(step, alarms=(Alarm("collapse", 1, "entropy is a <b>tenth</b>", 0.1, 0.5),)))
+    monitor._run.take(replace(step, alarms=(Alarm("collapse", 1, "entropy is a <b>tenth</b>", 0.1, 0.5),)))
     assert monitor.alarms == ["step 1: collapse: entropy is a <b>tenth</b>"]
 
 

@@ -161,7 +161,7 @@ def test_what_a_dial_cannot_be_is_a_line_in_the_panel_or_nothing():
         (replace(SMALL, control=NoControl(), controller=None), "no fraction or coef to steer; use kl-cov"),
         (replace(SMALL, control=KLCov(0.1), controller=TargetEntropy()), "target-entropy cannot both steer"),
         (replace(SMALL, controller=Steered("3:coef:0.1")), "has a schedule; train it as it is"),
-        ({}, "give a TrainConfig, not dict"),
+        ({}, "give a TrainConfig, or the path of a run or a log, not dict"),
     ],
 )
 def test_a_run_that_no_hand_can_steer_says_why(config, words):

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from erltool.errors import ErltoolError
-from erltool.text import PLAIN_ERRORS, shown, visible
+from erltool.text import PLAIN_ERRORS, clock, shown, visible
 
 WIDTH = 80  # columns
 LINE_EVERY = 30  # seconds between two lines of progress, at most
@@ -196,8 +196,3 @@ class Lines:
         done, seconds = self.n - first, self._said_at - began
         left = f"; {clock(seconds / done * (self.total - self.n))} left" if done and self.n < self.total else ""
         self.write(f"{self._name}: {self._unit} {self.n} of {self.total}{self._postfix and ': '}{self._postfix}{left}")
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"

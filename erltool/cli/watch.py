@@ -11,7 +11,7 @@ from pathlib import Path
 from erltool.cli import report, terminal
 from erltool.cli.arguments import above_zero, at_least, page
 from erltool.errors import ErltoolError
-from erltool.text import visible
+from erltool.text import shown, visible
 
 LOOK_EVERY = 0.5  # seconds
 DRAW_EVERY = 1.0  # seconds, at least
@@ -53,8 +53,9 @@ def _once(live) -> int:
     news = True
     while news:  # in the last look the last step counts for alarms, too
         news, snapshot = live.look()
-        if snapshot.waits:
-            raise ErltoolError(f"{snapshot.waits}; without --once, watch waits for it")
+        if snapshot.waits or not snapshot.columns:
+            why = snapshot.waits or f"{shown(snapshot.name)}: no row yet"
+            raise ErltoolError(f"{why}; without --once, watch waits for it")
     print("\n".join(lines_of(snapshot, terminal.WIDTH - 1, not takes_bars(sys.stdout))))
     return 1 if snapshot.alarms else 0
 

@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from erltool.cli import terminal
+from erltool.logs.said import NAMES, columns_text, last_text, law_texts, one_line, roles_of, steps_text
 from erltool.text import shown, visible
 
 BARS = " ▁▂▃▄▅▆▇█"
 ASCII_BARS = " .:-=+*#@"
 NUMBERS = 27  # columns before a curve
-NAMES = {"entropy": "entropy", "reward": "reward", "performance": "performance", "response_length": "length",
-         "grad_norm": "grad norm"}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -74,38 +72,17 @@ class Printed:
         self._alarms = len(snapshot.alarms)
         if snapshot.columns and snapshot.step != self._step:
             self._step = snapshot.step
-            print(_one_line(snapshot), flush=True)
-
-
-def _one_line(snapshot) -> str:
-    of = f" of {snapshot.total}" if snapshot.total else ""
-    parts = [f"{NAMES[role]} {snapshot.last(role):.4g}" for role in ("entropy", "reward", "performance")
-             if role in snapshot.series and (role != "performance" or _is_apart(snapshot))]  # fmt: skip
-    if snapshot.forecast is not None:
-        low, high = snapshot.forecast.at(0.0)
-        parts.append(f"ceiling {snapshot.forecast.law.ceiling:.3g} ({low:.3g} to {high:.3g})")
-    if math.isfinite(snapshot.seconds_left):
-        parts.append(f"{terminal.clock(snapshot.seconds_left)} left")
-    return f"step {snapshot.step}{of}: {', '.join(parts)}"
+            print(one_line(snapshot), flush=True)
 
 
 def lines_of(snapshot, width: int, plain: bool) -> list[str]:
     """The view of a snapshot as lines of at most `width` columns; in ASCII if `plain`."""
     if not snapshot.columns:
         return [_cut(f"watch {snapshot.name}", width), *_wrapped("waits", snapshot.waits or "for the first row", width)]
-    of = f" of {snapshot.total}" if snapshot.total else ""
-    head = f"step {snapshot.step}{of}"
-    if math.isfinite(snapshot.rate):
-        head += f", {60 * snapshot.rate:.3g} a minute"
-    if math.isfinite(snapshot.seconds_left) and not snapshot.done:
-        head += f", {terminal.clock(snapshot.seconds_left)} left"
-    if snapshot.done:
-        head += ", done"
-    lines = [_cut(f"{shown(snapshot.name, 30)} ({snapshot.kind}): {head}", width)]
-    for role in NAMES:
-        if role in snapshot.series and (role != "performance" or _is_apart(snapshot)):
-            lines.append(_curve_line(snapshot, role, width, plain))
-    lines += _law_lines(snapshot, width)
+    lines = [_cut(f"{shown(snapshot.name, 30)} ({snapshot.kind}): {steps_text(snapshot)}", width)]
+    lines += [_curve_line(snapshot, role, width, plain) for role in roles_of(snapshot)]
+    for name, text in law_texts(snapshot).items():
+        lines += _wrapped(name, text, width)
     for alarm in snapshot.alarms[-4:]:
         lines += _wrapped("alarm", str(alarm), width)
     if not snapshot.alarms:
@@ -115,22 +92,14 @@ def lines_of(snapshot, width: int, plain: bool) -> list[str]:
     return [*lines, _cut(_columns(snapshot), width)]
 
 
-def _is_apart(snapshot) -> bool:
-    """Whether the performance is not the reward itself."""
-    return snapshot.columns.get("performance") != snapshot.columns.get("reward")
-
-
 def _columns(snapshot) -> str:
-    taken = [f"{role} {shown(name, 30)}" for role, name in snapshot.columns.items() if role in (*NAMES, "step")][:4]
-    return f"columns     {', '.join(taken)}"
+    return f"columns     {columns_text(snapshot)}"
 
 
 def _curve_line(snapshot, role: str, width: int, plain: bool) -> str:
     """Name, last value, and a curve of the role's values over the run so far."""
-    values = snapshot.series[role]
-    unit = " nats" if role == "entropy" else " %" if role == "performance" and "points" in snapshot.unit else ""
-    text = f"{NAMES[role]:11} {snapshot.last(role):.4g}{unit}"
-    return f"{text:{NUMBERS}} {curve(snapshot.series['step'], values, width - NUMBERS - 1, plain)}"
+    text = f"{NAMES[role]:11} {last_text(snapshot, role)}"
+    return f"{text:{NUMBERS}} {curve(snapshot.series['step'], snapshot.series[role], width - NUMBERS - 1, plain)}"
 
 
 def curve(step: np.ndarray, values: np.ndarray, width: int, plain: bool = False) -> str:
@@ -148,22 +117,6 @@ def curve(step: np.ndarray, values: np.ndarray, width: int, plain: bool = False)
     bars = ASCII_BARS if plain else BARS
     levels = np.where(high > low, (means - low) / max(high - low, 1e-300), 0.5)
     return "".join(" " if math.isnan(v) else bars[1 + round(v * (len(bars) - 2))] for v in levels)
-
-
-def _law_lines(snapshot, width: int) -> list[str]:
-    f = snapshot.forecast
-    if f is None:
-        return _wrapped("law", f"none yet: {snapshot.no_law}" if snapshot.no_law else "none yet", width)
-    law = f.law
-    (low,), (high,) = f.interval
-    sign = "+" if law.b >= 0 else "-"
-    fit = f"R = {-law.a:.3g} exp(H) {sign} {abs(law.b):.3g}, R2 {law.r_squared:.2f}, {len(law.entropy)} points"
-    ceiling_low, ceiling_high = f.at(0.0)
-    ahead = (
-        f"ceiling {law.ceiling:.3g} ({ceiling_low:.3g} to {ceiling_high:.3g} at {f.level:.0%}); last "
-        f"{f.performance[-1]:.3g}, by the law {f.predicted[-1]:.3g} ({low:.3g} to {high:.3g})"
-    )
-    return _wrapped("law", fit, width) + _wrapped("forecast", ahead, width)
 
 
 def _wrapped(name: str, text: str, width: int) -> list[str]:

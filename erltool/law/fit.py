@@ -20,6 +20,7 @@ from erltool.law.units import unit_of
 
 RESAMPLES = 2000
 SURELY = 0.5  # standard errors added to the autocorrelation, because few points show little of it
+GREATEST = 1e100  # performance whose squares do not overflow
 BIAS = 0.2  # fraction of half an interval that a bias may have: coverage of 95 % falls to 93 %
 METHODS = ("bootstrap", "autoregression", "analytic")  # of an interval
 TERMS = {"a": (-1.0, 0.0), "b": (0.0, 1.0), "ceiling": (1.0, 1.0)}  # multiples of slope and intercept
@@ -245,8 +246,9 @@ def fit_law(
     errors in both (ODRPACK95). `unit` is one of UNITS; without it `unit_of` infers it from the values.
     `entropy_average` names the average that H is, such as "token mean" or "mean of responses (Eq 5)". `block_length` is
     the number of points in a bootstrap block, by default round(n^(1/2)); 1 takes the points as independent. Raises
-    ErltoolError for fewer than 3 points, different lengths, values that are not finite, entropy that does not vary,
-    fractions mixed with percentage points, weights or errors that are not positive, or one error without the other.
+    ErltoolError for fewer than 3 points, different lengths, values that are not finite, performance beyond GREATEST,
+    entropy that does not vary, fractions mixed with percentage points, weights or errors that are not positive, or one
+    error without the other.
     """
     h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
     if len(h) != len(r):
@@ -260,6 +262,8 @@ def fit_law(
         x = np.exp(h)
     if not np.isfinite(x).all() or np.ptp(x) <= 1e-12 * np.abs(x).max():
         raise ErltoolError("fit_law: entropy does not vary (or overflows), so no law can be fitted to it")
+    if np.abs(r).max() > GREATEST:
+        raise ErltoolError(f"fit_law: performance reaches {np.abs(r).max():.3g}, whose squares overflow; rescale it")
     if block_length is None:
         block_length = min(len(h) // 2, max(1, round(len(h) ** 0.5)))
     if not 1 <= block_length <= len(h) // 2:

@@ -18,6 +18,7 @@ import pandas as pd
 from scipy import optimize
 
 from erltool.errors import ErltoolError
+from erltool.law.fit import GREATEST
 
 Shape = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
 CLOSE = np.log(1.05)  # errors that differ by less are tied, even where the difference is certain
@@ -42,26 +43,29 @@ class RivalLaw:
         """The least-squares fit to (u, r), as a function of u."""
 
         def solved(c: tuple[float, ...]) -> tuple[float, float, float]:
-            """Sum of squares, offset and factor for c."""
-            with np.errstate(all="ignore"):
-                s = self.shape(u, c)
-            if not np.isfinite(s).all() or np.ptp(s) == 0:
-                return np.inf, 0.0, 0.0
+            """Sum of squares, offset and factor for c; infinite and NaN where the shape has no finite values."""
+            s = self.shape(u, c)
+            top = np.abs(s).max()
+            if not np.isfinite(s).all():
+                return np.inf, np.nan, np.nan
+            s = s / (top or 1.0)  # or squares of small or large values would vanish or overflow
             if self.in_steps:
-                factor, first = s @ (r - offset) / (s @ s), offset
+                factor, first = s @ (r - offset) / max(s @ s, np.finfo(float).tiny), offset
             else:
-                factor = (s - s.mean()) @ (r - r.mean()) / np.sum((s - s.mean()) ** 2)
+                spread = np.sum((s - s.mean()) ** 2)
+                factor = (s - s.mean()) @ (r - r.mean()) / spread if spread > 0 else 0.0
                 first = r.mean() - factor * s.mean()
-            return float(np.sum((r - first - factor * s) ** 2)), float(first), float(factor)
+            return float(np.sum((r - first - factor * s) ** 2)), float(first), float(factor / (top or 1.0))
 
-        c = min(self.starts, key=lambda c: solved(c)[0])
-        if len(c) == 1:  # between the neighbours of the best start
-            at, last = self.starts.index(c), len(self.starts) - 1
-            ends = self.starts[max(0, at - 1)][0], self.starts[min(last, at + 1)][0]
-            c = (optimize.minimize_scalar(lambda c: solved((c,))[0], bounds=ends, method="bounded").x,)
-        elif c:
-            c = tuple(optimize.minimize(lambda c: solved(tuple(c))[0], c, method="Nelder-Mead").x)
-        _, first, factor = solved(c)
+        with np.errstate(all="ignore"):
+            c = min(self.starts, key=lambda c: solved(c)[0])
+            if len(c) == 1:  # between the neighbours of the best start
+                at, last = self.starts.index(c), len(self.starts) - 1
+                ends = self.starts[max(0, at - 1)][0], self.starts[min(last, at + 1)][0]
+                c = (optimize.minimize_scalar(lambda c: solved((c,))[0], bounds=ends, method="bounded").x,)
+            elif c:
+                c = tuple(optimize.minimize(lambda c: solved(tuple(c))[0], c, method="Nelder-Mead").x)
+            _, first, factor = solved(c)
 
         def predict(v: np.ndarray) -> np.ndarray:
             with np.errstate(all="ignore"):
@@ -96,8 +100,9 @@ def compare_laws(entropy, performance, step=None, *, blocks: int = 5) -> pd.Data
     stretches of the run when predicted from the others; their geometric mean, because the last stretch is an
     extrapolation and may outweigh all), `last_block` (rmse of the last stretch from those before it), `at_zero`
     (performance at H = 0; infinite for the log, NaN for the sigmoid), and `tied`: whether its out-of-sample error is
-    within 5 % of the best, or within one standard error of the stretches' logarithmic differences. Raises ErltoolError
-    for fewer than 2 * blocks points, values that are not finite, or entropies or steps not above 0.
+    within 5 % of the best, or within one standard error of the stretches' logarithmic differences. Errors below the
+    rounding of performance count as that, and those of a law that overflows are infinite. Raises ErltoolError for fewer
+    than 2 * blocks points, values that are not finite, entropies or steps not above 0, or entropy that does not vary.
     """
     h, r = (np.asarray(v, dtype=float).ravel() for v in (entropy, performance))
     n = len(h)
@@ -108,6 +113,13 @@ def compare_laws(entropy, performance, step=None, *, blocks: int = 5) -> pd.Data
         raise ErltoolError("compare_laws: entropies must be above 0, and all values finite; drop the others first")
     if not (np.isfinite(steps) & (steps > 0)).all():
         raise ErltoolError("compare_laws: steps must be above 0 and finite")
+    if np.abs(r).max() > GREATEST:
+        raise ErltoolError(
+            f"compare_laws: performance reaches {np.abs(r).max():.3g}, whose squares overflow; rescale it"
+        )
+    if np.ptp(h) <= 1e-12 * h.max():
+        raise ErltoolError("compare_laws: entropy does not vary, so no law of it can be fitted")
+    least = max(np.finfo(float).eps * np.abs(r).max(), np.finfo(float).tiny)
     stretches = np.array_split(np.arange(n), blocks)
     rows: dict[str, dict] = {}
     errors: dict[str, np.ndarray] = {}
@@ -116,27 +128,39 @@ def compare_laws(entropy, performance, step=None, *, blocks: int = 5) -> pd.Data
             continue
         u, k = steps if law.in_steps else h, law.parameters
         fitted = law.fit(u, r, r[0])
-        rss = max(np.sum((r - fitted(u)) ** 2), np.finfo(float).tiny)
-        errors[name] = np.array([_error(law, u, r, np.setdiff1d(np.arange(n), s), s) for s in stretches])
+        rmse = max(_rms(r - fitted(u)), least)
+        errors[name] = np.array([_error(law, u, r, np.setdiff1d(np.arange(n), s), s) for s in stretches]).clip(least)
         rows[name] = {
-            "formula": law.formula, "parameters": k, "rmse": np.sqrt(rss / n),
-            "aicc": n * np.log(rss / n) + 2 * (k + 1) + 2 * (k + 1) * (k + 2) / max(1, n - k - 2),
+            "formula": law.formula, "parameters": k, "rmse": rmse,
+            "aicc": 2 * n * np.log(rmse) + 2 * (k + 1) + 2 * (k + 1) * (k + 2) / max(1, n - k - 2),
             "out_of_sample": np.exp(np.log(errors[name]).mean()),
             "last_block": _error(law, u, r, np.arange(stretches[-1][0]), stretches[-1]),
             "at_zero": np.nan if law.in_steps else float(fitted(np.array(0.0))),
         }  # fmt: skip
     table = pd.DataFrame(rows).T.infer_objects().sort_values("out_of_sample")
-    worse = {name: np.log(e / errors[table.index[0]]) for name, e in errors.items()}
-    table["tied"] = [
-        bool(np.mean(worse[i]) <= max(CLOSE, np.std(worse[i], ddof=1) / np.sqrt(blocks))) for i in table.index
-    ]
+    best = np.log(errors[str(table.index[0])])
+    table["tied"] = [bool(name == table.index[0] or _tied(np.log(errors[name]), best)) for name in table.index]
     return table
 
 
 def _error(law: RivalLaw, u: np.ndarray, r: np.ndarray, fitted_on: np.ndarray, predicted: np.ndarray) -> float:
     """Root mean square error on the points `predicted` of a law fitted to the points `fitted_on`."""
-    fitted = law.fit(u[fitted_on], r[fitted_on], r[0])
-    return float(np.sqrt(np.mean((r[predicted] - fitted(u[predicted])) ** 2))) + np.finfo(float).tiny
+    return _rms(r[predicted] - law.fit(u[fitted_on], r[fitted_on], r[0])(u[predicted]))
+
+
+def _rms(values: np.ndarray) -> float:
+    """Root mean square; infinite where a value is not finite or its square overflows."""
+    with np.errstate(over="ignore"):
+        square = np.mean(values**2) if np.isfinite(values).all() else np.inf
+    return float(np.sqrt(square))
+
+
+def _tied(errors: np.ndarray, best: np.ndarray) -> bool:
+    """Whether logarithms of errors are no worse than the best law's, in both (blocks,), beyond doubt."""
+    if not np.isfinite(errors).all():
+        return False
+    worse = errors - best
+    return bool(np.mean(worse) <= max(CLOSE, np.std(worse, ddof=1) / np.sqrt(len(worse))))
 
 
 def verdict(table: pd.DataFrame) -> str:

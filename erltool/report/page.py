@@ -50,7 +50,8 @@ def page_of(sources: Mapping[str, Run | Log], title: str = "", about: str = "", 
     if not shown:
         raise ErltoolError("report: there is nothing to show; give runs, their folders, or logs")
     notes: dict[str, list[str]] = {"tokens": [], "law": [], "controls": []}
-    numbers, views = Bytes(), {}
+    numbers, views = Bytes(), dict[str, str]()
+    modules: dict[str, str] = {}
     placed: dict[str, list[dict]] = {}
     styles: dict[str, None] = {}
     for place, label, widget, asks, more in _widgets(shown, notes, window):
@@ -58,14 +59,17 @@ def page_of(sources: Mapping[str, Run | Log], title: str = "", about: str = "", 
             notes[place].append(widget.problem)
         if not widget.problem or place == "controls" and len(widget.result.end):
             placed.setdefault(place, []).append({"label": label, **more, **state_of(widget, numbers, asks)})
-            name, views[name] = view_of(widget)
+            name, needed, views[name] = view_of(widget)
+            modules |= needed
             styles[str(widget.get_state(["_css"])["_css"])] = None
         widget.close()  # ipywidgets keeps every open one
     charts = charts_of(shown)
     alarms = [[at, a.step, str(a)] for at, s in enumerate(shown) for a in s.alarms]
     facts = {"runs": [s.name for s in shown], "charts": charts, "alarms": alarms, "widgets": placed}
     body = words.body(shown, title, about, notes, placed)
-    return _document(title or words.title_of(shown), body, "".join(styles), views, facts, b"".join(numbers.parts))
+    return _document(
+        title or words.title_of(shown), body, "".join(styles), _views(modules, views), facts, b"".join(numbers.parts)
+    )
 
 
 def _widgets(shown: list[Source], notes: dict[str, list[str]], window: float | None) -> Iterator[tuple]:
@@ -106,11 +110,16 @@ def _compared(fitter: CurveFitter) -> None:
         fitter.verdict = f"The laws are not compared: {e}."
 
 
-def _document(title: str, body: str, styles: str, views: dict, facts: dict, numbers: bytes) -> str:
-    style = (HERE / "page.css").read_text(encoding="utf-8") + styles
+def _views(modules: dict[str, str], views: dict[str, str]) -> str:
+    """The widgets by name, as an expression; what they share stands in it once."""
     listed = ",\n".join(f"{json.dumps(name)}: {code}" for name, code in views.items())
+    return f"(() => {{\n{''.join(modules.values())}return {{\n{listed}\n}};\n}})()"
+
+
+def _document(title: str, body: str, styles: str, views: str, facts: dict, numbers: bytes) -> str:
+    style = (HERE / "page.css").read_text(encoding="utf-8") + styles
     own = "".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    script = f"{own}const VIEWS = {{\n{listed}\n}};\nstart();\n"
+    script = f"{own}const VIEWS = {views};\nstart();\n"
     for code, end in ((style, "</style"), (script, "</script"), (script, "<!--")):
         if end in code.lower():
             raise ValueError(f"{end} would end the element that it stands in")

@@ -1,13 +1,15 @@
 """A widget's state as JSON and bytes, for a page in which JavaScript stands in for the kernel."""
 
 import hashlib
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from erltool.widgets.view import View
+from erltool.widgets.view import View, modules_of
 
 # Traits of ipywidgets and anywidget themselves, beside those that begin with _: a page has no layout and no kernel.
 OF_THE_FRAMEWORK = ("layout", "tabbable", "tooltip")
@@ -46,13 +48,16 @@ class Asks:
     """What else the view would ask the kernel for after a choice."""
 
 
-def view_of(widget: View) -> tuple[str, str]:
-    """A widget's name, and its JavaScript as an expression whose value has `render`."""
-    text = str(widget.get_state(["_esm"])["_esm"])
+def view_of(widget: View) -> tuple[str, dict[str, str], str]:
+    """A widget's name, the modules that its JavaScript needs, and that as an expression whose value has `render`.
+
+    The modules are those of view.modules_of, so that a page with several widgets has each of them once.
+    """
+    modules, text = modules_of(Path(inspect.getfile(type(widget))).with_suffix(".js").name)
     head, found, view = text.rpartition("\nexport default ")
     if not found:
         raise ValueError(f"{type(widget).__name__}: its JavaScript has no default export")
-    return type(widget).__name__, f"(() => {{\n{head}\nreturn {view.rstrip()}\n}})()"
+    return type(widget).__name__, modules, f"(() => {{\n{head}\nreturn {view.rstrip()}\n}})()"
 
 
 def state_of(widget: View, numbers: Bytes, asks: Asks | None = None) -> dict:

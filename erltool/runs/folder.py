@@ -265,6 +265,8 @@ def read_config(path: Path) -> dict:
     """A run's config.json, with "config", "made_by" and "continued_by". Raises ErltoolError where the folder is missing
     or holds no run, or the file is not that of a run."""
     with reading(path):
+        if path.is_file():
+            raise ErltoolError(f"run {path}: a file, and a run is a folder; erltool import LOG --out FOLDER makes one")
         if not path.is_dir():
             raise ErltoolError(f"run {path}: no such folder")
         file = path / "config.json"

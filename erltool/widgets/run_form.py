@@ -19,7 +19,7 @@ from erltool.runs.compare import control_text
 from erltool.text import visible
 from erltool.training.config import BASES, TrainConfig
 from erltool.widgets.run_choices import CHOICES, STARTS
-from erltool.widgets.run_monitor import _TURN
+from erltool.widgets.trained_run import TURN
 from erltool.widgets.view import CHOSEN, View, javascript, message
 
 if typing.TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _iteration_seconds(config: TrainConfig) -> tuple[float, float]:
     from erltool.training.loop import train
 
     once = replace(config, steps=config.updates_per_iteration, eval_every=min(1, config.eval_every), record_every=0)
-    with _TURN:  # no run of a RunMonitor meanwhile
+    with TURN:  # no run of a RunMonitor meanwhile
         steps = train(once)
         began = time.perf_counter()
         metrics = [step.metrics for step in steps]

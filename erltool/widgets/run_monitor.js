@@ -1,4 +1,4 @@
-// RunMonitor: buttons, numbers, alarms and curves of a run that trains beside the notebook.
+// RunMonitor: buttons, numbers, alarms and curves of a run that trains beside the notebook, or that is followed.
 import {
   button,
   fixed,
@@ -8,9 +8,11 @@ import {
   problemLine,
   reducedMotion,
   row,
+  showIf,
   statusLine,
   throttled,
 } from "./elements.js";
+import { followed } from "./followed.js";
 import { lineChart } from "./kit.js";
 import { steered } from "./steering.js";
 
@@ -37,6 +39,7 @@ function numbersOf(d, state) {
 function statusOf(d, state, asked) {
   if (d.asked || asked)
     return `${state}: ${d.asked || asked} asked for${d.asked ? ", at the end of the iteration" : ""}`;
+  if (d.said) return { running: "following", paused: "paused: the run itself goes on" }[state] ?? state;
   return state === "running" && !d.step ? "running: loading the policy" : state;
 }
 
@@ -90,8 +93,9 @@ function render({ model, el }) {
     paint();
   });
   root.append(make("p", {}, model.get("data").about), row(...buttons.nodes, bar), wrong.node, numbers, status.node);
-  const hand = model.get("data").steering ? steered(model) : null;
-  root.append(alarms.node, hand ? hand.node : charts);
+  const { steering, said } = model.get("data");
+  const more = said ? followed(model) : steering ? steered(model) : null;
+  root.append(...(said ? [more.node, alarms.node] : [alarms.node, more ? more.node : charts]));
   el.append(root);
 
   const paint = () => {
@@ -100,11 +104,12 @@ function render({ model, el }) {
     buttons.paint();
     bar.max = Math.max(1, d.steps);
     bar.value = d.step;
-    numbers.textContent = numbersOf(d, state);
+    showIf(bar, !said || d.known);
+    numbers.textContent = said ? d.head : numbersOf(d, state);
     status.say(statusOf(d, state, asked));
     wrong.show();
     alarms.show();
-    if (hand) hand.paint();
+    if (more) more.paint();
     else if (d.steps) charts.replaceChildren(...chartsOf(d));
   };
   const soon = throttled(() => requestAnimationFrame(paint), reducedMotion() ? 1000 : 50);

@@ -1,6 +1,7 @@
 // A run that is steered: dials, charts beside recorded runs, the law with its band, responses, and the score.
 import { fillTable, fixed, floats, group, keepKeys, make, row, throttled } from "./elements.js";
-import { band, circles, line, lineChart, pixels, scales, svg, swatch, ticks, words, xAxis, yAxis } from "./kit.js";
+import { lineChart, swatch } from "./kit.js";
+import { lawChart } from "./law_chart.js";
 
 // The variables are the theme's; without them the ground is white.
 const RUN = "var(--erltool-1, #0072B2)";
@@ -89,37 +90,15 @@ function dialChart(d, { field, name }, at) {
   return chart;
 }
 
-function lawChart(model, law) {
-  const [width, height] = CHART;
-  const chart = svg(width, height);
-  const room = { left: 52, right: width - 16, top: 26, bottom: height - 34 };
-  const [h, r] = [floats(law.entropy), floats(law.performance)];
-  const beside = drawn(model).map((arm) => [arm, curvesOf(arm)]);
-  const far = Math.max(0.1, ...h, ...beside.flatMap(([, points]) => [...points.h]));
-  const at = scales(room, [0, 1.05 * far], [0, 1]);
-  chart.append(words(room.left, 16, "the law: held-out accuracy, sampled", { "font-weight": 600 }));
-  chart.append(...yAxis(at, ticks(0, 1, 4)), ...xAxis(at, ticks(0, far, 5)));
-  chart.append(words(room.right, height - 4, "policy entropy (nats/token)", { "text-anchor": "end", "font-size": 11 }));
-  if (law.at) {
-    const x = floats(law.at);
-    chart.append(band(at, x, floats(law.low), floats(law.high), RUN), line(at, x, floats(law.line), { stroke: RUN }));
-  }
-  for (const [arm, points] of beside) {
-    const { colour, dash } = look(arm);
-    chart.append(line(at, points.h, points.r, { stroke: colour, "stroke-dasharray": dash, "stroke-width": 1.6 }));
-  }
-  chart.append(circles(pixels(at, h, r), { stroke: RUN, fill: RUN }));
-  const ceiling = law.at ? `ceiling at entropy 0: ${fixed(law.ceiling)}` : "too few points for a law yet";
-  chart.setAttribute("aria-label", `Held-out accuracy by entropy with the law's ${100 * law.level} % band; ${ceiling}`);
-  return chart;
-}
-
 function chartsOf(model) {
   const d = model.get("data");
   const at = floats(d.at);
   const metrics = Object.entries(d.metrics).map(([metric, title]) => metricChart(model, d, metric, title, at));
   const turned = d.steering.dials.map((about) => dialChart(d, about, at));
-  return [...metrics, lawChart(model, d.steering.law), make("div", {}, ...turned)];
+  const beside = drawn(model).map((arm) => ({ ...look(arm), ...curvesOf(arm) }));
+  const words = { title: "the law: held-out accuracy, sampled", across: "policy entropy (nats/token)", span: [0, 1] };
+  const law = lawChart({ ...d.steering.law, ...words }, beside, RUN, CHART);
+  return [...metrics, law, make("div", {}, ...turned)];
 }
 
 // Which line is which, once for all charts.

@@ -18,15 +18,21 @@ _EXPORT = re.compile(r"^export (?=(?:const|function) (\w+))", re.M)
 
 
 def javascript(name: str) -> str:
-    """A widget's module and the modules that it imports, as one text.
+    """A widget's module and the modules that it imports, as one text."""
+    modules, own = modules_of(name)
+    return "".join(modules.values()) + own
 
-    anywidget imports this text from a blob URL, where "./kit.js" leads nowhere. A page's content-security policy may
+
+def modules_of(name: str) -> tuple[dict[str, str], str]:
+    """The modules that a widget's module imports, by name, in the order in which they are needed, and the widget's own.
+
+    anywidget imports a text from a blob URL, where "./kit.js" leads nowhere. A page's content-security policy may
     forbid more URLs than that one. So an imported module becomes the result of a function:
 
         import { axis } from "./kit.js";        const { axis } = kit;
         export const axis = ...; (in kit.js)    const kit = (() => { const axis = ...; return { axis }; })();
     """
-    modules: dict[str, str] = {}  # in the order in which they are needed
+    modules: dict[str, str] = {}
 
     def text_of(file: str) -> str:
         text = (HERE / file).read_text(encoding="utf-8")
@@ -39,7 +45,7 @@ def javascript(name: str) -> str:
         return _IMPORT.sub(r"const {\1} = \2;", text)
 
     own = text_of(name)
-    return "".join(modules.values()) + own
+    return modules, own
 
 
 def message(text: str) -> Figure:
