@@ -57,8 +57,8 @@ def append(file: Path, data: bytes) -> None:
 @pytest.mark.parametrize(
     "name",
     ["verl.jsonl", "verl_console.log", "openrlhf_console.log", "trl_console.log", "skyrl_console.log",
-     "cases/german.csv", "cases/swift.jsonl", "cases/prime_rl.jsonl", "cases/llamafactory.jsonl",
-     "cases/percent_signs.csv", "cases/trackio.jsonl"],
+     "prime_rl/metrics.jsonl", "swift/logging.jsonl", "cases/german.csv", "cases/swift.jsonl", "cases/prime_rl.jsonl",
+     "cases/llamafactory.jsonl", "cases/percent_signs.csv", "cases/trackio.jsonl"],
 )  # fmt: skip
 def test_a_text_that_comes_in_any_pieces_is_what_import_reads(tmp_path, name, rng, monkeypatch):
     blob, file = (LOGS / name).read_bytes(), tmp_path / Path(name).name

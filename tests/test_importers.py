@@ -64,6 +64,48 @@ def test_the_tools_own_logs_give_the_numbers_that_went_in(name, kind, entropy, p
     assert list(log.points()["step"]) == [3, 6, 9, 12, 15, 18, 21, 24]
 
 
+@pytest.mark.parametrize(
+    ("name", "entropy", "performance", "reward", "average", "steps"),
+    [
+        ("prime_rl/metrics.jsonl", "entropy/all/mean", "eval/gsm8k/all/solver/avg@1",
+         "train/agg/all/solver/reward/mean", "prime-rl", [3, 6, 9]),
+        ("swift/logging.jsonl", "entropy/mean", "eval_reward", "reward", "Eq 5", [3, 6, 9, 12]),
+    ],
+)  # fmt: skip
+def test_jsonl_of_prime_rl_and_ms_swift_needs_no_option(name, entropy, performance, reward, average, steps):
+    """prime-rl's two processes write to one file, the trainer a step behind; ms-swift's last line repeats all."""
+    log = read_log(LOGS / name)
+    assert (log.columns["entropy"], log.columns["performance"]) == (entropy, performance)
+    assert log.columns["reward"] == reward and average in log.entropy_average and log.unit == "fraction"
+    made = [row for row in map(json.loads, (LOGS / name).read_text().splitlines()) if entropy in row]
+    assert log.metrics[entropy].tolist() == [row[entropy] for row in made]
+    assert list(log.points()["step"]) == steps and len(log.runs) < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("llamafactory/trainer_log.jsonl", "LLaMA-Factory writes no entropy here; train with report_to: tensorboard"),
+        ("unsloth.ipynb", "a notebook's table leaves the entropy out; give a checkpoint's trainer_state.json"),
+    ],
+)
+def test_a_tool_that_leaves_entropy_out_of_its_log_is_said_with_where_it_is(name, words, capsys):
+    assert cli.main(["fit", str(LOGS / name)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    other = read_log(LOGS / name, columns={"entropy": "loss" if "llama" in name else "Training Loss"})
+    assert other.columns["performance"] == "reward"
+
+
+def test_of_trls_two_entropies_of_ppo_the_mean_of_tokens_is_taken(tmp_path):
+    """objective/entropy is a sum over a response, in both of TRL's PPO trainers."""
+    rows = [{"step": t, "objective/entropy": 30 / t, "env/reward_mean": t / 30} for t in range(1, 30)]
+    for name in ("ppo/policy/entropy", "policy/entropy_avg"):
+        file = tmp_path / "log.jsonl"
+        file.write_text("".join(json.dumps(row | {name: 1 / row["step"]}) + "\n" for row in rows))
+        assert read_log(file).columns["entropy"] == name
+
+
 def test_trl_state_has_training_and_evaluation_of_a_step_in_one_row():
     log, state = read_log(LOGS / "trainer_state.json"), json.loads((LOGS / "trainer_state.json").read_text())
     assert (log.kind, log.columns["entropy"], log.columns["performance"]) == (

@@ -147,7 +147,24 @@ def _require(role: str, columns: Mapping[str, str], numbers: pd.DataFrame, path:
         raise _none_for(role, numbers, path)
 
 
+# Tools that leave the entropy out of a log, by columns that tell them, and where it is instead.
+ELSEWHERE = (
+    (
+        {"current_steps", "percentage"},
+        "LLaMA-Factory writes no entropy here; train with report_to: tensorboard and give that folder",
+    ),
+    (
+        {"Training Loss", "reward"},
+        "a notebook's table leaves the entropy out; give a checkpoint's trainer_state.json, or the file of "
+        "trainer.state.save_to_json(FILE)",
+    ),
+)
+
+
 def _none_for(role: str, numbers: pd.DataFrame, path: Path) -> ErltoolError:
+    for columns, why in ELSEWHERE if role == "entropy" else ():
+        if columns <= set(numbers):
+            return ErltoolError(f"{shown(path)}: {why}")
     return ErltoolError(
         f"{shown(path)}: no column found for {role}; name it with --{role} COL or columns={{{role!r}: COL}}; "
         f"{nearest(role, numbers)}"

@@ -45,11 +45,12 @@ ROLES = {
     ),
     "reward": (
         r"^(train/)?reward$", r"^critic/rewards/mean$", r"^(train/)?rewards?/(all/)?mean$", r"^critic/score/mean$",
-        r"^reward/avg_raw_reward$", r"^rollout/raw_reward$",
+        r"^reward/avg_raw_reward$", r"^rollout/raw_reward$", r"^train/agg/(all|effective)/[^/]+/reward/mean$",
     ),
     "response_entropy": (r"^response_entropy$",),
     "response_length": (
         r"^(train/)?response_length(/mean)?$", r"^(train/)?completions/mean_length$", r"^generate/avg_num_tokens$",
+        r"^train/agg/(all|effective)/[^/]+/num_output_tokens/mean$",
     ),
     "truncated_fraction": (
         r"^(train/)?completions/clipped_ratio$", r"^response_length/clip_ratio$", r"^truncated_fraction$",
@@ -57,7 +58,7 @@ ROLES = {
     "zero_spread_fraction": (r"^(train/)?frac_reward_zero_std$", r"^zero_spread_fraction$"),
     "clip_fraction": (r"^actor/pg_clipfrac$", r"^(train/)?clip_ratio/region_mean$", r"^clip_fraction$"),
     "kl_k1": (r"^actor/ppo_kl$", r"^kl_k1$"),
-    "grad_norm": (r"^(actor/|train/|policy/)?(raw_)?grad_norm$",),
+    "grad_norm": (r"^(actor/|train/|policy/|optim/)?(raw_)?grad_norm$",),
 }  # fmt: skip
 """Regular expressions on a column's plain name, the best first. Entropy and performance have rules below."""
 ALL_ROLES = (*MAIN, *(role for role in ROLES if role not in MAIN))
@@ -116,7 +117,8 @@ OTHER_ENTROPIES = frozenset(
     "normalized normalised sum total".split()
 )
 NOT_ABOVE_PATH = OTHER_ENTROPIES - {"data", "group", "value"}  # a chart's folder may have these names
-KNOWN_ENTROPIES = {"policy_entropy": 0, "actor/entropy": 1, "response_entropy": 8}  # the last has a role of its own
+# The third has a role of its own; the last is TRL's PPO's sum over a response, which logs the mean beside it.
+KNOWN_ENTROPIES = {"policy_entropy": 0, "actor/entropy": 1, "response_entropy": 8, "objective/entropy": 9}
 
 
 def _entropy_rank(name: str) -> int | None:

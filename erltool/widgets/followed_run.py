@@ -160,7 +160,7 @@ class FollowedRun:
     # --- what is shown --------------------------------------------------------------------------------
 
     def data(self) -> dict:
-        """For the view, as followed.js reads it."""
+        """For the view, as following.js reads it."""
         snapshot = self.snapshot
         there = snapshot is not None and bool(snapshot.columns)
         steps = max(snapshot.total or 0, snapshot.step) if snapshot and there else 0
@@ -232,10 +232,9 @@ class FollowedRun:
 
 
 def title_of(snapshot: Snapshot, role: str) -> str:
-    """A curve's name with its unit, and its column where that has another name."""
+    """A curve's name with its unit."""
     unit = " (nats)" if role == "entropy" else UNITS.get(snapshot.unit, "") if role == "performance" else ""
-    name, column = NAMES[role] + unit, snapshot.columns[role]
-    return name if column == NAMES[role] else f"{name}: {shown(column, 34)}"
+    return NAMES[role] + unit
 
 
 def _reduced(snapshot: Snapshot, role: str, steps: int) -> np.ndarray:

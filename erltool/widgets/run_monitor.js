@@ -12,7 +12,7 @@ import {
   statusLine,
   throttled,
 } from "./elements.js";
-import { followed } from "./followed.js";
+import { followed } from "./following.js";
 import { lineChart } from "./kit.js";
 import { steered } from "./steering.js";
 
@@ -39,6 +39,7 @@ function numbersOf(d, state) {
 function statusOf(d, state, asked) {
   if (d.asked || asked)
     return `${state}: ${d.asked || asked} asked for${d.asked ? ", at the end of the iteration" : ""}`;
+  if (d.runs?.length && d.run < 0) return "waits for a run to be chosen";
   if (d.said) return { running: "following", paused: "paused: the run itself goes on" }[state] ?? state;
   return state === "running" && !d.step ? "running: loading the policy" : state;
 }
@@ -69,11 +70,12 @@ function buttonsOf(model, ask) {
 }
 
 function alarmList(model) {
-  const node = make("ul", { class: "alarms", role: "log", "aria-label": "alarms" });
+  const list = make("ul", { class: "alarms" }); // a role of its own would take the items' list from them
+  const node = make("div", { role: "log", "aria-label": "alarms" }, list);
   const show = throttled(() => {
     const alarms = model.get("alarms");
-    if (node.childElementCount > alarms.length) node.replaceChildren();
-    node.append(...alarms.slice(node.childElementCount).map((alarm) => make("li", {}, alarm)));
+    if (list.childElementCount > alarms.length) list.replaceChildren();
+    list.append(...alarms.slice(list.childElementCount).map((alarm) => make("li", {}, alarm)));
   }, ANNOUNCED);
   return { node, show };
 }

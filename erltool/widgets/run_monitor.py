@@ -94,12 +94,16 @@ class RunMonitor(View):
         self._alone = _without_parent()
         self._run: TrainedRun | FollowedRun
         if isinstance(config, str | os.PathLike):
-            self._run, other = FollowedRun(Path(config), choices, steps, self._show), (out, resume, steer)
+            self._run = FollowedRun(Path(config), choices, steps, self._show)
+            of_the_other: tuple = (out, resume, steer)
             mixed = "out, resume and steer are for a run that is trained here; leave them out, or give a TrainConfig"
         else:
-            self._run, other = TrainedRun(config, out, resume, steer, self._show), (*choices.values(), steps)
+            self._run = TrainedRun(config, out, resume, steer, self._show)
+            of_the_other = (*choices.values(), steps)
             mixed = "columns, unit, run and steps are for a run that is followed; leave them out, or give its path"
-        self._no_run = f"RunMonitor: {problem}" if (problem := mixed if any(other) else self._run.problem) else ""
+        self._no_run = (
+            f"RunMonitor: {problem}" if (problem := mixed if any(of_the_other) else self._run.problem) else ""
+        )
         super().__init__(problem=self._no_run)
         if self._run.hand and not self._no_run:
             self.recorded, self.dials = self._run.hand.recorded, self._run.hand.numbers

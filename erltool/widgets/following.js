@@ -3,7 +3,7 @@ import { fillTable, floats, make, row, select } from "./elements.js";
 import { lineChart, SERIES } from "./kit.js";
 import { lawChart } from "./law_chart.js";
 
-const CHART = [312, 170];
+const CHART = [300, 170];
 
 function chartsOf(d) {
   const at = floats(d.at);
