@@ -206,3 +206,14 @@ def test_bad_input_is_one_line(arguments, words):
 def test_a_performance_of_nothing_but_zeros_is_forecast_as_zero():
     ahead = forecast(np.linspace(0.5, 0.1, 20), np.zeros(20), cut=0.5, unit="fraction")
     assert ahead.rmse == 0 and ahead.inflation == 1
+
+
+def test_a_few_points_on_a_line_by_chance_leave_an_interval_of_use():
+    """Evaluations of few prompts take few values, so the first three are often equal."""
+    h = np.array([0.79, 0.72, 0.67, 0.75, 0.70, 0.78, 0.73, 0.71])
+    r = np.array([0.375, 0.375, 0.375, 0.40625, 0.4375, 0.375, 0.4375, 0.40625])
+    found = forecast(h, r, cut=0.999, unit="fraction")
+    low, high = found.at(0.0)
+    assert found.inflation < 50 and np.isfinite([low, high]).all() and high - low < 200
+    constant = forecast(h, np.full(8, 0.5), cut=0.999, unit="fraction")
+    assert constant.inflation == 1

@@ -208,7 +208,11 @@ def test_a_widgets_javascript_is_taken_as_it_is(make, run):
 def test_what_the_widgets_share_is_in_the_page_once(both):
     script = Page(pages.page_of(both)).inside["script"][-1]
     modules = [m for make in (TokenInspector, CurveFitter, ControlExplorer) for m in modules_of(file_of(make))[0]]
-    assert modules.count("kit") == 3 and {script.count(f"const {name} = (() => {{") for name in modules} == {1}
+    assert (
+        modules.count("elements") == 3
+        and modules.count("kit") == 2
+        and {script.count(f"const {name} = (() => {{") for name in modules} == {1}
+    )
 
 
 def file_of(widget: type) -> str:
@@ -368,3 +372,17 @@ def test_training_leaves_a_report_and_does_not_fail_without_one(tiny_policy, tmp
     err = capsys.readouterr().err
     assert "no report was written: KeyError" in err and "Traceback" not in err and "\x1b" not in err
     assert not (tmp_path / "b" / "report.html").exists()
+
+
+@pytest.mark.parametrize("where", ["checkpoint-4", "."])
+def test_a_trl_folder_with_a_models_config_is_a_log_and_no_run(where, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "checkpoint-4").mkdir(parents=True)
+    shutil.copy(LOGS / "trainer_state.json", out / "checkpoint-4")
+    (out / where / "config.json").write_text('{"model_type": "llama", "vocab_size": 32}')
+    page = tmp_path / "page.html"
+    for words in (["report", str(out), "--out", str(page)], ["watch", str(out), "--once"]):
+        assert cli.main(words) == 0, capsys.readouterr().err
+    assert "TRL trainer_state" in capsys.readouterr().out and page.stat().st_size > 10_000
+    assert cli.main(["fit", str(out)]) == 2  # two evaluations are too few, and they are eval_reward's
+    assert "2 points; at least 3" in capsys.readouterr().err

@@ -57,9 +57,10 @@ def run(parser, words) -> int:
 def _points(path: Path, args):
     """Entropies (nats) and performances of a run or a log, what is known of both, and whether the unit was stated."""
     from erltool.logs.read import said_of
+    from erltool.runs.folder import claims_run
     from erltool.text import shown
 
-    own = (path / "config.json").is_file()
+    own = claims_run(path)
     # Our own runs need no window: they evaluate before a step's update, so the step's entropy is the same policy's.
     log = log_of_flags(path, args, {"performance": "eval_accuracy"} if own else {})
     for reason, count in log.skipped.items():

@@ -34,11 +34,11 @@ def run(parser, words) -> int:
 
 def _opened(path: Path, args) -> dict:
     """The run, the runs or the log of a path, by name."""
-    from erltool.runs.folder import holds_record, read_run, read_runs
+    from erltool.runs.folder import claims_run, holds_record, read_run, read_runs
 
-    if (path / "config.json").is_file():
+    if claims_run(path):
         return {_name(path): read_run(path)}
-    if path.is_dir() and (holds_record(path) or any(path.glob("*/config.json"))):
+    if path.is_dir() and (holds_record(path) or any(claims_run(p.parent) for p in path.glob("*/config.json"))):
         return read_runs(path)
     log = log_of_flags(path, args, {})
     for reason, count in log.skipped.items():
@@ -54,9 +54,9 @@ def write(source: Path, file: Path, **choices) -> None:
     """Writes the report of a run's folder or of a log, as it is now. `choices` are `read_log`'s, for a log."""
     from erltool.logs.read import read_log
     from erltool.report.page import write_page
-    from erltool.runs.folder import read_run
+    from erltool.runs.folder import claims_run, read_run
 
-    opened = read_run(source) if (source / "config.json").is_file() else read_log(source, **choices)
+    opened = read_run(source) if claims_run(source) else read_log(source, **choices)
     write_page({_name(source): opened}, file)
 
 

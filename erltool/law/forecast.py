@@ -21,6 +21,7 @@ from erltool.law.residuals import gain_of
 FEWEST = 6  # points to fit
 LEFT_FOR_GOOD = 3  # neighbours outside the interval with which a run leaves its law; fewest points at the end
 FAR, OUTSIDE, INSIDE = 3, 0.1, 0.2  # off at the end: times the scatter; fractions of the gain, outside or inside
+CHANCE = 0.1  # fraction of all points' scatter below which that of the first few is chance
 REACH = 0.5  # fraction of the range of exp(H) that fitted points must span, lest a small error of the slope grows
 # Measured by tests/benchmarks/forecast_alarms.py: fewer than FEW points fitted; autocorrelation 0.8 to 0.95.
 HELD_FEW, HELD_TOGETHER = "85 to 99 %", "85 to 97 %"
@@ -234,7 +235,8 @@ def _inflation(law: LawFit) -> float:
         if np.ptp(np.exp(h[:first])) <= 1e-12:
             continue
         early = fit_law(h[:first], r[:first], unit="as given", seed=law.seed)
-        least = max(1e-12 * np.abs(r).max(), np.finfo(float).tiny)  # above 0 for a performance that is always 0
+        # Few points may lie on a line by chance, and a performance that is always 0 has no scatter.
+        least = max(CHANCE * law.rmse, 1e-12 * np.abs(r).max(), np.finfo(float).tiny)
         error = np.maximum(early.standard_error(h[first:], new_point=True), least)
         largest = max(largest, float(np.sqrt(np.mean(((r[first:] - early.predict(h[first:])) / error) ** 2))))
     return largest

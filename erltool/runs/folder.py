@@ -170,7 +170,7 @@ def read_runs(folder: str | Path) -> dict[str, Run]:
     folder = Path(folder)
     if holds_record(folder):
         return _read_record(folder)
-    names = sorted(p.parent.name for p in folder.glob("*/config.json"))
+    names = sorted(p.parent.name for p in folder.glob("*/config.json") if claims_run(p.parent))
     if not names:
         raise ErltoolError(f"{folder}: holds no runs")
     return {run.name: run for run in (read_run(folder / name) for name in names)}
@@ -285,6 +285,11 @@ def holds_run(path: Path) -> bool:
     except ErltoolError:
         return False
     return True
+
+
+def claims_run(path: Path) -> bool:
+    """Whether a folder holds a run, be it damaged. A trainer's output folder may hold a model's config.json."""
+    return (path / "config.json").is_file() and ((path / "metrics.jsonl").is_file() or holds_run(path))
 
 
 def former_control(control: dict) -> tuple[dict, dict | None]:
