@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -348,3 +349,29 @@ def test_the_public_names_are_there():
     assert erltool.read_rollouts is read_rollouts and erltool.inspect_rollouts is inspect_rollouts
     with pytest.raises(ErltoolError, match="no role 'x'|no role x"):
         read_rollouts(FILES / "verl", {"x": "y"})
+
+
+def test_on_a_terminal_the_top_responses_have_their_tokens_in_colour():
+    from rich.console import Console
+
+    from erltool.cli.inspect_ import RESPONSES, coloured
+
+    found = inspect_rollouts(read_rollouts(FILES / "prime-rl"))
+    texts = coloured(found, 10, "covariance")
+    assert 0 < len(texts) <= RESPONSES
+    top = found.top(1, "covariance").iloc[0]
+    same = [found.tokens[k] == top[k] for k in ("step", "prompt_index", "response_index")]
+    response = found.tokens[same[0] & same[1] & same[2]]
+    assert texts[0].plain.endswith("".join(response["text"]))
+    share = response["covariance"] / found.tokens["covariance"].abs().max()
+    grounds = [str(span.style).rpartition(" on ")[2] for span in texts[0].spans]
+    assert len(grounds) == len(response)
+    warmth = [int(g[4:-1].split(",")[0]) - int(g[4:-1].split(",")[2]) for g in grounds]  # red minus blue
+    assert np.argmax(warmth) == np.argmax(share) and max(warmth) > 50
+    assert all(w * value >= 0 for w, value in zip(warmth, share, strict=True))
+    hostile = found.tokens.assign(text="\x1b[2J[red]", prompt="\x1b]0;owned\x07")
+    console = Console(force_terminal=True, color_system="truecolor", width=400, record=True)
+    with console.capture() as shown:
+        for text in coloured(replace(found, tokens=hostile), 3, "covariance"):
+            console.print(text)
+    assert "U+001B[2J[red]" in shown.get() and "\x1b[2J" not in shown.get() and "\x07" not in shown.get()

@@ -1,6 +1,7 @@
 """`erltool inspect`."""
 
 import argparse
+import sys
 import textwrap
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from erltool.errors import ErltoolError
 from erltool.text import visible
 
 AROUND = 200  # characters of a response that are looked at on each side of a token
+RESPONSES = 5  # shown in colour on a terminal
 
 
 def run(parser, words) -> int:
@@ -59,6 +61,8 @@ def run(parser, words) -> int:
         print(textwrap.fill(visible(note), terminal.WIDTH - 1, initial_indent="- ", subsequent_indent="  "))
     if args.top:
         print("\n" + tokens_text(found, args.top, args.by))
+        if sys.stdout.isatty():
+            _show_coloured(found, args.top, args.by)
     if args.out:
         from erltool.files import writing
 
@@ -92,6 +96,41 @@ def tokens_text(found, count: int, by: str, width: int = terminal.WIDTH) -> str:
     if found.tokens["selected"].any():
         lines.append(f"* {found.control.name} would act on it")
     return "\n".join(lines)
+
+
+def _show_coloured(found, count: int, by: str) -> None:
+    from rich.console import Console
+
+    console = Console(file=sys.__stdout__, highlight=False)
+    console.print(f"\ntheir responses, by {by}: orange above 0, blue below", markup=False)
+    for text in coloured(found, count, by):
+        console.print(text)
+
+
+def coloured(found, count: int, by: str) -> list:
+    """The responses that hold the `count` tokens highest of `by`, at most RESPONSES, as rich Texts: each token on a
+    ground that is orange where `by` is above 0 and blue below, the deeper the further."""
+    from rich.text import Text
+
+    keys = ["step", "prompt_index", "response_index"]
+    most = float(found.tokens[by].abs().max()) or 1.0
+    texts, chosen = [], found.top(count, by)[keys].drop_duplicates()
+    responses = found.tokens.groupby(keys, sort=False)
+    for key in chosen.head(RESPONSES).itertuples(index=False):
+        response = responses.get_group(tuple(key))
+        text = Text(visible(response["prompt"].iloc[0])[-AROUND:], style="dim")
+        for token, value in zip(response["text"][:AROUND], response[by][:AROUND], strict=True):
+            text.append(visible(token), style=_ground(float(value) / most))  # a Text takes no markup
+        texts.append(text)
+    return texts
+
+
+def _ground(share: float) -> str:
+    """Black on a ground from white at 0 to orange at 1 and blue at -1."""
+    share = share if share == share else 0.0  # NaN: not measured
+    full = (213, 94, 0) if share > 0 else (86, 180, 233)
+    red, green, blue = (round(255 + (c - 255) * min(1.0, abs(share))) for c in full)
+    return f"not dim black on rgb({red},{green},{blue})"
 
 
 def _around(before: str, token: str, after: str, width: int) -> str:
