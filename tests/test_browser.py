@@ -495,3 +495,47 @@ def test_a_lesson_runs_in_voila(shots):
         served.page.wait_for_timeout(500)
         assert widget.evaluate(PICTURE) != before and not served.errors
         served.page.screenshot(path=shots / "voila.png")
+
+
+def test_a_followed_log_grows_in_the_notebook_and_one_of_several_runs_is_chosen(tmp_path, shots):
+    from axe_playwright_python.sync_playwright import Axe
+    from browser import Lab
+
+    log, store = tmp_path / "grpo.jsonl", Path(__file__).parent / "logs/trackio"
+    cells = (
+        f"from erltool.widgets import RunMonitor\nmonitor = RunMonitor({str(log)!r}, steps=60)\nmonitor",
+        f"RunMonitor({str(store)!r})",
+    )
+
+    def write(steps):
+        with open(log, "a") as f:
+            for t in steps:
+                accuracy = {"eval_accuracy": 0.7 - 0.3 / (1 + t / 9)} if t % 3 == 0 else {}
+                entropy = 0.05 if t > 40 else 1 / (1 + t / 20)
+                f.write(json.dumps({"step": t, "entropy": entropy, "reward": t / 90} | accuracy) + "\n")
+
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=kernel)
+    with Lab(made) as lab:
+        lab.run_all(SECONDS)
+        page, output = lab.page, lab.output_of(0)
+        output.get_by_text("not there yet").wait_for()
+        write(range(1, 40))
+        output.get_by_text("step 39 of 60").wait_for()
+        write(range(40, 50))
+        output.get_by_role("log").get_by_text("collapse").wait_for()
+        assert output.locator(".charts svg").count() == 4  # entropy, reward, performance and the law
+        for theme in ("Light", "Dark"):
+            lab.theme(theme)
+            found = Axe().run(page, context=".erltool").response["violations"]
+            assert not [v["id"] for v in found if v["impact"] in ("serious", "critical")], theme
+            output.screenshot(path=shots / f"followed_{theme}.png", animations="disabled")
+        pause = output.get_by_role("button", name="Pause")
+        pause.focus()
+        page.keyboard.press("Space")
+        output.get_by_text("paused: the run itself goes on").first.wait_for()
+        several = lab.output_of(1)
+        several.get_by_text("waits for a run to be chosen").first.wait_for()
+        several.get_by_role("combobox", name="run").select_option("1")
+        several.get_by_text("step 24").first.wait_for()
+        assert not lab.said()
