@@ -150,6 +150,6 @@ def test_fifty_recordings_of_long_responses_stay_below_two_megabytes(rng, tmp_pa
         "text": words[:, -1], "log_prob": rng.normal(size=n).astype("f4"), "entropy": rng.random(n).astype("f4"),
         "likeliest": list(words[:, :-1]), "likeliest_before": list(p.astype("f4")),
     })  # fmt: skip
-    write_table(tmp_path / "probes.parquet", [table], compact=True)
+    write_table(tmp_path / "probes.parquet", [table])
     assert (tmp_path / "probes.parquet").stat().st_size <= 2e6
     assert np.array_equal(read_table(tmp_path / "probes.parquet")["likeliest_before"][5], p[5].astype("f4"))

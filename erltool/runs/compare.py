@@ -68,34 +68,66 @@ def end_values(runs: Mapping[str, Run]) -> pd.DataFrame:
     (nats), `selected` (mean fraction of tokens that the control acted on). NaN where nothing was measured.
     """
     settings = settings_of(runs)
-    return Table({name: _end_values(run, settings[name]) for name, run in runs.items()}).T.infer_objects()
+    return Table([_end_values(run, settings[name]) for name, run in runs.items()], index=list(runs))
+
+
+# The metrics whose means over the first and the last EDGE iterations are end values.
+AT_START = {"entropy": "policy_entropy", "covariance": "mean_covariance"}
+AT_END = AT_START | {
+    "length": "response_length", "zero_spread": "zero_spread_fraction", "all_wrong": "all_wrong_fraction",
+    "thinking": "thinking_fraction",
+}  # fmt: skip
 
 
 def _end_values(run: Run, setting: str) -> dict:
-    rows = run.metrics.groupby("iteration").mean(numeric_only=True)
-    evaluated = run.evaluated().set_index("step")
-    accuracy = evaluated["eval_accuracy"]
-    late = evaluated.index > run.metrics["step"].max() / 2
     values = {"setting": visible(setting), "seed": run.config["seed"]}
     values["failed"] = visible(run.evaluation.get("failed", ""))
-    if not len(rows):
+    if not len(run.metrics):
         return values
-    first, last = rows.head(EDGE).mean(), rows.tail(EDGE).mean()
-    values |= {
-        "entropy_start": first["policy_entropy"], "entropy_end": last["policy_entropy"],
-        "entropy_spent": 1 - last["policy_entropy"] / first["policy_entropy"],
-        "accuracy_start": accuracy.iloc[0] if len(accuracy) else np.nan, "accuracy_late": accuracy[late].mean(),
-        "tempered_late": evaluated.get("eval_accuracy_tempered", accuracy * np.nan)[late].mean(),
-        "accuracy_best": accuracy.max() if len(accuracy) else np.nan, "length_end": last["response_length"],
-        "zero_spread_end": last.get("zero_spread_fraction", np.nan),
-        "all_wrong_end": last.get("all_wrong_fraction", np.nan),
-        "thinking_end": last.get("thinking_fraction", np.nan),
-        "covariance_start": first["mean_covariance"], "covariance_end": last["mean_covariance"],
-        "selected": rows["selected_fraction"].mean(),
-    }  # fmt: skip
+    rows = _by_iteration(run.metrics, [*AT_END.values(), "selected_fraction"])
+    start = {f"{name}_start": _mean(rows[m][:EDGE]) for name, m in AT_START.items()}
+    end = {f"{name}_end": _mean(rows[m][-EDGE:]) for name, m in AT_END.items()}
+    # Names in the order of the docstring.
+    values |= {"entropy_start": start["entropy_start"], "entropy_end": end["entropy_end"]}
+    values["entropy_spent"] = 1 - end["entropy_end"] / start["entropy_start"] if start["entropy_start"] else np.nan
+    values |= _accuracies(run.metrics) | {f"{name}_end": end[f"{name}_end"] for name in AT_END if name not in AT_START}
+    values |= {"covariance_start": start["covariance_start"], "covariance_end": end["covariance_end"]}
+    values["selected"] = _mean(rows["selected_fraction"])
     measured = {k: v for k, v in run.evaluation.items() if k == "average" or k.startswith("pass@")}
     tempered = {f"average@{t}": result["average"] for t, result in run.evaluation.get("tempered", {}).items()}
     return values | measured | tempered
+
+
+def _accuracies(metrics: pd.DataFrame) -> dict[str, float]:
+    """Held-out accuracy at the start, at its best, and late: over the second half of the steps."""
+    step = metrics["step"].to_numpy(float)
+    accuracy, tempered = (_column(metrics, name) for name in ("eval_accuracy", "eval_accuracy_tempered"))
+    there = np.isfinite(accuracy)
+    late, evaluated = there & (step > step.max() / 2), accuracy[there]
+    return {
+        "accuracy_start": float(evaluated[0]) if len(evaluated) else np.nan, "accuracy_late": _mean(accuracy[late]),
+        "tempered_late": _mean(tempered[late]), "accuracy_best": float(evaluated.max()) if len(evaluated) else np.nan,
+    }  # fmt: skip
+
+
+# Arrays and not tables: a grid has hundreds of runs, and pandas takes a millisecond for each small step.
+def _column(metrics: pd.DataFrame, name: str) -> np.ndarray:
+    """A column of metrics, float64; NaN throughout where the run lacks it."""
+    return metrics[name].to_numpy(float) if name in metrics else np.full(len(metrics), np.nan)
+
+
+def _by_iteration(metrics: pd.DataFrame, names: list[str]) -> dict[str, np.ndarray]:
+    """These columns, each the mean over every iteration's updates."""
+    iteration = metrics["iteration"]
+    if not (iteration.is_unique and iteration.is_monotonic_increasing):
+        metrics = metrics.groupby("iteration")[[n for n in names if n in metrics]].mean()
+    return {name: _column(metrics, name) for name in names}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is measured; NaN without any."""
+    measured = values[np.isfinite(values)]
+    return float(measured.mean()) if len(measured) else np.nan
 
 
 @dataclass(frozen=True)

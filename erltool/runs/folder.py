@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from erltool.errors import ErltoolError
@@ -181,16 +182,28 @@ def _read_record(folder: Path) -> dict[str, Run]:
     documents, table = _read_json(file), read_table(folder / "metrics.parquet")
     runs = {}
     try:
-        metrics = table.astype({"step": int, "iteration": int})
-        tables = {name: rows.drop(columns="run").dropna(axis=1, how="all") for name, rows in metrics.groupby("run")}
+        tables = _by_run(table.astype({"step": int, "iteration": int}))
         for name, recorded in documents.items():
             document = _checked({"evaluation": {}} | recorded)
-            run = _run(folder / name, document, tables[name].reset_index(drop=True), 0)
+            run = _run(folder / name, document, tables[name], 0)
             vars(run)["evaluation"] = document["evaluation"]
             runs[name] = run
     except (ValueError, LookupError, TypeError) as e:
         raise ErltoolError(f"{folder}: {file.name} and metrics.parquet do not fit ({_kind(e)}); restore them") from e
     return runs
+
+
+def _by_run(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Each run's rows, without the columns that it did not measure. By slices: hundreds of runs open in a moment."""
+    names = pd.factorize(table["run"])
+    table = table.drop(columns="run").take(np.argsort(names[0], kind="stable")).reset_index(drop=True)
+    ends = np.bincount(names[0]).cumsum()
+    begins = ends - np.bincount(names[0])
+    measured = np.logical_or.reduceat(table.notna().to_numpy(), begins) if len(begins) else []
+    return {
+        str(name): table.iloc[begin:end, np.flatnonzero(has)].set_axis(range(end - begin))
+        for name, begin, end, has in zip(names[1], begins, ends, measured, strict=True)
+    }
 
 
 def holds_record(folder: Path) -> bool:
@@ -215,22 +228,22 @@ def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
     }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_table(folder / "metrics.parquet", tables, compact=True)
+        write_table(folder / "metrics.parquet", tables)
         text = (json.dumps(documents) + "\n").encode()
         write_whole(folder / RECORD[0], gzip.compress(text, mtime=0))  # without a date, so equal runs are equal bytes
         (folder / RECORD[1]).unlink(missing_ok=True)
 
 
-def write_table(file: Path, tables: list[pd.DataFrame], compact: bool = False) -> None:
-    """Writes tables below one another as Parquet, whole or not at all. `compact` takes longer and less room."""
-    whole, options = pd.concat(tables, ignore_index=True), {}
-    if compact:  # byte by byte, because the high bytes of neighbouring floats are alike
-        lists = [f"{name}.list.element" for name in ("likeliest_before", "likeliest_after") if name in whole]
-        floats = [*whole.select_dtypes("floating"), *lists]
-        others = [name for name in whole if name not in floats]
-        options = {"compression": "zstd", "use_byte_stream_split": floats, "use_dictionary": others}
-    table = io.BytesIO()
-    whole.to_parquet(table, index=False, **options)
+def write_table(file: Path, tables: list[pd.DataFrame]) -> None:
+    """Writes tables below one another as Parquet, whole or not at all: numbers byte by byte, because the high bytes of
+    neighbouring floats are alike."""
+    whole, table = pd.concat(tables, ignore_index=True), io.BytesIO()
+    lists = [f"{name}.list.element" for name in ("likeliest_before", "likeliest_after") if name in whole]
+    floats = [*whole.select_dtypes("floating"), *lists]
+    whole.to_parquet(
+        table, index=False, compression="zstd", use_byte_stream_split=floats,
+        use_dictionary=[name for name in whole if name not in floats],
+    )  # fmt: skip
     write_whole(file, table.getvalue())
 
 

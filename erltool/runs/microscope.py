@@ -144,7 +144,7 @@ def write_microscope(points: list[Microscope], file: str | Path) -> None:
     for point in points:
         floats = [name for name in point.rows.select_dtypes("floating") if name not in EXACT]
         tables.append(point.rows.assign(**{name: _short(point.rows[name]) for name in floats}))
-    write_table(Path(file), tables, compact=True)
+    write_table(Path(file), tables)
 
 
 def _short(column: pd.Series) -> pd.Series:

@@ -198,7 +198,7 @@ class RunWriter:
             file.unlink()
             return []
         if len(kept) < len(tokens):
-            write_table(file, [kept], compact=columns is PROBE_COLUMNS)
+            write_table(file, [kept])
         return [kept]
 
     # --- as the run goes ----------------------------------------------------------------------------
@@ -226,10 +226,10 @@ class RunWriter:
 
     def write_tokens(self) -> None:
         """Writes the tokens and probes recorded so far."""
-        for name, tables, compact in ((TOKENS, self.tokens, False), (PROBES, self.probes, True)):
+        for name, tables in ((TOKENS, self.tokens), (PROBES, self.probes)):
             if tables:
                 with writing(self.path / name):
-                    write_table(self.path / name, tables, compact)
+                    write_table(self.path / name, tables)
 
     def sync(self) -> None:
         """Flushes the lines to the disk, so that a power cut leaves all lines that a checkpoint needs."""

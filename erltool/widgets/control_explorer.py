@@ -28,6 +28,7 @@ from erltool.widgets.control_grid import (
     ends_of,
     grouped,
     label_of,
+    line_of,
     map_of,
     middles,
     opened,
@@ -86,10 +87,7 @@ class ControlExplorer(View):
         self.groups, settings = grouped(self._runs)
         self._end = end_values({str(i): run for i, run in enumerate(self._runs)}).reset_index(drop=True)
         self._last = float(max((r.metrics["step"].max() for r in self._runs), default=0))
-        tables = [r.metrics.reindex(columns=["step", *SHOWN]).astype(float) for r in self._runs]
-        self._binned = {
-            m: np.array([binned(t["step"], t[m], self._last) for t in tables], np.float32) for m in SHOWN
-        }  # (runs, spans) each
+        self._binned = {m: np.array([line_of(r, m, self._last) for r in self._runs], np.float32) for m in SHOWN}
         super().__init__(problem=visible(problem), data=self._data(settings), metrics=list(metrics))
         self.cells = []
 

@@ -207,6 +207,12 @@ def binned(steps: npt.ArrayLike, values: npt.ArrayLike, last: float) -> np.ndarr
     return np.bincount(at, values[kept], bins) / np.where(count, count, np.nan)
 
 
+def line_of(run: Run, metric: str, last: float) -> np.ndarray:
+    """`binned` of a run's metric; NaN throughout where it has none."""
+    values = run.metrics[metric].to_numpy(float) if metric in run.metrics else ()
+    return binned(run.metrics["step"].to_numpy(float) if len(values) else (), values, last)
+
+
 def middles(last: float) -> np.ndarray:
     """The middle step of each span of `binned`."""
     width = max(1, math.ceil(last / POINTS))
@@ -235,10 +241,14 @@ def comparable(runs) -> tuple[list[Run], str]:
     if not kept:
         raise ErltoolError("; ".join(left_out) or "there are no runs; give runs, their folders, or a folder of them")
     problems = [f"left out: {'; '.join(left_out)}"] if left_out else []
-    if unmeasured := [r.name for r in kept if r.evaluated().empty]:
+    if unmeasured := [r.name for r in kept if not _is_evaluated(r)]:
         names = listed(unmeasured, 3)
         problems.append(f"no held-out accuracy was measured in {names}; train with eval_every above 0")
     return kept, "; ".join(problems)
+
+
+def _is_evaluated(run: Run) -> bool:
+    return "eval_accuracy" in run.metrics and bool(run.metrics["eval_accuracy"].notna().any())
 
 
 def _sources(runs) -> list:
