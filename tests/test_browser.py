@@ -7,12 +7,15 @@ ERLTOOL_LESSONS=02,03 ERLTOOL_SHOTS=shots pytest -m browser -s     # two of them
 import json
 import os
 import statistics
+import tempfile
 from pathlib import Path
 
 import nbformat
 import pytest
 
+import erltool
 from erltool.lessons.copies import lesson_paths
+from erltool.resources import shipped
 
 CHOSEN = os.environ.get("ERLTOOL_LESSONS", "")
 LESSONS = [p for n, p in lesson_paths().items() if not CHOSEN or n in map(int, CHOSEN.split(","))]
@@ -311,6 +314,52 @@ def test_a_view_without_a_kernel_refits_and_forecasts(alone):
     assert "dragged to a = " in page.locator("body").inner_text()
 
 
+MOVES, AT_A_TIME = 1000, 50
+MOVE = """([name, count]) => {
+  const slider = document.querySelector(`input[type=range][aria-label="${name}"]`);
+  const [low, high, step] = [slider.min, slider.max, slider.step].map(Number);
+  for (let i = 0; i < count; i++) {
+    slider.value = low + step * (i % Math.round((high - low) / step + 1));
+    slider.dispatchEvent(new Event("input", {bubbles: true}));
+  }
+}"""
+
+
+def test_a_thousand_moves_leave_no_element_and_no_listener_behind(alone):
+    import numpy as np
+    from test_widgets_runs import write_run
+
+    from erltool.widgets import ControlExplorer, CurveFitter, TokenInspector
+
+    h = np.linspace(1.0, 0.1, 40)
+    with tempfile.TemporaryDirectory() as folder:
+        texts = ["none", "random-clip", *(f"clip-cov:fraction={f}" for f in (0.02, 0.05, 0.1))]
+        runs = [write_run(Path(folder) / f"{i}-{s}", text, s) for i, text in enumerate(texts) for s in (0, 1)]
+        explorer = ControlExplorer(runs).choose("clip-cov")
+    run = erltool.read_run(shipped("data/runs/probes"))
+    cases = (
+        (explorer, ("clip-cov fraction", "read the values at a step")),
+        (CurveFitter((h, 0.9 - 0.3 * np.exp(h) + 0.01 * np.sin(7 * np.arange(40)))), ("a", "window", "forecast cut")),
+        (TokenInspector(run), ("KL-Cov fraction", "step")),
+    )
+    for widget, sliders in cases:
+        page = alone(widget)
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable")
+
+        def counted(session=session):
+            session.send("HeapProfiler.collectGarbage")
+            found = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}
+            return found["Nodes"], found["JSEventListeners"]
+
+        for slider in sliders:
+            page.evaluate(MOVE, [slider, AT_A_TIME])
+            before = counted()
+            for _ in range(MOVES // AT_A_TIME):
+                page.evaluate(MOVE, [slider, AT_A_TIME])
+            assert all(now <= was + 5 for now, was in zip(counted(), before, strict=True)), (type(widget), slider)
+
+
 def test_a_handle_drags_the_law_through_the_pointer(alone):
     import numpy as np
 
@@ -454,7 +503,7 @@ def test_a_hand_steers_a_run_by_the_keyboard_while_the_notebook_goes_on(comms, s
         page, output = lab.page, lab.output_of(0)
         page.set_viewport_size({"width": 1280, "height": 1300})
         output.get_by_role("button", name="Start").click()
-        bar, dial = output.locator("progress"), output.get_by_role("slider", name="clip-cov: share of tokens")
+        bar, dial = output.locator("progress"), output.get_by_role("slider", name="clip-cov: fraction of tokens")
         page.wait_for_function("document.querySelector('.erltool progress').value >= 2")
         dial.focus()
         page.keyboard.press("ArrowRight")

@@ -1,12 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from erltool import ErltoolError, read_run
+from erltool import ErltoolError, read_run, read_runs
 from erltool.controls.catalog import control_to_dict, parse_control
 from erltool.plots import plot_seeds
 from erltool.resources import shipped
 from erltool.runs.compare import (
+    EDGE,
     covariance_and_fall,
     differences,
     end_values,
@@ -167,3 +170,29 @@ def test_seeds_are_drawn_thin_and_their_mean_thick():
         plot_seeds(runs, by="epoch")
     by_iteration = plot_seeds(runs, by="iteration")
     assert by_iteration.get_xlabel() == "iteration" and by_iteration.get_lines()[-1].get_xdata()[0] == 0
+
+
+def test_end_values_are_the_means_of_the_first_and_last_iterations_that_pandas_has():
+    """Arrays instead of tables, for speed: the same numbers, for runs with an update a row and for records."""
+    runs = {"demo": read_run(shipped("data/runs/demo-none"))} | read_runs(shipped("data/runs/bonus"))
+    table = end_values(runs)
+    for name, run in runs.items():
+        rows = run.metrics.groupby("iteration").mean(numeric_only=True)
+        last, accuracy = rows.tail(EDGE).mean(), run.evaluated().set_index("step")["eval_accuracy"]
+        expected = {
+            "entropy_start": rows["policy_entropy"].head(EDGE).mean(), "entropy_end": last["policy_entropy"],
+            "length_end": last["response_length"], "thinking_end": last["thinking_fraction"],
+            "selected": rows["selected_fraction"].mean(), "accuracy_best": accuracy.max(),
+            "accuracy_late": accuracy[accuracy.index > run.metrics["step"].max() / 2].mean(),
+        }  # fmt: skip
+        assert table.loc[name, [*expected]].astype(float).to_dict() == pytest.approx(expected, rel=1e-6)
+
+
+def test_end_values_of_a_run_that_measured_little_are_unknown():
+    run = read_run(shipped("data/runs/demo-none"))
+    bare = replace(run, metrics=run.metrics[["step", "iteration", "policy_entropy", "response_length"]].head(8))
+    none = replace(run, metrics=run.metrics.head(0))
+    row = end_values({"bare": bare, "none": none}).loc["bare"]
+    assert row["entropy_end"] == pytest.approx(bare.metrics["policy_entropy"].mean())
+    assert row[["accuracy_best", "accuracy_late", "thinking_end", "covariance_end"]].isna().all()
+    assert end_values({"none": none}).loc["none", "setting"] == "none"

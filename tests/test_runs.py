@@ -8,7 +8,17 @@ import erltool
 from erltool import ErltoolError, fit_law, forecast, plot_fit, plot_run, read_run, read_runs
 from erltool.plots import plot_forecast
 from erltool.resources import shipped
-from erltool.runs.folder import METRICS, PUSH_COLUMNS, SPARSE, TIMED, TOKEN_COLUMNS, former_control
+from erltool.runs.folder import (
+    METRICS,
+    PUSH_COLUMNS,
+    SPARSE,
+    TIMED,
+    TOKEN_COLUMNS,
+    former_control,
+    read_table,
+    record_runs,
+    write_table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +255,15 @@ def test_a_run_says_its_format_and_a_newer_one_is_refused(folder, tmp_path):
         with pytest.raises(ErltoolError, match="this erltool reads formats up to 2") as error:
             read_run(tmp_path / "run")
         assert "\n" not in str(error.value)
+
+
+def test_a_record_gives_each_run_its_rows_in_order_and_the_columns_that_it_measured(tmp_path):
+    record_runs({name: read_run(shipped(f"data/runs/{name}")) for name in ("demo-none", "entropy-change")}, tmp_path)
+    table = read_table(tmp_path / "metrics.parquet")
+    mixed = table.sample(frac=1, random_state=0).sort_values("step", kind="stable")  # runs among each other
+    write_table(tmp_path / "metrics.parquet", [mixed])
+    runs = read_runs(tmp_path)
+    for name, run in runs.items():
+        expected = table[table["run"] == name].drop(columns="run").dropna(axis=1, how="all").reset_index(drop=True)
+        pd.testing.assert_frame_equal(run.metrics, expected, check_dtype=False)
+    assert "eval_accuracy" not in runs["entropy-change"].metrics and "entropy_change" not in runs["demo-none"].metrics

@@ -22,6 +22,7 @@ from erltool.widgets import CurveFitter, TokenInspector
 from erltool.widgets.curve_fitter import LAWS
 from erltool.widgets.points import Points
 from erltool.widgets.token_groups import branches, rows_of
+from erltool.widgets.token_picture import _colours
 from erltool.widgets.view import javascript
 
 HERE = Path(__file__).parent
@@ -158,6 +159,18 @@ def group_vectors():
                "rows": {keep: rows_of(known, count - 1, keep) for keep in keeps}}  # fmt: skip
 
 
+def colour_vectors():
+    """Values with few large ones, in responses of two groups, and the ends of Python's colours for one of them."""
+    rng = np.random.default_rng(3)
+    for quantity in ("covariance", "push", "ratio", "entropy", "selected"):
+        values = (rng.standard_cauchy(60) + (quantity == "ratio")).astype(np.float32).astype(float)
+        groups, lengths = [0, 0, 1, 1], [20, 10, 20, 10]
+        of_group = values[np.repeat(groups, lengths) == 1]
+        _, low, high, _ = _colours(values, of_group, quantity)
+        yield {"quantity": quantity, "values": values.tolist(), "groups": groups, "lengths": lengths,
+               "ends": [low, high]}  # fmt: skip
+
+
 def test_responses_part_where_they_were_the_same_before():
     assert branches([[1, 2, 3], [1, 2, 4], [1, 5, 3], [1, 2, 3]]) == [[1, 2], [1, 2], [1], [1, 2]]
     assert branches([[7, 7], [7, 7]]) == [[], []] and branches([[1, 2], [1]]) == [[1], []] and branches([]) == []
@@ -173,6 +186,7 @@ def test_the_browsers_arithmetic_is_pythons_and_its_timing_is_calm(tmp_path):
         "law": [*law_vectors()],
     }
     vectors["groups"] = [*group_vectors()]
+    vectors["colours"] = [*colour_vectors()]
     assert any(v["expected"]["clip"] and v["expected"]["kl"] for v in vectors["selection"])
     (tmp_path / "vectors.json").write_text(json.dumps(vectors))
     said = node("--test", str(HERE / "widgets.test.mjs"), VECTORS=str(tmp_path / "vectors.json"))

@@ -18,8 +18,9 @@ from erltool.entropy.tokens import Tokens
 from erltool.resources import shipped
 from erltool.tables import Table
 from erltool.widgets import EntropyLab, TokenInspector
-from erltool.widgets.token_groups import rows_of
+from erltool.widgets.token_groups import rows_of, same_place
 from erltool.widgets.token_inspector import visible
+from erltool.widgets.token_picture import _colours
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "</script><script>alert(1)</script>", "$\\frac$", "$$"]
 
@@ -333,7 +334,7 @@ def test_every_widget_of_a_lesson_has_a_static_twin_in_the_next_cell(path):
     code = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
     names = re.findall(rf"^(\w+) = (?:{'|'.join(erltool.widgets.__all__)})\(", "\n".join(map(text_of, code)), re.M)
     shows = [i for i, c in enumerate(code) if text_of(c).rstrip().splitlines()[-1] in names]
-    assert len(shows) == {"02_why_entropy_falls": 1, "03_token_covariance": 2}.get(path.stem, len(shows))
+    assert len(shows) == {"02_why_entropy_falls": 2, "03_token_covariance": 3}.get(path.stem, len(shows))
     for i in shows:
         bundles = [[o["data"] for o in c["outputs"] if "image/png" in o.get("data", {})] for c in code[i : i + 2]]
         assert all(bundles), f"cell {i}: no picture of the widget, or none in the next cell"
@@ -374,3 +375,49 @@ def test_a_choice_made_in_the_browser_is_taken_and_not_sent_back(run, monkeypatc
             widget._handle_msg({"content": {"data": data}, "buffers": []})
             assert getattr(widget, name) == value
         assert not [state for state in sent if set(state) & set(chosen)]
+
+
+# --- probes ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def probed():
+    return erltool.read_run(shipped("data/runs/probes"))
+
+
+def test_the_recorded_run_with_probes_is_the_demos_run_and_small(probed, run):
+    """The same updates: a record of probes changes nothing, so what one sees of a fork is what the demo's run did."""
+    measured = [m for m in run.metrics if m not in ("eval_accuracy", "eval_accuracy_tempered", "tokens_per_second")]
+    same = [m for m in measured if m in probed.metrics]
+    assert len(same) > 30 and probed.metrics[same].equals(run.metrics[same])
+    assert sum(f.stat().st_size for f in probed.path.iterdir()) < 1e6
+    assert probed.probes["step"].nunique() == 60 and probed.probes["prompt"].nunique() == 2
+
+
+def test_a_probe_opens_and_closes_a_fork(probed):
+    inspector = TokenInspector(probed, view="probes", step=76, response=8, position=0)
+    place = same_place(probed.probes, 76, inspector.chosen)
+    assert list(place.index) == sorted(probed.probes["step"].unique())
+    assert place.loc[:76].min() < 0.6 * place.iloc[0] and place.max() > 0.65 and place.iloc[-1] < 0.2 * place.iloc[0]
+    expected = ", ".join(f"{place[s]:.3f} at step {s}" for s in (4, 76, 240))
+    assert expected in inspector.sentence and "6 of 8 responses are right" in inspector.sentence
+    over = next(ax for ax in inspector.picture().axes if "by step" in ax.get_title(loc="left"))
+    assert over.lines[0].get_ydata() == pytest.approx(place) and over.lines[1].get_xdata() == [76]
+
+
+def test_a_place_is_that_after_the_same_tokens_to_the_same_prompt(probed):
+    """A digit behind ">2+3=" is sampled only while responses work step by step."""
+    now = probed.probes[probed.probes["step"] == 240].reset_index(drop=True)
+    at = int(np.flatnonzero((now["prompt_index"] == 1) & (now["position"] == 5))[0])
+    place = same_place(probed.probes, 240, at)
+    text = probed.probes.groupby(["step", "prompt_index", "response_index"])["text"].agg("".join)
+    began = text[text.str.startswith(">2+3=")].reset_index()
+    assert set(place.index) == set(began[began["prompt_index"] == 1]["step"]) and 0 < len(place) < 60
+
+
+def test_colours_span_the_group_on_show_and_show_small_values():
+    values = np.array([0.1, -0.2, 8.0, 100.0])
+    _, low, high, at = _colours(values, values[:3], "covariance")
+    assert (low, high) == (-8, 8) and at(np.array([0.0, 8.0, -8.0, 1.0])) == pytest.approx([0.5, 1, 0, 0.75])
+    _, low, high, at = _colours(np.arange(101.0), values, "entropy")
+    assert (low, high) == (2, 98) and at(50.0) == 0.5

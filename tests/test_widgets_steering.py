@@ -91,7 +91,7 @@ def test_a_hand_that_does_nothing_makes_the_run_without_control():
 
 def test_what_is_turned_before_the_start_is_the_first_updates():
     monitor = RunMonitor(replace(SMALL, steps=4, eval_every=0), steer=True).steer(fraction=0.2)
-    assert "share of tokens 0.2, coefficient 0" in monitor.data["steering"]["next"]
+    assert "fraction of tokens 0.2, coefficient 0" in monitor.data["steering"]["next"]
     assert monitor.start().wait(120)
     result = monitor.result
     assert result.config.controller == Steered() and result.config.control.parts[0].fraction == 0.2
@@ -209,7 +209,7 @@ def test_its_data_are_json_and_its_notches_are_numbers_that_the_control_can_have
     data = finished.data["steering"]
     json.dumps({k: v for k, v in data.items() if k != "law"}, allow_nan=False)
     json.dumps([{k: v for k, v in arm.items() if k not in ("curves", "law")} for arm in finished.recorded])
-    assert [dial["name"] for dial in data["dials"]] == ["clip-cov: share of tokens", "entropy-bonus: coefficient"]
+    assert [dial["name"] for dial in data["dials"]] == ["clip-cov: fraction of tokens", "entropy-bonus: coefficient"]
     for dial in data["dials"]:
         assert dial["notches"] == sorted(set(dial["notches"])) and dial["notches"][0] == 0
         for value in dial["notches"]:

@@ -371,3 +371,17 @@ test("ticks are round and within the scale, which maps its ends to the box", () 
   assertClose([at.px(1), at.px(10), at.px(100)], [10, 60, 110]);
   assertClose([at.py(0), at.py(2), at.inside(9)], [55, 5, 5]);
 });
+
+test("colours of a group end where Python's do, and a small value is not white", { skip }, () => {
+  for (const { quantity, values, groups, lengths, ends } of vectors.colours) {
+    const responseOf = Int32Array.from(lengths.flatMap((n, r) => Array(n).fill(r)));
+    const d = { groups, responseOf, colourings: {} };
+    const { low, high, map, colour } = tokens.colouring(d, quantity, Float64Array.from(values), 1);
+    assertClose([low, high], ends);
+    assert.deepEqual([colour(low), colour(high)], [map[0], map.at(-1)]);
+    if (map.length === 9 && quantity === "covariance") {
+      assert.deepEqual(colour(0), map[4]);
+      assert.deepEqual(colour(high / 8), map[6]); // an eighth of the largest is half of the way
+    }
+  }
+});

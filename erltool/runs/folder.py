@@ -199,7 +199,7 @@ def _by_run(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     table = table.drop(columns="run").take(np.argsort(names[0], kind="stable")).reset_index(drop=True)
     ends = np.bincount(names[0]).cumsum()
     begins = ends - np.bincount(names[0])
-    measured = np.logical_or.reduceat(table.notna().to_numpy(), begins) if len(begins) else []
+    measured: np.ndarray = np.logical_or.reduceat(table.notna().to_numpy(), begins) if len(begins) else np.empty(0)
     return {
         str(name): table.iloc[begin:end, np.flatnonzero(has)].set_axis(range(end - begin))
         for name, begin, end, has in zip(names[1], begins, ends, measured, strict=True)

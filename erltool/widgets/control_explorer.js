@@ -177,10 +177,13 @@ function cellsOf(d, lines, change) {
     const beside = cells.length > 1 && width >= NARROW;
     const wide = Math.floor((width - (beside ? 12 : 0)) / (beside ? 2 : 1));
     node.classList.toggle("beside", beside);
-    const end = Math.max(...cells.flatMap((c) => around(d, c)).map((i) => d.groups[i].last));
+    // The axes span all recorded values of the controls on show: they hold still while a slider moves, and so do the
+    // lines beside the one that changes.
+    const reach = panels.flatMap(({ parameters }) => parameters.here);
+    const end = Math.max(...reach.flatMap((c) => around(d, c)).map((i) => d.groups[i].last));
     const drawn = metrics.map((metric) => {
       const all = cells.map((c) => lines(metric, c));
-      const span = spanOf(all.flat());
+      const span = spanOf(reach.flatMap((c) => lines(metric, c)));
       return all.map((one) => lineChart(d.metrics[metric], steps, end, one, wide, 190, span));
     });
     panels.forEach(({ title, charts, parameters }, i) => {

@@ -3,8 +3,6 @@
 import io
 import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -15,14 +13,12 @@ from erltool.errors import ErltoolError
 from erltool.law.fit import LawFit, fit_law
 from erltool.law.forecast import Forecast, forecast
 from erltool.law.rivals import RIVALS, compare_laws, verdict
-from erltool.plots import COLOURS, new_axes, plot_fit
 from erltool.runs.folder import Run
 from erltool.text import visible
+from erltool.widgets.curves import LAW, LAWS, Curve, draw_picture, grid_of
 from erltool.widgets.points import Points, named_points, points_of
 from erltool.widgets.view import CHOSEN, View, javascript, message
 
-LAW = "exponential"  # R = b - a exp(H), the one that is dragged and forecasts
-LAWS = tuple(name for name, law in RIVALS.items() if not law.in_steps)
 PERFORMANCE = {"eval_accuracy": "held-out accuracy", "reward": "training reward"}
 FORMATS = {
     "png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf", "json": "application/json",
@@ -31,57 +27,6 @@ FORMATS = {
 ASKED = ("current", "performance", "window", "block_length", "law", "cut", "beside")  # what the kernel fits anew for
 MOST = 12  # sources whose points are sent
 REACH = 100  # steps of a slider of a or b on either side of the fit
-DRAGGED = "#111111"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A curve beside the law's least-squares fit: the law as dragged, or a rival law's fit."""
-
-    law: str
-    predict: Callable[[np.ndarray], np.ndarray]
-    """Performance at an entropy (nats)."""
-    entropy: np.ndarray
-    """(n,) nats"""
-    performance: np.ndarray
-    """(n,)"""
-    unit: str
-    """Of performance, one of law.units.UNITS."""
-    a: float | None = None
-    """As dragged; None for a rival law."""
-    b: float | None = None
-
-    @property
-    def dragged(self) -> bool:
-        return self.a is not None
-
-    @property
-    def residuals(self) -> np.ndarray:
-        return self.performance - self.predict(self.entropy)
-
-    @property
-    def rmse(self) -> float:
-        return float(np.sqrt(np.mean(self.residuals**2)))
-
-    @property
-    def ceiling(self) -> float:
-        """Performance at entropy 0; infinite for the law `log`."""
-        return float(self.predict(np.array(0.0)))
-
-    def to_dict(self) -> dict:
-        """The numbers, ready for JSON; None for what is not a number."""
-        ceiling = self.ceiling if np.isfinite(self.ceiling) else None
-        return {
-            "law": self.law, "dragged": self.dragged, "a": self.a, "b": self.b, "ceiling": ceiling, "rmse": self.rmse,
-            "unit": self.unit, "points": len(self.entropy),
-        }  # fmt: skip
-
-    def latex(self) -> str:
-        """The numbers as a LaTeX tabular."""
-        numbers = {"$a$": self.a, "$b$": self.b, "performance at $H=0$": self.to_dict()["ceiling"], "RMSE": self.rmse}
-        rows = [f"{name} & {value:.4f} \\\\" for name, value in numbers.items() if value is not None]
-        head = f"{self.law}{', dragged' if self.dragged else ''}, {len(self.entropy)} points & {self.unit} \\\\"
-        return "\n".join(["\\begin{tabular}{lr}", "\\hline", head, "\\hline", *rows, "\\hline", "\\end{tabular}"])
 
 
 class CurveFitter(View):
@@ -243,7 +188,7 @@ class CurveFitter(View):
                 others |= {i: self._fit(i)} if i != self.current and i < len(self.sources) else {}
             except ErltoolError as e:
                 notes.append(visible(f"{self._name(i)} is left out: {e}"))
-        grid, at_most = _grid([fit, *others.values()]), self._measured(self.current).widest
+        grid, at_most = grid_of([fit, *others.values()]), self._measured(self.current).widest
         curve = fit if self.law == LAW else self.result
         low, high = fit.band(grid) if self.law == LAW else ((), ())
         return {
@@ -312,29 +257,8 @@ class CurveFitter(View):
         """The points, the law and its 95 % band or the dragged or rival curve, residuals, ceiling and forecast."""
         if self.problem:
             return message(self.problem)
-        ax, fit, result = new_axes(width=7.6, height=4)[0], self._fit(self.current), self.result
-        shown = {i: self._fit(i) for i in (self.current, *(b["at"] for b in self.data["beside"]))}
-        for k, (i, law_fit) in enumerate(shown.items()):
-            plot_fit(law_fit, ax=ax, label=self._name(i), index=2 + (k - 1) % 3 if k else 0)
-        grid = _grid(list(shown.values()))
-        if isinstance(result, LawFit):
-            ax.fill_between(grid, *fit.band(grid), color=COLOURS[0], alpha=0.15, linewidth=0)
-        else:
-            label = "dragged" if result.dragged else result.law
-            ax.plot(grid, result.predict(grid), color=DRAGGED, linewidth=2, label=label)
-        ax.vlines(result.entropy, result.predict(result.entropy), result.performance, color=COLOURS[0], linewidth=0.8)
-        if np.isfinite(result.ceiling):
-            ax.axhline(result.ceiling, color=DRAGGED, linestyle=":", linewidth=1, label=f"ceiling {result.ceiling:.4g}")
-        if f := self.forecast:
-            first = f"from the first {len(f.law.entropy)} points"
-            ax.plot(grid, f.law.predict(grid), color=COLOURS[1], linestyle="--", label=first)
-            ax.fill_between(grid, *f.at(grid), color=COLOURS[1], alpha=0.15, linewidth=0)
-        low, high = _heights(list(shown.values()))
-        ax.set(ylim=(low, high), ylabel=f"performance R ({fit.unit})")
-        if self.log_axis:
-            ax.set(xscale="log", xlim=(grid[grid > 0].min() / 1.2, grid.max() * 1.2))
-        ax.legend(fontsize=8)
-        return ax.figure
+        fits = [(self._name(i), self._fit(i)) for i in (self.current, *(b["at"] for b in self.data["beside"]))]
+        return draw_picture(fits, self.result, self.forecast, self.log_axis)
 
     # --- files ----------------------------------------------------------------------------------------
 
@@ -368,20 +292,6 @@ class CurveFitter(View):
                 self.verdict = f"The laws are not compared: {e}."
             else:
                 self.problem = visible(str(e))
-
-
-def _grid(fits: list[LawFit]) -> np.ndarray:
-    """Entropies from 0 to the highest, for drawing curves; dense enough for either axis."""
-    h = np.concatenate([f.entropy for f in fits])
-    even = np.linspace(min(0.0, h.min()), h.max(), 81)
-    return np.union1d(even, np.geomspace(h[h > 0].min(), h.max(), 61)) if (h > 0).any() else even
-
-
-def _heights(fits: list[LawFit]) -> tuple[float, float]:
-    """Lowest and highest performance of the points and ceilings, with room."""
-    values = np.concatenate([[*f.performance, f.ceiling] for f in fits])
-    room = 0.08 * (np.ptp(values) or 1.0)
-    return float(values.min() - room), float(values.max() + room)
 
 
 def _row(name: str, fit: LawFit) -> list[str]:

@@ -83,12 +83,14 @@ export const line = ({ left, top, bottom, px, py }, x, y, look) => {
   return path(d, { "stroke-width": 2, ...look });
 };
 // The area between two lines over x, cut at the box; where a bound is not finite, it is left out.
-export const band = ({ left, px, inside }, x, low, high, fill) => {
+const outline = ({ left, px, inside }, x, low, high) => {
   const seen = [...x.keys()].filter((i) => px(x[i]) >= left - 0.01 && Number.isFinite(low[i] + high[i]));
   const edge = (y) => (i) => point(px(x[i]), inside(y[i]));
-  const outline = [...seen.map(edge(low)), ...seen.reverse().map(edge(high))];
-  return draw("path", { d: outline.length ? `M${outline.join("L")}z` : "", fill, "fill-opacity": 0.16 });
+  const places = [...seen.map(edge(low)), ...seen.reverse().map(edge(high))];
+  return places.length ? `M${places.join("L")}z` : "";
 };
+const area = (d, fill) => draw("path", { d, fill, "fill-opacity": 0.16 });
+export const band = (at, x, low, high, fill) => area(outline(at, x, low, high), fill);
 // Pixels of the points from..to, those that lie left of the box left out.
 export const pixels = ({ left, px, inside }, x, y, from = 0, to = x.length) =>
   [...x.keys()]
@@ -143,7 +145,7 @@ export const endLabels = ({ top, bottom }, ends) => {
   return ends.map(([x, , text, fill], i) => words(x + 8, heights[i] + 4, cut(text), { fill, ...HALO }));
 };
 
-// Most lines stay when one is changed: a line's path is kept for as long as its values and the scales are the same.
+// Most lines and bands stay when one is changed: a path is kept for as long as its values and the scales are the same.
 const kept = new WeakMap();
 const traced = (y, scale, at) => {
   if (kept.get(y)?.scale !== scale) {
@@ -152,6 +154,10 @@ const traced = (y, scale, at) => {
     kept.set(y, { scale, d, dots: places.length > SPARSE ? "" : places.map((p) => `M${p}h0`).join("") });
   }
   return kept.get(y);
+};
+const bounded = (low, scale, make) => {
+  if (kept.get(low)?.scale !== scale) kept.set(low, { scale, d: make() });
+  return kept.get(low).d;
 };
 
 const ends = new WeakMap(); // of a line's values, which are looked through once
@@ -205,7 +211,9 @@ export const lineChart = (title, x, end, lines, width = 376, height = 200, span 
   );
   chart.append(words(room.right, height - 4, "optimiser step", { "text-anchor": "end", "font-size": 11, fill: QUIET }));
   const scale = [width, height, end, right, ...span].join();
-  for (const { low, high, colour } of lines) if (low) chart.append(band(at, x, low, high, colour));
+  for (const { low, high, colour } of lines) {
+    if (low) chart.append(area(bounded(low, scale, () => outline(at, x, low, high)), colour));
+  }
   for (const { y, colour, dash, width: stroke, opacity } of lines) {
     const { d, dots } = traced(y, scale, (i) => point(at.px(x[i]), at.inside(y[i])));
     const look = { stroke: colour, "stroke-opacity": opacity };

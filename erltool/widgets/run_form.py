@@ -19,14 +19,10 @@ from erltool.runs.compare import control_text
 from erltool.text import visible
 from erltool.training.config import BASES, TrainConfig
 from erltool.widgets.run_choices import CHOICES, STARTS
+from erltool.widgets.run_plan import plan_of
 from erltool.widgets.trained_run import TURN
 from erltool.widgets.view import CHOSEN, View, javascript, message
 
-if typing.TYPE_CHECKING:
-    from erltool.training.memory import MemoryPlan  # loads transformers
-
-GIB = 2**30
-PROMPT_TOKENS = 256  # of the longest prompts, as in `erltool plan`
 ASKED = (
     "policy", "base", "task", "control", "steps", "learning_rate", "lora_rank", "prompts_per_iteration", "group_size",
     "max_response_tokens", "micro_batch", "gradient_checkpointing", "seed", "device",
@@ -36,7 +32,6 @@ ONLY = {"base": BASES, "gradient_checkpointing": ("no", "yes")}
 OFFERED = {name: tuple(entries) for name, entries in CHOICES.items()} | {"device": ("auto", "cpu", "cuda")}
 """Suggestions of a field of text; it takes other text, too."""
 NO_PACE = {"steps", "seed", "learning_rate"}  # fields that do not change how long an iteration takes
-SHOWN = 0.005  # GiB: less is 0.00 for a reader
 KINDS = typing.get_type_hints(TrainConfig)
 _log = logging.getLogger(__name__)
 
@@ -44,12 +39,12 @@ _log = logging.getLogger(__name__)
 class RunForm(View):
     """`RunForm(config)`: choose policy, task, control and sizes; `.result` is the TrainConfig, for the next cell.
 
-    The view shows the memory plan for this machine (prompts of PROMPT_TOKENS tokens) against the free memory, and what
-    to lower for common GPUs. Nothing is loaded and nothing starts, but for `measure`, which makes one iteration. A
-    field that the form does not have stays as in `config`. `values` are the fields as text; `choose` sets them from
-    Python. `wrong` says at each field in one line what is wrong there, and `problem` is the first of these lines;
-    `.result` then raises ErltoolError with it. A plan above the free memory is not a problem, since it may be for
-    another machine: a line beside the plan says so.
+    The view shows the memory plan for this machine (prompts of run_plan.PROMPT_TOKENS tokens) against the free memory,
+    and what to lower for common GPUs. Nothing is loaded and nothing starts, but for `measure`, which makes one
+    iteration. A field that the form does not have stays as in `config`. `values` are the fields as text; `choose` sets
+    them from Python. `wrong` says at each field in one line what is wrong there, and `problem` is the first of these
+    lines; `.result` then raises ErltoolError with it. A plan above the free memory is not a problem, since it may be
+    for another machine: a line beside the plan says so.
     """
 
     _esm = javascript("run_form.js")
@@ -173,7 +168,7 @@ class RunForm(View):
         plan: dict = {}
         problem, wrong = "", self._wrong_texts()
         try:
-            plan = _plan(self._config())
+            plan = plan_of(self._config())
         except ErltoolError as e:
             problem = str(e)
         except Exception as e:
@@ -257,52 +252,3 @@ def _value(name: str, text: str):
         return kind(text)
     except ValueError as e:
         raise ErltoolError(f"{name}={text!r}: must be {'a whole number' if kind is int else 'a number'}") from e
-
-
-def _plan(config: TrainConfig) -> dict:
-    """The trait `plan`, for the device that the configuration asks for."""
-    from erltool.policies.load import resolve_device
-    from erltool.training.memory import CARDS, advice, free_memory, plan_memory
-
-    device = resolve_device(config.device)
-    plan, free = plan_memory(config, PROMPT_TOKENS, device.type), free_memory(device)
-    known = f", {free / GIB:.1f} are free" if free < 1e18 else ""
-    says = [f"about {plan.peak / GIB:.2f} GiB at the peak on {device.type}{known}."]
-    if plan.peak > free:
-        changes = advice(config, free, PROMPT_TOKENS, device.type)
-        says.append(f"It would be refused here; use {', '.join(changes) if changes else 'a smaller policy'}.")
-    cards = []
-    for card in CARDS:
-        changes = advice(config, card * 1e9, PROMPT_TOKENS, "cuda")
-        size = f"{card} GB" + (" or more" if changes == [] else "")
-        cards.append(f"{size}: {'too small' if changes is None else ', '.join(changes) or 'as it is'}")
-        if changes == []:
-            break
-    says.append(f"On a GPU of {'; '.join(cards)}.")
-    times = {"always": plan.stays, "sampling": plan.sampling, "update": plan.update}
-    about = f"{config.policy} (base {config.base}) on {config.task}, {_text(config.control)}"
-    return {
-        "about": visible(about),
-        "rows": [[when, name, size / GIB] for when, sizes in times.items() for name, size in sizes.items() if size],
-        "bar": _bar(plan),
-        "peak": plan.peak / GIB,
-        "free": free / GIB if free < 1e18 else None,
-        "says": says,
-    }
-
-
-def _bar(plan: "MemoryPlan") -> list[tuple[str, float]]:
-    """The peak's parts as (name, GiB), largest first: what always stays, and of sampling and the update, which take
-    turns, the larger. Parts below SHOWN or a fiftieth of the peak are one."""
-    turn = max((plan.sampling, plan.update), key=lambda sizes: sum(sizes.values()))
-    parts = {_short(name): size / GIB for name, size in plan.stays.items()}
-    for name, size in turn.items():
-        parts[_short(name)] = parts.get(_short(name), 0.0) + size / GIB
-    least = max(SHOWN, plan.peak / GIB / 50)
-    shown = sorted(((n, s) for n, s in parts.items() if s >= least), key=lambda part: -part[1])
-    rest = sum(s for s in parts.values() if s < least)
-    return shown + ([("the rest", rest)] if rest >= SHOWN else [])
-
-
-def _short(name: str) -> str:
-    return name.split(",")[-1].strip() if name.startswith("weights") else name.split(" of ")[0].split(",")[0]

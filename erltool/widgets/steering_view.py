@@ -34,7 +34,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "none": {"color": "#767676", "linestyle": "--"},
     "best": {"color": COLOURS[2], "linestyle": "-."},
 }
-WORDS = {"fraction": "share of tokens", "coef": "coefficient"}
+WORDS = {"fraction": "fraction of tokens", "coef": "coefficient"}
 LEVEL = 0.9  # of the law's band
 SAMPLES = 5  # responses on show
 GRID = 40  # points of the law's line

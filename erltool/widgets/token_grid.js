@@ -1,6 +1,6 @@
 // TokenInspector's grid: a group's responses in rows. One token is chosen and has the focus; arrows move it.
 import { fixed, make } from "./elements.js";
-import { branches, colouring, idsOf, luminance } from "./tokens.js";
+import { MEANINGS, QUANTITIES, branches, colouring, idsOf, luminance, strategiesOf } from "./tokens.js";
 
 export const PAGE = 200; // positions in the page at a time
 
@@ -25,7 +25,8 @@ export const tokenGrid = (go) => {
   grid.pages = () => Math.ceil(grid.last() / PAGE);
   grid.lay = (step, rows, page) => {
     [d, chosen, laid] = [step, null, true];
-    Object.assign(grid, { rows, cells: new Map(), first: page * PAGE });
+    marked.clear();
+    Object.assign(grid, { rows, group: d.groups[rows[0]], cells: new Map(), first: page * PAGE });
     const parting = branches(rows.map((r) => idsOf(d, r)));
     grid.parts = parting.some((p) => p.length);
     const lines = rows.map((r, k) => {
@@ -44,29 +45,34 @@ export const tokenGrid = (go) => {
     places = new Map([...grid.cells].map(([i, c]) => [c, i]));
   };
   grid.paint = (quantity, values) => {
-    const { colour } = (d.colourings[quantity] ??= colouring({ ...d, [quantity]: values }, quantity));
+    const { colour } = colouring(d, quantity, values, grid.group);
     for (const [i, c] of grid.cells) {
       const rgb = colour(values[i]);
       c.style.background = `rgb(${rgb})`;
       c.style.color = luminance(rgb) > 0.179 ? "#000" : "#fff";
     }
   };
+  // Only tokens whose mark changes are touched.
   grid.mark = (name, has) => {
-    const now = [...grid.cells.keys()].filter(has);
-    for (const i of marked.get(name) ?? []) if (!has(i)) grid.cells.get(i)?.classList.remove(name);
-    for (const i of now) grid.cells.get(i).classList.add(name);
+    const before = marked.get(name) ?? new Set();
+    const now = new Set([...grid.cells.keys()].filter(has));
+    for (const i of before) if (!now.has(i)) grid.cells.get(i)?.classList.remove(name);
+    for (const i of now) if (!before.has(i)) grid.cells.get(i).classList.add(name);
     marked.set(name, now);
   };
   // Chooses a token; `focus` where the reader moved to it.
   grid.choose = (i, focus) => {
-    if (chosen) {
+    const next = grid.cells.get(i) ?? grid.cells.values().next().value;
+    if (chosen && chosen !== next) {
       chosen.tabIndex = -1;
       chosen.setAttribute("aria-selected", "false");
     }
-    chosen = grid.cells.get(i) ?? grid.cells.values().next().value;
+    if (next && chosen !== next) {
+      next.tabIndex = 0;
+      next.setAttribute("aria-selected", "true");
+    }
+    chosen = next;
     if (!chosen) return;
-    chosen.tabIndex = 0;
-    chosen.setAttribute("aria-selected", "true");
     if (focus) chosen.focus();
     else if (laid) node.scrollLeft = chosen.offsetLeft - 0.7 * node.clientWidth;
     laid = false;
@@ -99,9 +105,10 @@ export const moved = (d, rows, i, key) => {
   return Math.min(d.begins[other] + i - begin, d.begins[other + 1] - 1);
 };
 
-// What the colours and marks mean.
+// What the colours, the marks and the words at the left mean.
 export const legendOf = (d, quantity, values, grid) => {
-  const { map, low, high } = (d.colourings[quantity] ??= colouring({ ...d, [quantity]: values }, quantity));
+  const { map, low, high, roots } = colouring(d, quantity, values, grid.group);
+  const whole = d.covariance ? "the step\u2019s" : "all steps\u2019";
   // One unbroken item, lest a reader take the mark and its meaning for two.
   const mark = (name, text, meaning) =>
     make("span", { style: "white-space: nowrap" }, make("span", { class: `mark ${name}` }, text), `: ${meaning}`);
@@ -110,8 +117,10 @@ export const legendOf = (d, quantity, values, grid) => {
     make("span", {}, fixed(low)),
     make("span", { class: "map", "aria-hidden": "true", style }),
     make("span", {}, fixed(high)),
-    make("span", { class: "quiet" }, `2 % to 98 % of ${d.covariance ? "the step\u2019s" : "all steps\u2019"} tokens`),
-    ...(grid.parts ? [mark("part", "bar", "responses part here")] : []),
-    ...(d.forks.some((x) => x) ? [mark("fork", "boxed", "a choice of strategy or step")] : []),
+    make("span", { class: "quiet" }, roots ? "of this group, by cube roots" : `2 % to 98 % of ${whole} tokens`),
+    make("span", {}, make("b", {}, QUANTITIES[quantity]), `: ${MEANINGS[quantity]}`),
+    ...(grid.parts ? [mark("part", "bar", "these responses part here")] : []),
+    ...(d.forks.some((x) => x) ? [mark("fork", "box", "a fork: here the task leaves a choice")] : []),
+    ...strategiesOf(d).map((words) => make("span", { class: "quiet" }, words)),
   ];
 };

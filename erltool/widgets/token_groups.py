@@ -142,6 +142,22 @@ def _note(table: pd.DataFrame) -> str:
 # --- what is on show; the browser does the same in tokens.js, and a test holds both equal ------------------
 
 
+def same_place(table: pd.DataFrame, step: int, chosen: int) -> pd.Series:
+    """Entropy by step of the place of a step's token `chosen`, that is after the same tokens of a response to the same
+    prompt; at the steps of `table` where it was sampled."""
+    now = table[table["step"] == step].reset_index(drop=True)
+    at = now.loc[chosen]
+    begin = chosen - int(at["position"])
+    prefix = tuple(now["token_id"].iloc[begin:chosen])
+    found: dict[int, float] = {}
+    here = table[(table["prompt_index"] == at["prompt_index"]) & (table["position"] <= at["position"])]
+    for (of_step, _), response in here.groupby(["step", "response_index"], sort=True):
+        ids = tuple(response["token_id"])
+        if len(ids) > len(prefix) and ids[:-1] == prefix:
+            found.setdefault(int(of_step), float(response["entropy"].iloc[-1]))
+    return pd.Series(found, dtype=float)
+
+
 def rows_of(data: dict, response: int, keep: str = "all") -> list[int]:
     """The responses beside `response` in its group, by falling reward, those that `keep` leaves."""
     group = [r for r, g in enumerate(data["groups"]) if g == data["groups"][response]]

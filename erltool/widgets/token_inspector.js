@@ -2,8 +2,6 @@
 import {
   begin,
   button,
-  fillTable,
-  fixed,
   group,
   keepKeys,
   make,
@@ -15,82 +13,10 @@ import {
   slider,
   statusLine,
 } from "./elements.js";
-import { clipCov, effects, klCov } from "./selection.js";
+import { controlEffects, controlSliders, highestTokens } from "./token_controls.js";
 import { PAGE, legendOf, tokenGrid } from "./token_grid.js";
 import { tokenPanel } from "./token_panel.js";
-import { CHOICES, QUANTITIES, around, found, highest, mostToSee, rowsOf, samePlace, saying, shareColours, stepOf } from "./tokens.js";
-
-const HIGHEST = 8; // tokens in the table
-
-// Sliders of the controls' traits; those with `log` are moved on a logarithmic scale.
-function controlSliders(model, set) {
-  const number = (trait, name, min, max, log = false) => {
-    const shown = make("span", { class: "number" });
-    let seen;
-    const [to, from] = log ? [(v) => 10 ** v, Math.log10] : [(v) => v, (v) => v];
-    const range = { min: from(min), max: from(max), step: 0.05, value: from(model.get(trait)) };
-    const input = slider(name, range, (v) => set(trait, to(v)));
-    const put = () => {
-      const v = model.get(trait);
-      if (v === seen) return;
-      seen = v;
-      shown.textContent = log ? v.toPrecision(2) : fixed(v, 2);
-      input.setAttribute("aria-valuetext", shown.textContent);
-      if (document.activeElement !== input) input.value = from(v);
-    };
-    return { trait, put, node: make("label", {}, make("span", { class: "name" }, name), input, shown) };
-  };
-  return [
-    number("low", "Clip-Cov low", -2, 8),
-    number("high", "Clip-Cov high", -2, 12),
-    number("clip_fraction", "Clip-Cov fraction", 1e-4, 1, true),
-    number("kl_fraction", "KL-Cov fraction", 1e-4, 1, true),
-    number("coef", "KL-Cov coef", 0, 5),
-  ];
-}
-
-
-// What Clip-Cov and KL-Cov would take of the step, and what is left of the mean covariance, in words.
-function controlEffects(model) {
-  const lines = [0, 1, 2].map(() => make("p"));
-  const mark = (name, text) => make("span", { class: `mark ${name}` }, text);
-  const takenOf = (d) => {
-    const [low, high] = [model.get("low"), model.get("high")];
-    const [clipFraction, klFraction] = [model.get("clip_fraction"), model.get("kl_fraction")];
-    const clip = clipCov(d.covariance, d.byKey, { low, high, fraction: clipFraction });
-    return { clip, kl: klCov(d.byCovariance, klFraction), low, high, clipFraction, klFraction };
-  };
-  const put = (d, { clip, kl }) => {
-    const left = effects(d, clip, kl, model.get("coef"));
-    const silent = d.ratio.every((x) => x === 1);
-    const why = silent ? " (every ratio is 1: on the first update after sampling KL-Cov's penalty is 0)" : "";
-    const takes = (chosen, mean) => `takes ${chosen.size} of ${d.n} tokens and leaves ${fixed(mean, 4)}`;
-    lines[0].textContent = `mean covariance of log-prob and advantage ${fixed(left.none, 4)} nats: to first order the entropy falls by it, up to the step size`;
-    lines[1].replaceChildren(mark("clip", "Clip-Cov"), ` (line below) ${takes(clip, left.clip)}`);
-    lines[2].replaceChildren(mark("kl", "KL-Cov"), ` (line above) ${takes(kl, left.kl)}${why}`);
-  };
-  return { node: make("div", {}, ...lines), takenOf, put };
-}
-
-// The tokens with the highest covariance, each with the text around it; a press leads there.
-function highestTokens(go) {
-  const table = make("table", { "aria-label": "tokens with the highest covariance" });
-  const put = (d) => {
-    showIf(table, Boolean(d.covariance));
-    if (!d.covariance) return;
-    const shown = ["covariance", "push", "log_prob", "entropy"].filter((name) => d[name]);
-    const rows = d.byCovariance.slice(0, HIGHEST).map((i) => {
-      const [before, token, after] = around(d, i);
-      const there = button("", () => go(i));
-      there.className = "there";
-      there.append(before, make("b", {}, token), after);
-      const numbers = shown.map((name) => fixed(d[name][i]));
-      return [[there], ...numbers, fixed(d.advantage[i], 2), d.prompts[d.responseOf[i]].slice(0, 20)];
-    });
-    fillTable(table, ["highest covariance", ...shown.map((name) => QUANTITIES[name]), "advantage", "prompt"], rows);
-  };
-  return { table, put };
-}
+import { CHOICES, QUANTITIES, found, highest, mostToSee, rowsOf, samePlace, saying, shareColours, stepOf } from "./tokens.js";
 
 const options = (list, names, value) => {
   list.replaceChildren(...names.map(([key, name]) => make("option", { value: key }, name)));
@@ -269,7 +195,7 @@ function render({ model, el }) {
   const lists = pickers(model, change, { ...act, play: () => playing.play() });
   const playing = player(model, act, lists.playing);
   const detail = statusLine();
-  const [grid, panel, pages] = [tokenGrid((i) => act.go(i)), tokenPanel(detail.say), pager(turned)];
+  const [grid, panel, pages] = [tokenGrid((i) => act.go(i)), tokenPanel(), pager(turned)];
   const legend = make("p", { class: "row legend" });
   const sliders = controlSliders(model, change);
   const marks = controlEffects(model);
@@ -319,9 +245,10 @@ function render({ model, el }) {
     }
     if (anew("lists", seen.grid, i, quantity, seen.find)) lists.put(d, quantity, seen.places.size);
     grid.choose(i, focus);
-    if (!anew("token", view, step, i, seen.controls)) return;
+    if (anew("said", view, step, i, seen.controls)) detail.say(saying(d, i, seen.taken));
+    if (!anew("token", view, step, i)) return;
     const places = view === "probes" ? samePlace(act.steps(), (s) => stepAt(view, s), d, i) : [];
-    panel.put(d, i, saying(d, i, seen.taken), places, step);
+    panel.put(d, i, places, step);
   };
   const told = () => setting || show();
   for (const name of ["view", "step", "quantity", "response", "position", "keep", "find", ...sliders.map((s) => s.trait)]) {

@@ -13,7 +13,16 @@ from erltool.entropy.tokens import token_budget
 from erltool.errors import ErltoolError
 from erltool.runs.folder import PROBE_COLUMNS, TOKEN_COLUMNS
 from erltool.text import shown, visible
-from erltool.widgets.token_groups import QUANTITIES, begins_of, most_to_see, numbers_of, rows_of, sent, tables_of
+from erltool.widgets.token_groups import (
+    QUANTITIES,
+    begins_of,
+    most_to_see,
+    numbers_of,
+    rows_of,
+    same_place,
+    sent,
+    tables_of,
+)
 from erltool.widgets.token_picture import token_picture
 from erltool.widgets.view import CHOSEN, View, javascript, message
 
@@ -171,6 +180,8 @@ class TokenInspector(View):
 
     @property
     def sentence(self) -> str:
+        if self.view == "probes":
+            return self._of_probes()
         r, data = self.result, self.shown
         group = rows_of(data, self.response)
         right, prompt = sum(data["rewards"][i] >= 1 for i in group), shown(data["prompts"][self.response], 60)
@@ -181,14 +192,26 @@ class TokenInspector(View):
             f"{int(r.tokens['kl_cov'].sum())} and leave {r.covariance_kl_cov:+.4f}."
         )
 
+    def _of_probes(self) -> str:
+        """The sentence of the view "probes"."""
+        data, place = self.shown, same_place(self._probes, self.step, self.chosen)
+        group, token = rows_of(data, self.response), shown(data["texts"][self.chosen], 20)
+        right, prompt = sum(data["rewards"][i] >= 1 for i in group), shown(data["prompts"][self.response], 60)
+        ends = ", ".join(f"{place[step]:.3f} at step {step}" for step in (place.index[0], self.step, place.index[-1]))
+        return (
+            f"Probe prompt \u201c{prompt}\u201d at step {self.step}: {right} of {len(group)} responses are right. "
+            f"Entropy in nats of the place of \u201c{token}\u201d: {ends}."
+        )
+
     def picture(self) -> Figure:
-        """The group on show: its tokens in the colours of the chosen quantity, and the chosen token's alternatives."""
+        """The group on show: its tokens in the colours of the chosen quantity, and the chosen token's alternatives; of
+        a probe prompt also the entropy of the chosen place over the run."""
         if self.problem:
             return message(self.problem)
         table = self.result.tokens if self.view == "update" else self._frame("probes")
         rows = rows_of(self.shown, self.response, self.keep)
-        scale = table if self.view == "update" else self._probes
-        return token_picture(table, self.shown, self.quantity, rows, self.chosen, scale)
+        probes = self._probes if self.view == "probes" else None
+        return token_picture(table, self.shown, self.quantity, rows, self.chosen, probes)
 
 
 def _by_step(table: pd.DataFrame):

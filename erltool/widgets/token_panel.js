@@ -1,5 +1,6 @@
 // TokenInspector's panel: what is known of the chosen token, and what its place might have held instead.
 import { draw, fixed, make, showIf } from "./elements.js";
+import { MEANINGS } from "./tokens.js";
 
 const ROWS = 10;
 const short = (text) => (text.length > 12 ? `${text.slice(0, 11)}\u2026` : text);
@@ -68,13 +69,14 @@ const alternatives = (d, i) => {
   return [at.slice(0, count).map((w) => d.words[w]), part(d.likeliest_before), part(d.likeliest_after)];
 };
 
-export const tokenPanel = (say) => {
+export const tokenPanel = () => {
   const title = make("p", { class: "chosen" });
   const facts = make("div", { class: "facts" }); // no dl: JupyterLab lets its dt float
   const [bars, line] = [pairedBars(), trace()];
   const items = new Map(); // made once each
   const fact = (name, text) => {
-    if (!items.has(name)) items.set(name, [make("span", { class: "quiet" }, name), make("span", { class: "value" })]);
+    const title = MEANINGS[name.replace("-", "_")];
+    if (!items.has(name)) items.set(name, [make("span", { class: "quiet", title }, name), make("span", { class: "value" })]);
     const [label, value] = items.get(name);
     value.textContent = text ?? "";
     if (!label.parentNode) facts.append(make("div", {}, label, value));
@@ -91,11 +93,10 @@ export const tokenPanel = (say) => {
     fact("entropy", after === null ? number("entropy") : `${number("entropy")} \u2192 ${after}`);
   };
   // `places`: the same place at other steps, for probes.
-  const put = (d, i, words, places, step) => {
-    const fork = d.forks[i] ? ", a fork: the response had a choice here" : "";
+  const put = (d, i, places, step) => {
+    const fork = d.forks[i] ? ", a fork: here the task leaves a choice" : "";
     title.textContent = `token ${i - d.begins[d.responseOf[i]] + 1} \u201c${d.texts[i]}\u201d${fork}`;
     putFacts(d, i);
-    say(words);
     let [list, before, after] = d.likeliest ? alternatives(d, i) : [[]];
     const [first] = places;
     if (first && first.step !== step) {

@@ -1,5 +1,7 @@
 """TokenInspector's picture: a group's tokens in rows, and the chosen token's alternatives."""
 
+from collections.abc import Callable
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -9,18 +11,23 @@ from matplotlib.patches import Rectangle
 
 from erltool.plots import Picture, as_text
 from erltool.text import shown
-from erltool.widgets.token_groups import CHOICES, branches, forks_of, numbers_of
+from erltool.widgets.token_groups import CHOICES, branches, forks_of, numbers_of, rows_of, same_place
 
 WIDE, MOST_ROWS, LONGEST = 92, 16, 24  # characters across, responses, characters of a token
 CENTRES = {"covariance": 0.0, "push": 0.0, "ratio": 1.0}  # a quantity's neutral value is white
+MEANINGS = {
+    "covariance": ": (log-prob \u2212 mean) \u00b7 (advantage \u2212 mean)",
+    "push": ": change of the place's entropy by the token's own gradient",
+}
 NAMES = {"log_prob": "log-prob", "selected": "taken by the run", "clip_cov": "taken by Clip-Cov", "kl_cov": "by KL-Cov"}
 
 
 def token_picture(
-    table: pd.DataFrame, data: dict, quantity: str, rows: list[int], chosen: int, scale: pd.DataFrame
+    table: pd.DataFrame, data: dict, quantity: str, rows: list[int], chosen: int, probes: pd.DataFrame | None = None
 ) -> Figure:
-    """Rows of tokens of a step's `table`, which the browser gets as `data`; `chosen` is a place in the table. Colours
-    span the values of the tokens in `scale`."""
+    """Rows of tokens of a step's `table`, which the browser gets as `data`; `chosen` is a place in the table. With
+    `probes`, the run's, of which the table is a step, colours mean the same at every step, and the chosen place has its
+    entropy over the run."""
     quantity = quantity if quantity in data["quantities"] else "entropy"
     has_bars = "likeliest" in data and len(table["likeliest"][chosen]) > 0
     shown_rows = rows[:MOST_ROWS]
@@ -29,16 +36,23 @@ def token_picture(
     total = figure.get_figheight()
     ax = figure.add_axes((0.17, 1 - (high - 0.5) / total, 0.82, (high - 0.9) / total))
     bar = figure.add_axes((0.17, 1 - (high - 0.2) / total, 0.25, 0.12 / total))
-    cmap, low, top = _colours(_values(scale, quantity), quantity)
-    at = (_values(table, quantity) - low) / max(top - low, 1e-9)
-    _tokens(ax, table, data, shown_rows, chosen, matplotlib.colormaps[cmap](np.clip(at, 0, 1)))
+    values, all_of = _values(table, quantity), table if probes is None else probes
+    group = rows_of(data, rows[0]) if rows else []
+    begins = [*data["begins"], len(table)]
+    in_group = np.concatenate([values[begins[r] : begins[r + 1]] for r in group]) if group else values
+    cmap, low, top, at = _colours(_values(all_of, quantity), in_group, quantity)
+    _tokens(ax, table, data, shown_rows, chosen, matplotlib.colormaps[cmap](np.clip(at(values), 0, 1)))
     bar.imshow(np.linspace(0, 1, 64)[None], aspect="auto", cmap=cmap)
     bar.set_axis_off()
     name = NAMES.get(quantity, quantity)
-    bar.text(-0.02, 0.5, f"{low:.3g}", ha="right", va="center", fontsize=8, transform=bar.transAxes)
-    bar.text(1.02, 0.5, f"{top:.3g}   {name}", ha="left", va="center", fontsize=8, transform=bar.transAxes)
+    bar.text(-0.02, 0.5, f"{low:.2g}", ha="right", va="center", fontsize=8, transform=bar.transAxes)
+    roots = ", by cube roots" if quantity in CENTRES else ""
+    text = f"{top:.3g}   {name}{roots}{MEANINGS.get(quantity, '')}"
+    bar.text(1.02, 0.5, text, ha="left", va="center", fontsize=8, transform=bar.transAxes)
     if has_bars:
-        _bars(figure.add_axes((0.17, 0.35 / total, 0.5, 1.15 / total)), table, data, chosen)
+        _bars(figure.add_axes((0.17, 0.35 / total, 0.4, 1.0 / total)), table, data, chosen)
+    if probes is not None and len(place := same_place(probes, int(table["step"].iloc[0]), chosen)) > 1:
+        _place(figure.add_axes((0.7, 0.35 / total, 0.28, 1.0 / total)), place, int(table["step"].iloc[0]))
     return figure
 
 
@@ -47,16 +61,19 @@ def _values(table: pd.DataFrame, quantity: str) -> np.ndarray:
     return (table[quantity].to_numpy() if values is None else values).astype(float)
 
 
-def _colours(values: np.ndarray, quantity: str) -> tuple[str, float, float]:
-    """Colour map and its ends: 2 % to 98 % of the values, as the browser has them."""
+def _colours(
+    values: np.ndarray, group: np.ndarray, quantity: str
+) -> tuple[str, float, float, Callable[[np.ndarray], np.ndarray]]:
+    """Colour map, its ends, and the place of a value on it, as the browser has them: amounts span 2 % to 98 % of the
+    values; a quantity with a centre spans its group, by cube roots, since a few tokens have most of it."""
+    if (centre := CENTRES.get(quantity)) is not None:
+        reach = max(float(np.abs(group - centre).max(initial=0)), 1e-6)
+        return "PuOr", centre - reach, centre + reach, lambda v: 0.5 + np.cbrt((v - centre) / reach) / 2
     ordered = np.sort(values)
     low, high = (float(ordered[round(share * (len(ordered) - 1))]) for share in (0.02, 0.98))
     if quantity in CHOICES:
         low, high = 0.0, 1.0
-    if (centre := CENTRES.get(quantity)) is None:
-        return "cividis", low, high
-    reach = max(abs(low - centre), abs(high - centre), 1e-6)
-    return "PuOr", centre - reach, centre + reach
+    return "cividis", low, high, lambda v: (v - low) / max(high - low, 1e-9)
 
 
 def _tokens(ax: Axes, table: pd.DataFrame, data: dict, rows: list[int], chosen: int, colours: np.ndarray) -> None:
@@ -87,8 +104,10 @@ def _tokens(ax: Axes, table: pd.DataFrame, data: dict, rows: list[int], chosen: 
         ax.text(-1, line, as_text(shown(told, 26)), ha="right", va="center", fontsize=8)
     ax.set(xlim=(0, WIDE), ylim=(max(1, len(rows)) - 0.5, -0.5))
     ax.set_axis_off()
-    prompt = as_text(shown(data["prompts"][rows[0]], 100)) if rows else "no response passes the filter"
-    ax.set_title(f"{prompt}   (reward, strategy; a bar: responses part here)", fontsize=9, loc="left")
+    prompt = as_text(shown(data["prompts"][rows[0]], 60)) if rows else "no response passes the filter"
+    step = f"step {int(table['step'].iloc[0])}: " if len(table) else ""
+    marks = "bar: these responses part here" + ("; box: fork, the task leaves a choice" if forks.any() else "")
+    ax.set_title(f"{step}{prompt}   ({marks})", fontsize=9, loc="left")
 
 
 def _first(texts: list[str], begins: list[int], chosen: int) -> int:
@@ -111,7 +130,19 @@ def _bars(ax: Axes, table: pd.DataFrame, data: dict, chosen: int) -> None:
     ax.set_xticks(at, words, fontsize=8)
     ax.tick_params(axis="y", labelsize=8)
     ax.set_title(f"likeliest tokens at \u201c{as_text(shown(data['texts'][chosen], 20))}\u201d", fontsize=9, loc="left")
-    ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    if has_after:
+        ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def _place(ax: Axes, place: pd.Series, step: int) -> None:
+    """The entropy of one place over the run."""
+    ax.plot(place.index, place, color="#0072B2", linewidth=1.6)
+    if step in place.index:
+        ax.plot([step], [place[step]], "o", color="#D55E00", markersize=6)
+    ax.set_title("entropy of this place (nats), by step", fontsize=9, loc="left")
+    ax.set_ylim(bottom=0)
+    ax.tick_params(labelsize=8)
+    ax.grid(alpha=0.25)
 
 
 def _luminance(colour: np.ndarray) -> float:

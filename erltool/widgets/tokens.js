@@ -36,6 +36,21 @@ export const QUANTITIES = {
   clip_cov: "taken by Clip-Cov",
   kl_cov: "taken by KL-Cov",
 };
+// What each is, in a few words.
+export const MEANINGS = {
+  covariance: "(log-prob \u2212 mean) \u00b7 (advantage \u2212 mean): above 0 the token makes the policy surer",
+  push: "how the token\u2019s own gradient changes the entropy of its place, nats for a unit step",
+  entropy: "how open the choice was before the update, nats",
+  log_prob: "log of the token\u2019s probability, nats",
+  ratio: "probability now, divided by that when it was sampled",
+  selected: "the run\u2019s control acted on it",
+  clip_cov: "its gradient would be removed",
+  kl_cov: "moving it would cost a penalty",
+  advantage: "how much better than its group the response did",
+};
+const STRATEGIES = { guess: "answers at once", steps: "works step by step", neither: "neither form" };
+export const strategiesOf = (d) =>
+  [...new Set(d.strategies)].filter((s) => s in STRATEGIES).map((s) => `${s}: ${STRATEGIES[s]}`);
 export const CHOICES = ["selected", "clip_cov", "kl_cov"]; // 0 or 1
 const CENTRES = { covariance: 0, push: 0, ratio: 1 }; // A quantity's neutral value is white.
 const NUMBERS = ["covariance", "push", "entropy", "log_prob", "selected", "old_log_prob", "advantage", "entropy_after"];
@@ -50,19 +65,28 @@ export const luminance = (rgb) => {
   const [r, g, b] = rgb.map((c) => ((c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 };
-// Colours of a quantity. They span 2 % to 98 % of the step's tokens: few extremes leave the rest apart.
-export const colouring = (d, quantity) => {
-  const sorted = d[quantity].toSorted();
+// Colours of an amount span 2 % to 98 % of the values: few extremes leave the rest apart.
+const amounts = (quantity, values) => {
+  const sorted = values.toSorted();
   const at = (fraction) => sorted[Math.round(fraction * (sorted.length - 1))];
   const [low, high] = CHOICES.includes(quantity) ? [0, 1] : [at(0.02), at(0.98)];
+  return { map: CIVIDIS, low, high, colour: (v) => between(CIVIDIS, (v - low) / Math.max(high - low, 1e-9)) };
+};
+// Colours of a quantity with a centre span these values alike on both sides, by cube roots: a few tokens have most of a
+// covariance, and on an even scale all others are white.
+const centred = (centre, values) => {
+  const reach = values.reduce((most, v) => Math.max(most, Math.abs(v - centre)), 1e-6);
+  const colour = (v) => between(PUOR, 0.5 + Math.cbrt((v - centre) / reach) / 2);
+  return { map: PUOR, low: centre - reach, high: centre + reach, colour, roots: true };
+};
+// Colours of a quantity for a group: amounts as of the whole step, or of all steps (shareColours).
+export const colouring = (d, quantity, values, group) => {
   const centre = CENTRES[quantity];
-  if (centre === undefined) {
-    const colour = (v) => between(CIVIDIS, (v - low) / Math.max(high - low, 1e-9));
-    return { map: CIVIDIS, low, high, colour };
-  }
-  const reach = Math.max(Math.abs(low - centre), Math.abs(high - centre), 1e-6);
-  const colour = (v) => between(PUOR, 0.5 + (v - centre) / (2 * reach));
-  return { map: PUOR, low: centre - reach, high: centre + reach, colour };
+  if (centre === undefined) return (d.colourings[quantity] ??= amounts(quantity, values));
+  return (d.colourings[`${quantity} ${group}`] ??= centred(
+    centre,
+    values.filter((_, i) => d.groups[d.responseOf[i]] === group),
+  ));
 };
 
 
@@ -86,7 +110,7 @@ export const stepOf = (data) => {
 export const shareColours = (steps) => {
   for (const quantity of ["entropy", "log_prob"]) {
     const all = Float32Array.from(steps.flatMap((d) => [...d[quantity]]));
-    const shared = colouring({ [quantity]: all }, quantity);
+    const shared = amounts(quantity, all);
     for (const d of steps) d.colourings[quantity] = shared;
   }
 };
