@@ -32,6 +32,13 @@ RUN_ALL = """() => {
   window.ran = false;
   jupyterapp.commands.execute('notebook:run-all-cells').finally(() => { window.ran = true; });
 }"""
+SET_AND_RUN = """([cell, text]) => {
+  const notebook = jupyterapp.shell.currentWidget.content;
+  notebook.widgets[cell].model.sharedModel.setSource(text);
+  notebook.activeCellIndex = cell;
+  window.ran = false;
+  jupyterapp.commands.execute('notebook:run-cell').finally(() => { window.ran = true; });
+}"""
 ALL_HAVE_RUN = "() => window.ran && !document.body.innerText.includes('Loading widget...')"
 # The output that follows a slider, without the slider itself.
 PICTURE = """(root) => {
@@ -59,6 +66,20 @@ WATCH = """(root) => {
     });
   }).observe(root, {subtree: true, childList: true, characterData: true,
                     attributeFilter: ['style', 'class', 'd', 'cx', 'cy', 'src']});
+}"""
+
+# The moment, in seconds since 1970, of each first frame that shows a change; `window.seen`.
+SEEN = """(root) => {
+  const seen = window.seen = [];
+  let waits = false;
+  new MutationObserver(() => {
+    if (waits) return;
+    waits = true;
+    requestAnimationFrame(() => {
+      waits = false;
+      seen.push((performance.timeOrigin + performance.now()) / 1000);
+    });
+  }).observe(root, {subtree: true, childList: true, characterData: true, attributes: true});
 }"""
 
 
@@ -186,6 +207,11 @@ class Lab(Served):
         """Runs every cell, and returns when all have run or one has failed."""
         self.page.evaluate(RUN_ALL)
         self.page.wait_for_function(ALL_HAVE_RUN, timeout=1000 * seconds)
+
+    def run_as(self, cell: int, text: str) -> None:
+        """Gives a cell another text and runs it; returns when it has run."""
+        self.page.evaluate(SET_AND_RUN, [cell, text])
+        self.page.wait_for_function("() => window.ran")
 
     def output_of(self, cell: int) -> Locator:
         """What a cell shows."""

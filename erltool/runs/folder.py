@@ -196,7 +196,8 @@ def _read_record(folder: Path) -> dict[str, Run]:
 def _by_run(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Each run's rows, without the columns that it did not measure. By slices: hundreds of runs open in a moment."""
     names = pd.factorize(table["run"])
-    table = table.drop(columns="run").take(np.argsort(names[0], kind="stable")).reset_index(drop=True)
+    ordered = table.drop(columns="run").take(np.argsort(names[0], kind="stable")).reset_index(drop=True)
+    table = ordered.copy()  # in one piece: a slice then costs microseconds
     ends = np.bincount(names[0]).cumsum()
     begins = ends - np.bincount(names[0])
     measured: np.ndarray = np.logical_or.reduceat(table.notna().to_numpy(), begins) if len(begins) else np.empty(0)

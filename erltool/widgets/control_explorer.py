@@ -160,6 +160,8 @@ class ControlExplorer(View):
         controls = list(dict.fromkeys(g.control for g in self.groups))
         rows, columns = map_of(self.groups)
         self._accuracy = accuracy_column(self._end)
+        known = [c for c in ("seed", *END, self._accuracy) if c in self._end]
+        self._ends = {c: self._end[c].to_numpy(float) for c in known}
         return {
             "controls": controls,
             "styles": {c: dict(zip(("colour", "dash"), style_of(c, controls), strict=True)) for c in controls},
@@ -178,7 +180,7 @@ class ControlExplorer(View):
             "control": group.control, "parameters": group.parameters, "setting": group.setting,
             "runs": list(group.runs), "label": group.label, "none": none, "baseline": baseline,
             "quantile": quantile_of(group), "last": max(float(self._runs[i].metrics["step"].max()) for i in group.runs),
-            "end": ends_of(self._end, group, None if none is None else self.groups[none], self._accuracy),
+            "end": ends_of(self._ends, group, None if none is None else self.groups[none], self._accuracy),
             "failed": int((self._end["failed"].iloc[[*group.runs]] != "").sum()),
         }  # fmt: skip
 

@@ -146,27 +146,36 @@ def accuracy_column(end: pd.DataFrame) -> str:
     return GREEDY if GREEDY in end and end[GREEDY].notna().all() else LATE
 
 
-def ends_of(end: pd.DataFrame, group: Group, none: Group | None, accuracy: str) -> dict[str, list[float | None] | None]:
+def ends_of(
+    end: Mapping[str, np.ndarray], group: Group, none: Group | None, accuracy: str
+) -> dict[str, list[float | None] | None]:
     """Mean, lowest and highest of each END column and of `accuracy` over a group's runs, and against the runs without
     control, paired by seed: `difference` of accuracy, and `held`, the ratio of the entropies at the end. Each of these
-    is [mean, low, high] at LEVEL, without bounds for one seed; None for what was not measured."""
-    rows = end.loc[list(group.runs)]
+    is [mean, low, high] at LEVEL, without bounds for one seed; None for what was not measured. `end` has the columns as
+    arrays, (runs,) each: a table would take a millisecond for each number."""
+    at = [*group.runs]
     ends: dict[str, list[float | None] | None] = {"difference": None, "held": None}
     for name, column in [*zip(END, END, strict=True), ("accuracy", accuracy)]:
-        values = rows[column].dropna().astype(float) if column in rows else ()
+        values = end[column][at] if column in end else np.empty(0)
+        values = values[np.isfinite(values)]
         ends[name] = [float(f(values)) for f in (np.mean, np.min, np.max)] if len(values) else None
     if none is None or group == none:
         return ends
     for name, column, back in (("difference", accuracy, float), ("held", "entropy_end", np.exp)):
-        ours, theirs = (end.loc[list(g.runs)].set_index("seed")[column].dropna().astype(float) for g in (group, none))
-        if name == "held":
-            ours, theirs = (np.log(values[values > 0]) for values in (ours, theirs))
+        ours, theirs = (_by_seed(end, column, g, logarithm=name == "held") for g in (group, none))
         try:
             d = paired_difference(ours, theirs, LEVEL)
         except ErltoolError:
             continue
         ends[name] = [float(back(d.mean)), *(float(back(v)) if d.seeds > 1 else None for v in (d.low, d.high))]
     return ends
+
+
+def _by_seed(end: Mapping[str, np.ndarray], column: str, group: Group, logarithm: bool) -> pd.Series:
+    """What was measured of a column, or its logarithm where it is above 0, by seed."""
+    values, seeds = end[column][[*group.runs]], end["seed"][[*group.runs]]
+    kept = np.isfinite(values) & ((values > 0) | (not logarithm))
+    return pd.Series(np.log(values[kept]) if logarithm else values[kept], index=seeds[kept].astype(int))
 
 
 def quantile_of(group: Group) -> float | None:
