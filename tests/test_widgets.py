@@ -1,5 +1,6 @@
 """Widgets as values: state, result, picture and fallbacks, without a browser."""
 
+import gc
 import io
 import json
 import re
@@ -421,3 +422,25 @@ def test_colours_span_the_group_on_show_and_show_small_values():
     assert (low, high) == (-8, 8) and at(np.array([0.0, 8.0, -8.0, 1.0])) == pytest.approx([0.5, 1, 0, 0.75])
     _, low, high, at = _colours(np.arange(101.0), values, "entropy")
     assert (low, high) == (2, 98) and at(50.0) == 0.5
+
+
+def test_a_thousand_moves_leave_no_object_behind(probed):
+    h = np.linspace(1.0, 0.1, 40)
+    law = erltool.widgets.CurveFitter((h, 0.9 - 0.3 * np.exp(h) + 0.01 * np.sin(7 * np.arange(40))))
+    explorer = erltool.widgets.ControlExplorer(shipped("data/runs/bonus"))
+    inspector = TokenInspector(probed)
+    cases = (
+        (law, "a", [0.2, 0.3, None]), (law, "window", [1, 2, 3]), (explorer, "cells", [[1], [2, 3], [0]]),
+        (inspector, "kl_fraction", [0.1, 0.2]), (inspector, "step", inspector.steps[:3]),
+    )  # fmt: skip
+    for widget, trait, values in cases:
+
+        def moved(count, widget=widget, trait=trait, values=values):
+            for i in range(count):
+                data = {"method": "update", "state": {trait: values[i % len(values)]}, "buffer_paths": []}
+                widget._handle_msg({"content": {"data": data}, "buffers": []})
+            gc.collect()
+            return len(gc.get_objects())
+
+        before = moved(50)
+        assert moved(1000) <= before + 50, (type(widget).__name__, trait)
