@@ -267,3 +267,13 @@ def test_a_record_gives_each_run_its_rows_in_order_and_the_columns_that_it_measu
         expected = table[table["run"] == name].drop(columns="run").dropna(axis=1, how="all").reset_index(drop=True)
         pd.testing.assert_frame_equal(run.metrics, expected, check_dtype=False)
     assert "eval_accuracy" not in runs["entropy-change"].metrics and "entropy_change" not in runs["demo-none"].metrics
+
+
+def test_a_run_older_than_a_field_has_the_value_that_it_was_made_with():
+    """Else runs that differ in nothing stand under two settings, and a recorded run is not found beside a new one."""
+    for run in [
+        erltool.read_run(shipped("data/runs/demo-none")),
+        *erltool.read_runs(shipped("data/runs/steering")).values(),
+    ]:
+        assert set(erltool.TrainConfig().to_dict()) <= set(run.config)
+        assert run.config["sampler"] == "own" and run.config["sampler_correction"] == 0

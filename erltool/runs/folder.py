@@ -71,6 +71,8 @@ METRICS = {
     "eval_accuracy_tempered": ("in [0, 1]", "held-out accuracy at eval_temperature (0 is greedy), if that is set"),
     "tokens_per_second": ("tokens/s", "response tokens sampled and trained on per second, without evaluation"),
 }  # fmt: skip
+# Fields of a configuration that a run may be older than, as that run had them.
+NEWER = {"record_probes": 0, "sampler": "own", "sampler_correction": 0.0}
 TIMED = ("tokens_per_second",)
 SPARSE = (  # absent on the steps where they were not measured
     "eval_accuracy", "eval_accuracy_tempered", "sampler_mismatch", "sampler_truncated_fraction",
@@ -334,6 +336,8 @@ def _checked(document: dict) -> dict:
     config = document["config"]
     if document["format"] == 1 and isinstance(config.get("control"), dict) and "controller" not in config:
         config["control"], config["controller"] = former_control(config["control"])
+    if "group_size" in config:  # a run of erltool.train, not an imported log
+        document["config"] = config = NEWER | config
     if type(config["steps"]) is not int:
         raise TypeError("steps is not a whole number")
     if not all(isinstance(e, dict) and type(e["step"]) is int for e in document["continued_by"]):

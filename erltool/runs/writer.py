@@ -51,8 +51,7 @@ def check_place(path: Path, config: dict, resume: bool) -> None:
 
 
 def _check_same(path: Path, config: dict) -> None:
-    newer = {"record_probes": 0, "sampler": "own", "sampler_correction": 0.0}  # than a run may be
-    before = newer | read_config(path)["config"]
+    before = read_config(path)["config"]
     for field, value in config.items():
         # The user gives trust anew each time, and it changes no result.
         if field not in ("steps", "trust_remote_code") and before.get(field) != value:
