@@ -28,7 +28,10 @@ class Table(_Shown, pd.DataFrame):
 
     def _repr_html_(self) -> str | None:
         with pd.option_context("display.html.use_mathjax", False):
-            return self._visible()._repr_html_()
+            page = self._visible()._repr_html_()
+        if page and "mathjax_ignore" not in page:  # pandas before 3 has the class of MathJax 2 only
+            page = page.replace("tex2jax_ignore", "tex2jax_ignore mathjax_ignore", 1)
+        return page
 
     def _visible(self) -> pd.DataFrame:
         table = pd.DataFrame(self)

@@ -5,8 +5,9 @@ A model is a configuration's own class with small numbers (SMALL, as far as it k
 All weights are drawn, biases and scales too, and large enough that a token's distribution depends on all before it.
 """
 
-import dataclasses
+import inspect
 
+import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
@@ -172,10 +173,12 @@ def tiny_config(name: str, vocabulary: int):
     """The type of a family's model and its configuration; of a wrapper with a vision part too."""
     options = dict(FAMILIES[name])
     model_type = options.pop("model_type", name)
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"this transformers is too old for {model_type}")
     kind = CONFIG_MAPPING[model_type]
     if text := options.pop("text", None):
         return model_type, kind(text_config=tiny_config(text, vocabulary)[1].to_dict(), **options)
-    known = {f.name for f in dataclasses.fields(kind)}
+    known = set(inspect.signature(kind).parameters)
     common = SMALL | {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
     options = {k: vocabulary if v == "vocabulary" else v for k, v in options.items()}
     return model_type, kind(**{k: v for k, v in common.items() if k in known} | options)

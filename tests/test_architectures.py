@@ -9,13 +9,18 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from architectures import FAMILIES, tiny_model
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from erltool import ErltoolError, load_policy, response_log_probs, sample_groups
 from erltool.policies.lora import lora_layers
 from erltool.resources import shipped
 
+pytestmark = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"), reason="older transformers lack families or compute them wrong"
+)
 PROMPTS = ["1 2 3=6:", "4 5 6=15:1+2+3+4", "7:", "12 13 14=24:1+2*3"]
 EXPECTED = {
     "linear packed": """

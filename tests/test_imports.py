@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import erltool
+from erltool.resources import shipped
 
 PACKAGE = Path(erltool.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -35,6 +36,27 @@ def test_looking_at_runs_loads_neither_torch_nor_transformers():
     code = f"import sys, {', '.join(names)}, erltool.plots; print({{'torch', 'transformers'}} & set(sys.modules))"
     assert len(names) > 15
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+WITHOUT_TORCH = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "peft", "bitsandbytes"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Missing())
+from erltool.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("command", [["fit"], ["runs"], ["watch", "--once"], ["check"]], ids=" ".join)
+def test_looking_at_runs_works_without_torch(command):
+    run = shipped("data/runs/demo-none")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *command, run], capture_output=True, text=True)
+    assert done.stdout.strip() and not done.stderr, done.stderr  # `watch` exits with 1 on an alarm
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

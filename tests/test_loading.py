@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from architectures import tiny_model
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
@@ -369,6 +370,8 @@ def test_a_policy_as_it_should_be_warns_of_nothing(tiny_policy):
 @pytest.mark.parametrize("name", ["gemma2", "granite", "recurrent_gemma", "qwen3_5_text"])
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_model_on_its_own_path_trains(monkeypatch, tmp_path, tiny_config, name, rank):
+    if name == "recurrent_gemma" and transformers.__version__.startswith("5.0."):
+        pytest.skip("with transformers 5.0 it samples otherwise than it scores, and is refused")
     monkeypatch.setattr("erltool.tasks.task.Task.reward", lambda self, problem, text: float("1" in text))
     config = tiny_config(
         policy=str(family(name, tmp_path)), lora_rank=rank, entropy_change_every=1, micro_batch=2,

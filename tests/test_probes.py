@@ -132,7 +132,7 @@ def test_a_run_older_than_the_field_goes_on(config, tmp_path):
     list(erltool.train(config, tmp_path))
     file = tmp_path / "config.json"
     file.write_text(file.read_text().replace('"record_probes": 0,', ""))
-    assert "record_probes" not in read_run(tmp_path).config
+    assert "record_probes" not in file.read_text() and read_run(tmp_path).config["record_probes"] == 0
     list(erltool.train(replace(config, steps=6), tmp_path, resume=True))
     with pytest.raises(ErltoolError, match="record_probes=0, not 3"):
         erltool.train(replace(config, steps=8, record_probes=3), tmp_path, resume=True)

@@ -116,6 +116,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path,
     """Writes the policy and made_by.json, which says how to make it again."""
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    settings = out / "tokenizer_config.json"  # transformers before 5 knows the class by its older name only
+    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     (out / "made_by.json").write_text(json.dumps(made_by | {"torch": torch.__version__}, indent=1) + "\n")
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
 

@@ -229,4 +229,6 @@ def resolve_dtype(dtype: str, stored: torch.dtype, device: torch.device, whole: 
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU has instructions for bf16 (AVX512-BF16, AMX, or ARM's)."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch that tells of x86 only
+        return torch.cpu._is_avx512_bf16_supported()
     return any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)

@@ -76,7 +76,9 @@ def _column(runs: list[Run]) -> dict[str, str]:
     for metric, label in ACCURACIES.items():
         column[label] = _from_to(pd.DataFrame([_ends(run, metric) for run in runs]).mean())
     squares = [law.r_squared for law in map(law_of, runs) if isinstance(law, LawFit)]
-    return column | {"R² of the law, median": f"{pd.Series(squares).median():.2f}" if squares else "not fitted"}
+    return column | {
+        "R² of the law, median": f"{pd.Series(squares).dropna().median():.2f}" if squares else "not fitted"
+    }
 
 
 def _edges(run: Run, metric: str) -> tuple[float, float]:

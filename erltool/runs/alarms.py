@@ -267,6 +267,6 @@ def alarm_summary(report: pd.DataFrame) -> pd.DataFrame:
             "runs": len(report), "happened": happened.sum(), "hits": (happened & raised).sum(),
             "misses": (happened & ~raised).sum(), "false_alarms": (raised & ~happened).sum(),
             "false_alarm_rate": (raised & ~happened).sum() / calm if calm else math.nan,
-            "lead": (report[f"{kind}_at"] - report[f"{kind}_alarm"]).median(),
+            "lead": (report[f"{kind}_at"] - report[f"{kind}_alarm"]).dropna().median(),
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index")
