@@ -75,10 +75,8 @@ def _column(runs: list[Run]) -> dict[str, str]:
         column[label] = _from_to(values, digits=1 if metric == "response_length" else 3)
     for metric, label in ACCURACIES.items():
         column[label] = _from_to(pd.DataFrame([_ends(run, metric) for run in runs]).mean())
-    squares = [law.r_squared for law in map(law_of, runs) if isinstance(law, LawFit)]
-    return column | {
-        "R² of the law, median": f"{pd.Series(squares).dropna().median():.2f}" if squares else "not fitted"
-    }
+    squares = pd.Series([law.r_squared for law in map(law_of, runs) if isinstance(law, LawFit)], dtype=float).dropna()
+    return column | {"R² of the law, median": f"{squares.median():.2f}" if len(squares) else "not fitted"}
 
 
 def _edges(run: Run, metric: str) -> tuple[float, float]:
