@@ -204,7 +204,7 @@ def test_a_cell_of_the_map_shows_its_runs_beside_another(widgets):
     cells = output.locator("button.cell")
     shown = output.locator("h4")
     pressed = output.locator("button.cell[aria-pressed=true]")
-    assert cells.count() == 4 and pressed.count() == shown.count() == 2
+    assert cells.count() > 2 and pressed.count() == shown.count() == 2
     cells.first.click()  # the third takes the place of the first
     assert pressed.count() == 2 and cells.first.get_attribute("aria-pressed") == "true"
     cells.first.focus()
