@@ -218,7 +218,7 @@ def test_a_crosshair_reads_the_values_of_charts_together(widgets):
     charts = output.locator("svg.plot")
     charts.first.hover()
     assert output.locator(".crosshair").count() == charts.count()
-    assert "random-clip" in output.locator(".crosshair").first.text_content()
+    assert "random-" in output.locator(".crosshair").first.text_content()  # the baseline of whichever control is shown
     widgets.page.mouse.move(0, 0)
     output.locator(".crosshair").first.wait_for(state="detached")
     reader = output.get_by_role("slider", name="read the values at a step")
