@@ -222,9 +222,10 @@ def keyboard(lab: Widgets, report: Report, widget: Widget) -> None:
         f"{len(roles)} named, {len(nameless)} not",
         bool(roles) and not nameless,
     )
-    # Of radio buttons of one name Tab reaches one.
+    # Of radio buttons of one name Tab reaches one. It reaches the head of a folded part, and not what is in it.
     count = output.evaluate(f"""(root) => {{
-      const all = [...root.querySelectorAll("{CONTROLS}")].filter((n) => n.tabIndex >= 0 && n.offsetParent);
+      const reached = (n) => n.tabIndex >= 0 && n.checkVisibility();
+      const all = [...root.querySelectorAll("{CONTROLS}, summary")].filter(reached);
       return all.filter((n) => !n.disabled && (n.type !== 'radio' || n.checked)).length; }}""")
     lab.page.evaluate("document.activeElement.blur()")
     output.locator(CONTROLS).first.focus()
