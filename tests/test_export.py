@@ -14,11 +14,12 @@ import erltool
 from erltool import ErltoolError, TrainConfig
 from erltool.cli.command import main
 from erltool.controls.base import Control, NoControl
-from erltool.controls.catalog import CONTROLS, PRESETS, control_text, parse_control
+from erltool.controls.catalog import CONTROLS, PRESETS, control_to_dict, parse_control
 from erltool.controls.paper import KLCov
 from erltool.engines.verl import export_verl, read_config, write_export
 from erltool.logs.check import check, read_settings, settings_of
 from erltool.resources import shipped
+from erltool.runs.compare import control_text
 from erltool.runs.folder import read_runs
 
 ACTOR = "actor_rollout_ref.actor."
@@ -105,8 +106,8 @@ def test_what_verl_could_not_do_is_refused(control, message):
 @pytest.mark.parametrize("name", CONTROLS)
 def test_a_controls_text_is_read_back(name):
     for control in (parse_control(name), parse_control(name) + KLCov() if name == "entropy-bonus" else NoControl()):
-        assert parse_control(control_text(control)) == control
-    assert control_text(NoControl()) == "none"
+        assert parse_control(control_text(control_to_dict(control))) == control
+    assert control_text(control_to_dict(NoControl())) == "none"
 
 
 def test_devices_must_divide_the_responses():

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from erltool import ErltoolError, policy_loss
-from erltool.controls.catalog import CONTROLS, control_text, parse_control
+from erltool.controls.catalog import CONTROLS, control_to_dict, parse_control
 from erltool.entropy.tokens import Tokens
+from erltool.runs.compare import control_text
 from erltool.training.update import CONTROL, generator
 
 pytestmark = pytest.mark.slow  # verl takes a minute to import
@@ -62,7 +63,7 @@ def ours(job, text, data):
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_micro_batches_of_any_size_give_the_gradient_of_erltools_own_loss(job, name):
-    text = control_text(parse_control(WIDE.get(name, name)))
+    text = control_text(control_to_dict(parse_control(WIDE.get(name, name))))
     expected = ours(job, text, job.update())
     for micro_batch in (1, 2, 8):
         found, _ = gradient(job, f"erltool:{text}", micro_batch)

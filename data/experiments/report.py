@@ -21,6 +21,7 @@ from erltool.resources import shipped
 from erltool.runs import compare
 from erltool.runs.folder import Run
 from erltool.runs.microscope import BASELINE, read_microscope
+from erltool.training.steering import score_of
 from erltool.widgets.points import points_of
 
 
@@ -81,7 +82,7 @@ def regime_differences(grid: str) -> list[str]:
 def minute_arms() -> pd.DataFrame:
     """The arms of the steered run's minute, with the greedy accuracy of each last policy."""
     runs, table = record("steering")[0], arms("steering")
-    return table.assign(greedy=[run.evaluated()["eval_accuracy_tempered"].iloc[-1] for run in runs.values()])
+    return table.assign(greedy=[score_of(run.metrics, run.config).greedy_accuracy for run in runs.values()])
 
 
 def minute_differences() -> dict[str, compare.Difference]:

@@ -58,15 +58,6 @@ def parse_control(text: str) -> Control:
     return control_from_dict({"name": name} | _fields(rest))
 
 
-def control_text(control: Control) -> str:
-    """The control as `parse_control` reads it, with all fields: "kl-cov:fraction=0.002,coef=1.0,estimator=k1"."""
-    members = []
-    for member in control.parts:
-        fields = (f"{f.name}={getattr(member, f.name)}" for f in dataclasses.fields(member))
-        members.append(f"{member.name}:{','.join(fields)}".removesuffix(":"))
-    return "+".join(members)
-
-
 def parse_controller(text: str) -> Controller:
     """The controller that a text names: "target-entropy:target=0.3" or "schedule:start=1400,length=300". Raises
     ErltoolError for an unknown controller or field, or a value of the wrong type."""

@@ -14,13 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from erltool.controls.base import Control, NoControl
-from erltool.controls.catalog import control_text, parse_control
+from erltool.controls.catalog import control_to_dict, parse_control
 from erltool.controls.others import CISPO, GSPO
 from erltool.controls.paper import ClipCov, ClipHigher, EntropyBonus, KLCov, ReferenceKL
 from erltool.errors import ErltoolError
 from erltool.files import write_whole, writing
 from erltool.logs.check.own import LOSS_PREFIX, LOSSES
 from erltool.resources import POLICIES
+from erltool.runs.compare import control_text
 from erltool.runs.folder import read_run
 from erltool.tasks.task import load_task
 from erltool.text import shown
@@ -182,7 +183,7 @@ def _text_of(control: Control) -> str:
     """The control as verl's workers read it. Raises ErltoolError where they could not apply it."""
     if missing := sorted(set(control.needs) - set(GIVEN)):
         raise ErltoolError(f"control {control.name}: needs {', '.join(missing)}, which verl {VERL} does not have")
-    text = control_text(control)
+    text = control_text(control_to_dict(control))
     try:
         known = parse_control(text)
     except ErltoolError:

@@ -19,6 +19,7 @@ from erltool.report.page import write_page
 from erltool.resources import shipped
 from erltool.runs import compare
 from erltool.runs.folder import Run, read_runs
+from erltool.training.steering import GREEDY, score_of
 from erltool.widgets.points import points_of
 
 GRID = "demo"
@@ -28,7 +29,6 @@ ARMS = {
     "none": (FOUND, "no control"),
     "clip-cov": (FOUND, "Clip-Cov"),
 }  # arm of the grid: question, name for readers
-GREEDY = "eval_accuracy_tempered"
 MEANS = {
     "policy_entropy": "entropy (nats/token)",
     "thinking_fraction": "works step by step",
@@ -112,7 +112,10 @@ def verdict(runs: Mapping[str, Run]) -> str:
 
 
 def _gain(runs: list[Run], baseline: list[Run]) -> str:
-    ends = [pd.Series({run.config["seed"]: _ends(run, GREEDY)[1] for run in arm}).dropna() for arm in (runs, baseline)]
+    ends = [
+        pd.Series({run.config["seed"]: score_of(run.metrics, run.config).greedy_accuracy for run in arm}).dropna()
+        for arm in (runs, baseline)
+    ]
     d = compare.paired_difference(*ends)
     spread = f" ({d.low:+.2f} to {d.high:+.2f})" if d.seeds > 1 else ""
     return f"{d.mean:+.2f}{spread}, {d.seeds} seed{'s' if d.seeds > 1 else ''}"
