@@ -347,10 +347,15 @@ def test_a_thousand_moves_leave_no_element_and_no_listener_behind(alone):
         session = page.context.new_cdp_session(page)
         session.send("Performance.enable")
 
-        def counted(session=session):
-            session.send("HeapProfiler.collectGarbage")
-            found = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}
-            return found["Nodes"], found["JSEventListeners"]
+        def counted(page=page, session=session):
+            """The fewest of ten counts, a frame apart: what a frame still holds is let go at the next."""
+            counts = []
+            for _ in range(10):
+                page.evaluate("new Promise(requestAnimationFrame)")
+                session.send("HeapProfiler.collectGarbage")
+                found = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}
+                counts.append((found["Nodes"], found["JSEventListeners"]))
+            return [min(count) for count in zip(*counts, strict=True)]
 
         for slider in sliders:
             page.evaluate(MOVE, [slider, AT_A_TIME])
