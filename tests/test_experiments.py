@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from erltool import ErltoolError, TrainConfig, read_run, read_runs, train
@@ -112,8 +113,10 @@ def test_recorded_runs_read_back_as_means_of_iterations(finished):
     for name, run in recorded.items():
         assert run.config == whole[name].config and run.evaluation == whole[name].evaluation
         means = whole[name].metrics.groupby("iteration")["policy_entropy"].mean()
-        assert run.metrics["policy_entropy"].to_numpy() == pytest.approx(means.to_numpy(), rel=1e-6)
+        assert run.metrics["policy_entropy"].to_numpy() == pytest.approx(means.to_numpy(), rel=6e-5)
         assert run.metrics["step"].tolist() == [2, 4, 6, 8]
+        bits = run.metrics["policy_entropy"].to_numpy(np.float32).view(np.uint32)
+        assert not (bits & (2**10 - 1)).any()  # four digits: what is below them is noise, and half of the file
         assert set(METRICS) - set(SPARSE) - set(TIMED) <= set(run.metrics)
         assert run.evaluated()["eval_accuracy"].tolist() == pytest.approx(
             whole[name].evaluated()["eval_accuracy"].tolist()
