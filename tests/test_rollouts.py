@@ -232,3 +232,10 @@ def test_a_recorded_step_samples_the_same(base, monkeypatch):
     assert same > 0.95
     log_probs, _ = response_log_probs(policy, found)
     torch.testing.assert_close(log_probs.detach(), found.log_probs, atol=0.05, rtol=0)
+
+
+def test_texts_and_token_ids_may_be_mixed(policy):
+    """Texts beside token ids were dropped without a word."""
+    ids = policy.encode(PROMPTS)
+    whole, mixed = (sample(policy, prompts=prompts) for prompts in (PROMPTS, [PROMPTS[0], *ids[1:-1], PROMPTS[-1]]))
+    assert mixed.prompt_ids == whole.prompt_ids and torch.equal(mixed.token_ids, whole.token_ids)

@@ -73,7 +73,9 @@ def encoded(
     if not prompts:
         raise ErltoolError("sample_groups: no prompts; give at least one")
     texts = [prompt if isinstance(prompt, str) else "" for prompt in prompts]
-    prompt_ids = [prompt for prompt in prompts if not isinstance(prompt, str)] or policy.encode(texts)
+    written = [prompt for prompt in prompts if isinstance(prompt, str)]
+    ids = iter(policy.encode(written) if written else ())
+    prompt_ids = [next(ids) if isinstance(prompt, str) else prompt for prompt in prompts]
     _check(policy, prompt_ids, max_response_tokens)
     return texts, prompt_ids
 
