@@ -3,6 +3,7 @@ import dataclasses
 import html
 import json
 import math
+import re
 import resource
 import shutil
 import subprocess
@@ -197,15 +198,17 @@ def test_demo_trains_fits_draws_and_reports(cores, tmp_path, capsys, monkeypatch
     assert (out / "small-seed1-none" / "metrics.jsonl").read_bytes() == before
 
 
-def test_demo_says_how_to_go_on_after_ctrl_c(tmp_path, capsys, monkeypatch, tiny_policy):
+@pytest.mark.parametrize("cores", [1, 2])
+def test_demo_says_how_to_go_on_after_ctrl_c(cores, tmp_path, capsys, monkeypatch, tiny_policy):
+    """A Ctrl-C that reached only the first process left it waiting for the others' runs."""
     from erltool import threads
     from erltool.cli import demo as command
     from erltool.report import demo
 
     grid = tmp_path / "small.toml"
-    grid.write_text(SMALL_DEMO.format(policy=tiny_policy))
+    grid.write_text(re.sub("steps = .*", "steps = 1000000", SMALL_DEMO.format(policy=tiny_policy)))
     monkeypatch.setattr(demo, "GRID", str(grid))
-    monkeypatch.setattr(threads, "cores", lambda: 1)
+    monkeypatch.setattr(threads, "cores", lambda: cores)
     monkeypatch.setattr(command, "interruptible", lambda: contextlib.nullcontext([1]))
     assert cli.main(["demo", f"--out={tmp_path / 'out'}"]) == 130
     assert "continue with: erltool demo --out" in capsys.readouterr().err

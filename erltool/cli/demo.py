@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,27 +40,37 @@ def run(parser, words) -> int:
                     print(line_of(name, m.over), flush=True)
                 if interrupted:
                     break
-        for other in others:
-            other.wait()
+        while any(other.poll() is None for other in others) and not interrupted:
+            time.sleep(0.05)
     missing = [name for name in grid.configs if not is_over(args.out / name)]
     if missing:
         return terminal.fail(f"{len(missing)} runs are not finished; continue with: erltool demo --out {args.out}", 130)
     runs = {name: read_run(args.out / name) for name in grid.configs}
     print("\n".join(line_of(name, runs[name]) for name in to_make))  # those of the other processes
-    print(f"\n{demo.summary_table(runs).to_string()}\n\n{terminal.filled(demo.verdict(runs), 0)}")
-    print(f"written: {demo.write_report(runs, args.out)}, {args.out / 'figure.png'} and the runs' folders beside them")
+    table, said = demo.summary_table(runs), demo.verdict(runs)
+    print(f"\n{table.to_string()}\n\n{terminal.filled(said, 0)}")
+    page = demo.write_report(runs, demo.caption(table, said), args.out)
+    print(f"written: {page}, {args.out / 'figure.png'} and the runs' folders beside them")
     return 0
 
 
 @contextlib.contextmanager
 def _others(grid: str, out: Path, number: int) -> Iterator[list[subprocess.Popen]]:
-    """Further processes that work on the grid. They get this one's Ctrl-C, and end with the block."""
+    """Further processes that work on the grid. They end with the block: at the end of an iteration, or after ten
+    seconds. A terminal's Ctrl-C does not reach them by itself: as their second one it would stop them at once."""
     command = [sys.executable, "-m", "erltool.cli", "experiment", grid, "--out", str(out)]
     environment, nowhere = os.environ | {"OMP_NUM_THREADS": "1"}, subprocess.DEVNULL
-    processes = [subprocess.Popen(command, env=environment, stdout=nowhere, stderr=nowhere) for _ in range(number)]
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=nowhere, stderr=nowhere, process_group=0)
+        for _ in range(number)
+    ]
     try:
         yield processes
     finally:
         for process in processes:
-            process.terminate()
-            process.wait()
+            process.send_signal(signal.SIGINT)
+        for process in processes:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()

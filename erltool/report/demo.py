@@ -82,9 +82,7 @@ def _column(runs: list[Run]) -> dict[str, str]:
 def _edges(run: Run, metric: str) -> tuple[float, float]:
     if metric not in run.metrics:
         return float("nan"), float("nan")
-    rows = run.metrics.groupby("iteration")[
-        metric
-    ].mean()  # a record has a row an iteration, a run's folder one an update
+    rows = run.metrics.groupby("iteration")[metric].mean()  # a record has a row an iteration, a run one an update
     return rows.head(compare.EDGE).mean(), rows.tail(compare.EDGE).mean()
 
 
@@ -160,18 +158,19 @@ def _draw(axes, question: str, arms: Mapping[str, list[Run]]) -> None:
             ax.legend(fontsize=8)
 
 
-def caption(runs: Mapping[str, Run]) -> str:
-    """The figure in a sentence, with its numbers."""
+def caption(table: pd.DataFrame, said: str) -> str:
+    """The figure in a sentence, with the numbers of `summary_table` and what `verdict` said."""
     changes = []
-    for name, column in summary_table(runs).to_dict().items():
+    for name, column in table.to_dict().items():
         entropy, sampled, greedy = (column[label] for label in (MEANS["policy_entropy"], *ACCURACIES.values()))
         accuracy = f"held-out accuracy {sampled} sampled and {greedy} greedily"
         changes.append(f"{', '.join(name)}: entropy {entropy} nats/token, {accuracy}")
-    return "; ".join(filter(None, [*changes, verdict(runs)])) + "."
+    return "; ".join(filter(None, [*changes, said])) + "."
 
 
-def write_report(runs: Mapping[str, Run], out: Path) -> Path:
-    """Writes figure.png and the interactive report.html to the folder of the runs; returns the page's path."""
+def write_report(runs: Mapping[str, Run], about: str, out: Path) -> Path:
+    """Writes figure.png and the interactive report.html, which says `about`, to the folder of the runs; returns the
+    page's path."""
     with writing(out):
         demo_figure(runs).savefig(out / "figure.png")
     shown = {
@@ -179,4 +178,4 @@ def write_report(runs: Mapping[str, Run], out: Path) -> Path:
         for arm, members in by_arm(runs).items()
         for run in members
     }
-    return write_page(shown, out / "report.html", title="Entropy with and without control", about=caption(runs))
+    return write_page(shown, out / "report.html", title="Entropy with and without control", about=about)
