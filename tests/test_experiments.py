@@ -291,6 +291,19 @@ def test_a_grid_may_evaluate_at_further_temperatures(grid_file, tmp_path):
     assert greedy["average"] == again.average
 
 
+def test_a_record_may_have_few_metrics(finished, tmp_path, grid_file, capsys):
+    """A map of hundreds of runs then takes a fifth of the room."""
+    runs, whole, _ = finished
+    words = ["experiment", str(grid_file), f"--out={runs}", f"--record={tmp_path}"]
+    assert main([*words, "--metrics=reward,eval_accuracy"]) == 0
+    for name, run in read_runs(tmp_path).items():
+        assert set(run.metrics) == {"step", "iteration", "reward", "eval_accuracy"}
+        assert run.metrics.equals(read_runs(whole)[name].metrics[list(run.metrics)])
+    assert main([*words, "--metrics=reward,rewards"]) == 2 and "'rewards' is not a metric" in capsys.readouterr().err
+    with pytest.raises(ErltoolError, match="no run has the metric entropy_change"):
+        record_runs(read_runs(whole), tmp_path, ["entropy_change"])
+
+
 def test_damaged_recordings_are_one_line(finished, tmp_path):
     folder = tmp_path / "kept"
     record_runs(read_runs(finished[0]), folder)

@@ -15,13 +15,16 @@ def run(parser, words) -> int:
     parser.add_argument(
         "--record", type=place, metavar="FOLDER", help="also store all finished runs in this folder, compactly"
     )
+    parser.add_argument("--metrics", default="", metavar="NAMES", help="only these there, as in reward,eval_accuracy")
     parser.add_argument("--list", action="store_true", help="list the runs and whether they are finished, and stop")
     add_trust(parser)
     args = parser.parsed(words)
-    from erltool.runs.folder import read_run, record_runs
+    from erltool.runs.folder import METRICS, read_run, record_runs
     from erltool.training.experiments import is_over, line_of, load_grid, recorded_runs, run_grid
 
-    grid = load_grid(args.grid, args.trust_remote_code)
+    grid, metrics = load_grid(args.grid, args.trust_remote_code), args.metrics.split(",") if args.metrics else ()
+    if unknown := set(metrics) - set(METRICS):
+        parser.error(f"--metrics: {min(unknown)!r} is not a metric; erltool/README.md has their names")
     recorded = recorded_runs(grid, args.record)
     runs = {name: recorded[name] for name in grid.configs if name in recorded}
 
@@ -45,7 +48,7 @@ def run(parser, words) -> int:
     runs |= made_elsewhere()
     if args.record and runs:
         runs = {name: runs[name] for name in grid.configs if name in runs}  # in the grid's order
-        record_runs(runs | {n: r for n, r in recorded.items() if n not in runs}, args.record)
+        record_runs(runs | {n: r for n, r in recorded.items() if n not in runs}, args.record, metrics)
         print(visible(f"written: {args.record}, {len(recorded | runs)} runs"))
     if interrupted:
         return terminal.fail(f"stopped; continue with: erltool experiment {args.grid} --out {args.out}", 130)

@@ -214,12 +214,16 @@ def holds_record(folder: Path) -> bool:
     return any((folder / name).is_file() for name in RECORD)
 
 
-def record_runs(runs: dict[str, Run], folder: str | Path) -> None:
+def record_runs(runs: dict[str, Run], folder: str | Path, metrics: Sequence[str] = ()) -> None:
     """Writes runs together: runs.json.gz with configuration, versions and evaluation of each, and metrics.parquet with
-    one row an iteration, the mean of its updates, to four digits (14 bits). `step` is the iteration's last."""
+    one row an iteration, the mean of its updates, to four digits (14 bits). `step` is the iteration's last. With
+    `metrics`, only these. Raises ErltoolError for a metric that no run has."""
     folder, tables = Path(folder), []
+    if unknown := set(metrics) - {name for run in runs.values() for name in run.metrics}:
+        raise ErltoolError(f"record {folder}: no run has the metric {min(unknown)}")
     for name, run in runs.items():
-        kept = run.metrics.drop(columns=list(TIMED), errors="ignore")
+        left_out = set(run.metrics) - {"step", "iteration", *metrics} if metrics else TIMED
+        kept = run.metrics.drop(columns=list(left_out), errors="ignore")
         rows = kept.groupby("iteration").mean().reset_index()
         rows["step"] = kept.groupby("iteration")["step"].max().to_numpy()
         measured = rows.columns.drop(["step", "iteration"])
