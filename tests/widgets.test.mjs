@@ -5,6 +5,7 @@ import { readFileSync } from "node:fs";
 import { mock, test } from "node:test";
 import * as bandit from "../erltool/widgets/bandit.js";
 import {
+  ask,
   fillTable,
   make,
   statusLine,
@@ -338,6 +339,22 @@ test("a throttled call is made at once, then at most once a pause, and the last 
   assert.equal(calls, 2);
   mock.timers.tick(1000);
   assert.equal(calls, 2);
+  mock.timers.reset();
+});
+
+test("a question that nothing answers is said to be one", () => {
+  mock.timers.enable({ apis: ["setTimeout"] });
+  const [sent, said] = [[], []];
+  const model = { send: (message) => sent.push(message) };
+  const answered = ask(model, { command: "start" }, (words) => said.push(words));
+  answered();
+  mock.timers.tick(10_000);
+  assert.deepEqual([sent, said], [[{ command: "start" }], []]);
+  ask(model, { command: "start" }, (words) => said.push(words));
+  mock.timers.tick(4999);
+  assert.equal(said.length, 0);
+  mock.timers.tick(1);
+  assert.match(said.join(), /^no answer yet: .*saved page/);
   mock.timers.reset();
 });
 

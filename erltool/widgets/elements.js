@@ -125,6 +125,14 @@ export const problemLine = (model) => {
   show();
   return { node, show };
 };
+// Asks the kernel for something, and calls `say` with words where nothing has answered for long. A page that was saved
+// has no kernel, and cannot know it.
+export const SILENCE = "no answer yet: the kernel is busy with a cell, or this is a saved page, which has no kernel";
+export const ask = (model, message, say, patience = 5000) => {
+  model.send(message);
+  const timer = setTimeout(() => say(SILENCE), patience);
+  return () => clearTimeout(timer);
+};
 // A widget's panel in the page, with its line for what is wrong on top.
 export const begin = (model, el) => {
   const root = panel();

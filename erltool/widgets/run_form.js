@@ -1,5 +1,6 @@
 // RunForm: three choices, the other fields folded away, and what the run needs: memory as one bar, and time.
 import {
+  ask,
   button,
   draw,
   fixed,
@@ -154,9 +155,13 @@ function render({ model, el }) {
   const bar = make("div", { class: "memory" });
   const parts = make("p", { class: "row quiet" });
   const pace = make("span", { role: "status" });
+  let answered = () => {};
   const measure = button("Measure one iteration", () => {
-    if (measure.getAttribute("aria-disabled") === "false") model.send({ command: "measure" });
+    if (measure.getAttribute("aria-disabled") !== "false") return;
+    answered();
+    answered = ask(model, { command: "measure" }, (words) => (pace.textContent = words));
   });
+  model.on("change:pace", () => answered());
   const time = row(...(typeof model.send === "function" ? [measure] : []), pace);
   root.append(make("div", { class: "three" }, start.node, ...three.map((f) => f.node)), rest, elsewhere.node);
   root.append(bar, parts, says.node, time);

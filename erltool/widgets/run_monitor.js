@@ -1,5 +1,6 @@
 // RunMonitor: buttons, numbers, alarms and curves of a run that trains beside the notebook, or that is followed.
 import {
+  ask,
   button,
   fixed,
   floats,
@@ -56,11 +57,11 @@ function chartsOf(d) {
 }
 
 // A button that cannot act stays where it is: one that vanished would take the keyboard's focus along.
-function buttonsOf(model, ask) {
+function buttonsOf(model, press) {
   const able = (name) => WHILE[name](model.get("state"), model.get("data"));
   const nodes = ["Start", "Pause", "Stop"].map((text) => {
     const name = text.toLowerCase();
-    return [name, button(text, () => able(name) && ask(name))];
+    return [name, button(text, () => able(name) && press(name))];
   });
   const paint = () => {
     for (const [name, node] of nodes) node.setAttribute("aria-disabled", String(!able(name)));
@@ -89,10 +90,12 @@ function render({ model, el }) {
   const status = statusLine();
   const alarms = alarmList(model);
   let asked = "";
+  let answered = () => {};
   const buttons = buttonsOf(model, (name) => {
     asked = name;
-    model.send({ command: name });
     paint();
+    answered();
+    answered = ask(model, { command: name }, (words) => status.say(words));
   });
   root.append(make("p", {}, model.get("data").about), row(...buttons.nodes, bar), wrong.node, numbers, status.node);
   const { steering, said } = model.get("data");
@@ -117,6 +120,7 @@ function render({ model, el }) {
   const soon = throttled(() => requestAnimationFrame(paint), reducedMotion() ? 1000 : 50);
   model.on("change:data change:state change:problem change:alarms change:dials", () => {
     asked = "";
+    answered();
     soon();
   });
   paint();
