@@ -247,6 +247,7 @@ def test_eval_of_a_run_and_of_a_policy(train, tiny_policy, tmp_path, capsys):
         (["eval", "countdown", "--benchmark=aime24", "--task=countdown"], "not both"),
         (["eval", "nothing-here", "--task=countdown"], "no config.json there"),
         (["train", "--out=x", "--base=nf4", "--lora-rank=0"], "quantised weights cannot train"),
+        (["train", "--out=x", "--dtype=bf16", "--lora-rank=0"], "rounding loses most of an update"),
         (["train", "--out=x", "--base=nf5"], "base='nf5': must be one of none, nf4, int8"),
         (["train", "--out=x", "--template=boxed"], "has no chat template; use question"),
         (["train", "--out=x", "--task=sudoku.jsonl"], "no such file"),

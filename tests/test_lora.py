@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
@@ -105,6 +107,27 @@ def test_what_bitsandbytes_does_without_the_guard():
     if out.requires_grad:
         out.sum().backward()
     assert x.grad is None or x.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("kept", [None, True, False])
+@pytest.mark.parametrize("base", ["none", "nf4"])
+def test_bf16_does_not_swallow_what_a_few_updates_add(tiny_policy, base, kept):
+    """Added to a product that bf16 has rounded already, a sum below half its last place left no trace."""
+    policy = load_policy(str(tiny_policy), base=base, dtype="bf16", lora_rank=4)
+    layer = lora.lora_layers(policy.model)[0]
+    a, b = lora.adapter_weights(layer)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, a.shape[1], generator=generator).bfloat16()
+    with policy.reference(), torch.no_grad():
+        without = layer(x).float()
+    up = torch.randn(b.shape, generator=generator)
+    added = layer.scaling["default"] * (x.float() @ a.detach().T) @ up.T
+    scale = without.std() / added.std() / 3000  # half the last place is 1/512 to 1/256 of a number
+    b.data, added = scale * up, scale * added
+    with torch.no_grad(), contextlib.nullcontext() if kept is None else lora.dense_weights(policy.model, base=kept):
+        arrived = layer(x).float() - without
+    slope = (arrived * added).sum() / added.square().sum()
+    assert 0.97 < slope < 1.03, "0.3 where it is added to a rounded product"
 
 
 @pytest.mark.parametrize("base", [True, False])

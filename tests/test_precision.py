@@ -1,6 +1,7 @@
 """The precision gauge on a small policy: what is exact, what is not, and what it advises."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -25,14 +26,15 @@ def test_in_fp32_nothing_but_the_update_moves():
     assert found.remedy.count("k1, k2 and k3 all do") == 2
 
 
-def test_in_bf16_on_4_bits_the_sampler_differs_and_erltool_does_not(capsys):
+def test_in_bf16_on_4_bits_every_ratio_is_noisy():
     found = gauge(dataclasses.replace(CONFIG, dtype="bf16", base="nf4"))
     size = {d.what: d.mean for d in found.differences}
     assert size["nf4 against the weights as they are"] > size["the computing type against fp32"] > 1e-4
     assert size["sampler against training's forward"] > 1e-4
     sampler, ours = found.penalties
-    assert sampler.noise > 1e-3 and sampler.k1 > 0.1, "rounding gets much of the penalty"
-    assert ours.noise == 0 and ours.moved > 0, "old log-probs are computed again, in the same batches"
+    for penalty in found.penalties:  # as erltool takes them, too: after any change of the weights, roundings fall anew
+        assert penalty.noise > 1e-3 and penalty.k1 > 0.1, "rounding gets much of the penalty"
+    assert sampler.moved == ours.moved
     assert all(d.mean <= d.p99 <= d.largest for d in found.differences)
     assert sampler.k2 < sampler.k1 and max(map(len, str(found).splitlines())) <= 79
 
@@ -42,7 +44,14 @@ def test_the_remedy_follows_the_noise():
         return Precision((Difference("x", 0, 0, 0),), (Penalty("sampler", 1, k1, k1, k2),) * 2).remedy
 
     assert "k1, k2 and k3 all do" in advised(0.05, 0.0) and "use k2 or k3" in advised(0.4, 0.05)
-    assert "use fp32" in advised(0.9, 0.8)
+    assert "use fp32" in advised(0.9, 0.8) and "not known" in advised(math.nan, math.nan)
+
+
+def test_a_step_too_small_for_bf16_is_all_noise():
+    """The gauge took what rounding did after an update for movement, and said that there was none."""
+    config = dataclasses.replace(CONFIG, dtype="bf16", learning_rate=1e-6)
+    for penalty in gauge(config).penalties:
+        assert penalty.moved < 1e-4 < penalty.noise and 0.9 < penalty.k1 < 1.1 and 0.9 < penalty.k2 < 1.1
 
 
 def test_doctor_prints_it_and_says_what_it_cannot_measure(capsys):

@@ -3,8 +3,12 @@
     y = x W^T + s (x A^T) B^T
 
 PEFT holds both products, the scaled one and the sum as separate fp32 tensors of the output's size. This accumulates
-the products in place, in the type of x. It dequantises a 4-bit W for the forward and again for the backward pass, so
-that a layer keeps only x and x A^T. A and B remain PEFT's fp32 parameters with fp32 gradients, and PEFT saves them.
+the products in place. It dequantises a 4-bit W for the forward and again for the backward pass, so that a layer keeps
+only x and x A^T. A and B remain PEFT's fp32 parameters with fp32 gradients, and PEFT saves them.
+
+In bf16 the sum is rounded once, by one product [x, x A^T] [W, s B]^T. A product x W^T that is rounded already swallows
+what is below half its last place, and that is most of what a few updates add: the policy then moves less than its
+weights say (PEFT adds in that order). A sum that is rounded once errs as often up as down.
 
 On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights the first time a layer is used in eval mode, after
 which no gradient reaches the adapter. `keep_4_bit_weights` prevents it.
@@ -43,9 +47,10 @@ EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 class Dense(NamedTuple):
     """A layer's weights in the type of its computation, kept for many small steps."""
 
-    weight: Tensor | None  # (out, in); None where a 4-bit base is dequantised at every step
-    a: Tensor  # (in, rank)
-    b: Tensor  # (rank, out), scaled
+    weight: Tensor | None  # (out, in); None where there is no room to keep it
+    a: Tensor  # (rank, in)
+    b: Tensor  # (out, rank), scaled
+    wide: Tensor | None = None  # (out, in + rank) in a type that rounds: weight and b, side by side
 
 
 class Layer(Protocol):
@@ -182,9 +187,14 @@ def dense_weights(model: torch.nn.Module, base: bool = True) -> Iterator[None]:
     try:
         for layer in layers:
             weight = _base_weight(layer)
-            a, b = adapter_weights(layer)
-            low_b = (b.detach().T * layer.scaling[ADAPTER]).to(weight.dtype)
-            layer.dense = Dense(weight if base else None, a.detach().T.to(weight.dtype), low_b)
+            a, b = _low(layer, weight.dtype)
+            if not base:
+                layer.dense = Dense(None, a, b)
+            elif weight.dtype == torch.float32:
+                layer.dense = Dense(weight, a, b)
+            else:
+                wide = torch.cat([weight, b], 1)
+                layer.dense = Dense(wide[:, : weight.shape[1]], a, b, wide)
         yield
     finally:
         for layer in layers:
@@ -192,9 +202,14 @@ def dense_weights(model: torch.nn.Module, base: bool = True) -> Iterator[None]:
 
 
 def dense_bytes(model: torch.nn.Module) -> int:
-    """Bytes of the weights that `dense_weights` would dequantise."""
-    bases = [m.get_base_layer() for m in lora_layers(model) if "dense" in vars(m)]
-    return sum(b.in_features * b.out_features * b.compute_dtype.itemsize for b in bases if isinstance(b, Linear4bit))
+    """Bytes of the weights that `dense_weights` would keep beside the base: dequantised, or with the adapter's."""
+    total = 0
+    for layer in lora_layers(model):
+        base = layer.get_base_layer()
+        kind = base.compute_dtype if isinstance(base, Linear4bit) else base.weight.dtype
+        if "dense" in vars(layer) and (isinstance(base, Linear4bit) or kind != torch.float32):
+            total += base.in_features * base.out_features * kind.itemsize
+    return total
 
 
 @torch.no_grad()
@@ -226,29 +241,49 @@ def _base_weight(layer: Layer) -> Tensor:
     return dequantize_4bit(weight.data, weight.quant_state) if hasattr(weight, "quant_state") else weight
 
 
+def _low(layer: Layer, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and s B (out, rank), cast. In a type that rounds, the rank is filled up with zeros to a multiple of
+    eight, since a GPU is slow on rows of [W, s B] that are not aligned."""
+    a, b = adapter_weights(layer)
+    low_a, low_b = a.to(dtype), (b * layer.scaling[ADAPTER]).to(dtype)
+    if dtype != torch.float32 and (fill := -len(a) % 8):
+        low_a, low_b = (torch.nn.functional.pad(low_a, (0, 0, 0, fill)), torch.nn.functional.pad(low_b, (0, fill)))
+    return low_a, low_b
+
+
 def _forward(self: Layer, x: Tensor) -> Tensor:
     bias = self.get_base_layer().bias
     if self.disable_adapters or self.merged:
         weight = _base_weight(self)
         return torch.nn.functional.linear(x.to(weight.dtype), weight, bias)
     if self.dense is not None:
-        y = torch.nn.functional.linear(x, _base_weight(self), bias)
-        y.view(-1, y.shape[-1]).addmm_(x.view(-1, x.shape[-1]) @ self.dense.a, self.dense.b)
-        return y
-    y = _LoraLinear.apply(x, *adapter_weights(self), self)
+        rows = x.view(-1, x.shape[-1])
+        y = _product(x.shape, rows, self, rows @ self.dense.a.T, self.dense.b)
+    else:
+        y = _LoraLinear.apply(x, *adapter_weights(self), self)
     return y if bias is None else y + bias
+
+
+def _product(shape: torch.Size, rows: Tensor, layer: Layer, low: Tensor, low_b: Tensor) -> Tensor:
+    """rows W^T + low (s B)^T, rounded once, for an input of this shape."""
+    y = rows.new_empty(*shape[:-1], len(low_b))  # not a view: models write into a layer's output
+    out = y.view(-1, len(low_b))
+    if rows.dtype == torch.float32:
+        torch.mm(rows, _base_weight(layer).to(rows.dtype).T, out=out).addmm_(low, low_b.T)
+        return y
+    kept = None if layer.dense is None else layer.dense.wide
+    wide = torch.cat([_base_weight(layer).to(rows.dtype), low_b], 1) if kept is None else kept
+    torch.mm(torch.cat([rows, low], 1), wide.T, out=out)
+    return y
 
 
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, a, b, layer):
-        # Cast once for both passes; B takes the scale.
-        low_a, low_b = a.to(x.dtype), (b * layer.scaling[ADAPTER]).to(x.dtype)
+        low_a, low_b = _low(layer, x.dtype)  # cast once for both passes; B takes the scale
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ low_a.T
-        weight = _base_weight(layer).to(x.dtype)
-        y = x.new_empty(*x.shape[:-1], len(weight))  # not a view: models write into a layer's output
-        torch.mm(rows, weight.T, out=y.view(-1, len(weight))).addmm_(low, low_b.T)
+        y = _product(x.shape, rows, layer, low, low_b)
         ctx.save_for_backward(rows, low, low_a, low_b)
         ctx.layer, ctx.dtype = layer, a.dtype
         return y
@@ -263,6 +298,7 @@ class _LoraLinear(torch.autograd.Function):
             grad_x = grad @ _base_weight(ctx.layer).to(grad.dtype)
             grad_x.addmm_(grad_low, low_a)
             grad_x = grad_x.view(*shape[:-1], -1)
-        grad_a = (grad_low.T @ rows).to(ctx.dtype)
-        grad_b = (grad.T @ low).to(ctx.dtype).mul_(ctx.layer.scaling[ADAPTER])
+        rank = len(adapter_weights(ctx.layer)[0])
+        grad_a = (grad_low.T @ rows).to(ctx.dtype)[:rank]
+        grad_b = (grad.T @ low).to(ctx.dtype)[:, :rank].mul_(ctx.layer.scaling[ADAPTER])
         return grad_x, grad_a, grad_b, None

@@ -4,7 +4,9 @@ A number type, a 4-bit base, the batch in which a response is scored, and an ada
 token's log-prob a little. Part of that is another policy (type, base), which trains like any other. The rest is noise:
 two log-probs of the same policy that differ. A ratio pi / pi_old contains it, and KL-Cov's |log ratio| has gradient
 +-coef however small the difference is. So the gauge makes one update, and measures the log ratio of the next update's
-tokens twice: as they are, and with the weights put back, where every ratio should be 1.
+tokens twice: as they are, and in fp32 with the same weights before and after. Their difference is noise. With the
+weights put back, the same batch has the same log-probs, bit for bit; but after the smallest change of the weights every
+rounding falls anew, so a ratio is noisy even where both log-probs come from the same forward pass.
 """
 
 import math
@@ -46,10 +48,10 @@ class Penalty:
     """KL-Cov's penalty on its tokens in an iteration's second update."""
 
     old: str  # where the old log-probs come from
-    moved: float  # mean |log ratio|, nats
-    noise: float  # the same with the weights put back
+    moved: float  # mean |log ratio| in fp32, nats
+    noise: float  # mean |log ratio as computed - the same in fp32|, nats; NaN where fp32 does not fit into memory
     k1: float
-    """noise over moved, each summed; above 1 where noise and movement cancel"""
+    """size of the noise over size of the computed log ratio, each summed; above 1 where they cancel"""
     k2: float
     """the same of squares"""
 
@@ -72,16 +74,18 @@ class Precision:
         lines += [f"{d.what:46}{d.mean:>10.1e}{d.p99:>10.1e}{d.largest:>11.1e}" for d in self.differences]
         lines += ["", f"{'KL-Cov in the second update; old log-probs':46}{'moved':>10}{'noise':>10}{'k1':>6}{'k2':>7}"]
         lines += [f"{p.old:46}{p.moved:>10.1e}{p.noise:>10.1e}{p.k1:>6.0%}{p.k2:>7.0%}" for p in self.penalties]
-        lines.append("(k1, k2: noise as a share of the penalty; it may cancel with movement)")
+        lines.append("(moved: in fp32; k1, k2: noise as a share of the penalty; it may cancel)")
         return "\n".join(lines + [line for text in self.remedy.splitlines() for line in textwrap.wrap(text, 79)])
 
 
 def _remedy(penalty: Penalty) -> str:
+    if math.isnan(penalty.noise):
+        return "the noise is not known, because the policy does not fit into memory in fp32"
     if penalty.k1 < LITTLE:
         return "the penalty is of what moved; k1, k2 and k3 all do"
     if penalty.k2 < LITTLE:
         return "use k2 or k3, quadratic near 0, where k1 takes rounding for movement"
-    return "use fp32, score old log-probs again in training, or Clip-Cov"
+    return "use fp32, or Clip-Cov, which has no such penalty"
 
 
 def gauge(config: TrainConfig) -> Precision:
@@ -107,7 +111,7 @@ def gauge(config: TrainConfig) -> Precision:
     together = scores[: len(alone), : alone.token_ids.shape[1]]
     differences.append(_difference("a response alone against in its batch", one_by_one, together, alone))
     differences += _other_policies(config, task, batch.rollouts, scores)
-    penalties = _penalties(updates, batch)
+    penalties = _penalties(updates, batch, task)
     moved = score(updates, batch.rollouts)
     with warnings.catch_warnings():  # peft warns of what is measured here
         warnings.simplefilter("ignore", UserWarning)
@@ -148,7 +152,7 @@ def _other_policies(config: TrainConfig, task: Task, rollouts: Rollouts, scores:
         yield _difference(kind, dense[1], exact[1], rollouts)
 
 
-def _penalties(updates: Updater, batch: Batch) -> tuple[Penalty, ...]:
+def _penalties(updates: Updater, batch: Batch, task: Task) -> tuple[Penalty, ...]:
     """KL-Cov's penalty in the second update, with old log-probs of the sampler and as erltool takes them; the policy
     stays moved."""
     first, second = torch.arange(len(batch.rollouts)).chunk(updates.config.updates_per_iteration)[:2]
@@ -162,18 +166,30 @@ def _penalties(updates: Updater, batch: Batch) -> tuple[Penalty, ...]:
     after = [p.detach().clone() for p in updates.parameters]
     tokens = updates.score(ours, second, False).tokens
     chosen = KLCov(CHOSEN).choose_tokens(tokens, tokens.response_mask, None)
+    moved = _in_fp32(updates, task, batch.rollouts.take(second), before, after)[..., : chosen.shape[1]][chosen].double()
     found = []
     for name, source in (("of the sampler", batch), ("as erltool takes them", ours)):
-        ratios = []
-        for weights in (after, before):
-            for p, w in zip(updates.parameters, weights, strict=True):
-                p.data.copy_(w)
-            ratios.append(updates.score(source, second, False).tokens.log_ratio.detach()[chosen].double())
-        moved, noise = ratios
+        computed = updates.score(source, second, False).tokens.log_ratio.detach()[chosen].double()
+        noise = computed - moved
         shares = (
-            float(noise.abs().pow(n).sum() / moved.abs().pow(n).sum()) if moved.any() else math.nan for n in (1, 2)
+            float(noise.abs().pow(n).sum() / computed.abs().pow(n).sum()) if computed.any() else math.nan
+            for n in (1, 2)
         )
         found.append(Penalty(name, float(moved.abs().mean()), float(noise.abs().mean()), *shares))
-    for p, w in zip(updates.parameters, after, strict=True):
-        p.data.copy_(w)
     return tuple(found)
+
+
+def _in_fp32(updates: Updater, task: Task, rollouts: Rollouts, before: list[Tensor], after: list[Tensor]) -> Tensor:
+    """How far the log-probs (B, T) move from the weights `before` to those `after`, computed in fp32 on the same base;
+    NaN where that does not fit into memory."""
+    config = replace(updates.config, dtype="fp32")
+    try:
+        exact = Updater(config, configured_policy(config, task), None)
+    except ErltoolError:
+        return torch.full_like(rollouts.log_probs, math.nan)
+    log_probs = []
+    for weights in (before, after):
+        for p, w in zip(exact.parameters, weights, strict=True):
+            p.data.copy_(w)
+        log_probs.append(score(exact, rollouts))
+    return log_probs[1] - log_probs[0]

@@ -121,8 +121,8 @@ class Updater:
 
         Where the difference is too large, and always where another program samples, the later updates' old log-probs
         are computed again, in the batches in which their new ones will be. The gradient of |log pi - log pi_old| is 1
-        however small the difference, so rounding noise would trigger it. Old entropies are computed where the control
-        needs them.
+        however small the difference, so rounding noise would trigger it. (In bf16 some noise stays: after an update,
+        roundings fall anew. precision.py measures it.) Old entropies are computed where the control needs them.
         """
         mismatch = (first.tokens.log_probs.detach() - first.rollouts.log_probs).abs().max().item()
         is_exact = mismatch <= SAMPLER_IS_EXACT and self.config.sampler == OWN
