@@ -136,7 +136,7 @@ class TrainConfig:
             raise ErltoolError(f"base={self.base}: quantised weights cannot train; use lora_rank above 0, or base=none")
         if self.dtype == "bf16" and not self.lora_rank:
             raise ErltoolError(
-                "dtype=bf16: with lora_rank=0 the trained weights would be bf16, where rounding loses most of an update "
+                "dtype=bf16: with lora_rank=0 the trained weights would be bf16, and rounding loses most of an update "
                 "(at a rate of 1e-5, 93 % of the weights stay as they are); use dtype=auto, or lora_rank above 0"
             )
         if self.lora_dropout and self.micro_batch:
