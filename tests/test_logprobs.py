@@ -50,6 +50,26 @@ def test_gradient_to_hidden_states_under_a_frozen_weight(generator, which, tempe
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 2.0])
+def test_logits_of_a_bf16_model_are_not_rounded(generator, temperature):
+    """A bf16 logit of 20 is a multiple of 1/8: log-probs erred by 0.03 nats, and each update rounded anew."""
+    hidden = torch.randn(50, 64, generator=generator).bfloat16()
+    weight = (0.8 * torch.randn(2000, 64, generator=generator)).bfloat16()
+    tokens = torch.cat([(hidden @ weight.T).argmax(-1)[:40], torch.randint(2000, (10,), generator=generator)])
+    expected = plain(hidden.float() @ weight.float().T, tokens, temperature)
+    assert (hidden @ weight.T).max() > 16
+    found = token_log_probs(hidden, tokens, weight, temperature=temperature, chunk_elements=40_000)
+    for value, exact in zip(found, expected, strict=True):
+        assert (value - exact).abs().max() < 2e-3
+    rounded = plain(hidden @ weight.T, tokens, temperature)
+    assert (rounded[0] - expected[0]).abs().max() > 0.01
+    hidden.requires_grad_()
+    (gradient,) = torch.autograd.grad(token_log_probs(hidden, tokens, weight, temperature=temperature)[0].sum(), hidden)
+    full = hidden.detach().float().requires_grad_()
+    (exact,) = torch.autograd.grad(plain(full @ weight.float().T, tokens, temperature)[0].sum(), full)
+    assert (gradient.float() - exact).norm() < 0.01 * exact.norm()
+
+
 def test_entropy_of_the_uniform_is_log_v_and_the_input_is_left_alone():
     logits = torch.zeros(2, 3, 7)
     log_probs, entropy = token_log_probs(logits, torch.zeros(2, 3, dtype=torch.long))

@@ -1,8 +1,9 @@
 """What a policy's distribution says of chosen tokens, in memory that does not grow with the vocabulary.
 
 Tokens are worked off in chunks, at the sampling temperature. With a head, the logits of a chunk exist only while the
-chunk is worked on; the backward pass computes them again. Logits have the type of the hidden states (bf16 for a bf16
-model), as in the model itself. Everything after them is fp32.
+chunk is worked on; the backward pass computes them again. Logits are fp32, and so is everything after them: a bf16
+logit of 20 is a multiple of 1/8, which is noise in a log-prob. The model's own head rounds so, and with it the sampler
+and a head that is more than one product, since that is the model's own code.
 """
 
 from functools import partial
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from erltool.errors import ErltoolError
 
 CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in fp32
+LITTLE = 6.9  # nats: a token that far below the likeliest is 1e-3 times as likely
 LOG_ZERO = -1e4  # stands for -inf: exp of it is 0 in fp32, and 0 times it is 0 where 0 times -inf is NaN
 
 
@@ -183,7 +185,7 @@ class _Statistics(torch.autograd.Function):
         kept = torch.empty_like(rows) if keep else None
         for at in range(0, len(rows), size):
             chunk = slice(at, at + size)
-            z = _logits(rows[chunk], weight, temperature)
+            z = _logits(rows[chunk], weight, temperature, tokens[chunk])
             chosen = z.gather(-1, tokens[chunk, None]).squeeze(-1)
             top = z.amax(-1, keepdim=True)
             p = z.sub_(top).exp()  # not yet normalised: dividing would take another pass
@@ -220,7 +222,7 @@ class _Statistics(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for at in range(0, len(rows), ctx.size):
             chunk = slice(at, at + ctx.size)
-            z = _logits(rows[chunk], weight, ctx.temperature).sub_(log_norm[chunk, None])
+            z = _logits(rows[chunk], weight, ctx.temperature, tokens[chunk]).sub_(log_norm[chunk, None])
             p = z.exp()
             scale = torch.zeros_like(log_norm[chunk])
             if grad_entropy is not None:
@@ -263,8 +265,26 @@ def logits_of(rows: Tensor, head: Head) -> Tensor:
     return rows @ head.T.to(rows.dtype) if isinstance(head, Tensor) else head(rows)
 
 
-def _logits(rows: Tensor, weight: Head | None, temperature: float) -> Tensor:
+def _unrounded(rows: Tensor, weight: Tensor, tokens: Tensor | None, within: float) -> Tensor:
+    """rows @ weight.T in fp32, of bf16 hidden states and a weight of any type. A CPU has no such product: there, a bf16
+    product finds the tokens whose logits are `within` so much of the largest of some row, and these and `tokens` are
+    computed again in fp32. The others keep their rounding, and weigh next to nothing."""
+    if rows.is_cuda and "dtype" in torch.ops.aten.mm.overloads():
+        return torch.mm(rows, weight.T.to(rows.dtype), out_dtype=torch.float32)
+    z = logits_of(rows, weight).float()
+    matters = (z >= z.amax(-1, keepdim=True) - within).any(0)
+    if tokens is not None:
+        matters[tokens] = True
+    again = matters.nonzero()[:, 0]
+    z[:, again] = rows.float() @ weight[again].float().T
+    return z
+
+
+def _logits(rows: Tensor, weight: Head | None, temperature: float, tokens: Tensor | None = None) -> Tensor:
     """A new fp32 tensor of logits over temperature, safe to write into."""
-    z = rows if weight is None else logits_of(rows, weight)
+    if isinstance(weight, Tensor) and rows.dtype != torch.float32:
+        z = _unrounded(rows, weight, tokens, LITTLE * temperature)
+    else:
+        z = rows if weight is None else logits_of(rows, weight)
     z = z.clone() if z is rows and z.dtype == torch.float32 else z.float()
     return z if temperature == 1 else z.div_(temperature)
