@@ -380,6 +380,17 @@ def price(row: pd.Series) -> str:
     return f"{1000 * row['saved']:.2f}{mark}, {row['lost']:.0%}"
 
 
+def precision() -> list[str]:
+    """A row for each learning rate at which `erltool doctor` saw SmolLM2: how far an update moves the log-probs of
+    KL-Cov's tokens, and which share of the penalty is rounding."""
+    rows = []
+    for rate in ("3e-4", "1e-4", "1e-5"):
+        lines = (shipped("data/precision") / f"smollm2-{rate}.txt").read_text().splitlines()
+        ours = next(line for line in lines if line.startswith("as erltool takes them"))
+        rows.append([rate, *ours.split()[4:]])
+    return markdown(["learning rate", "moved in fp32, nats", "noise, nats", "share of k1", "share of k2"], rows)
+
+
 def tables() -> list[list[str]]:
     """The tables of data/RESULTS.md that are made from recorded runs, as lines."""
     regimes = [make(grid) for grid in ("discovery", "sharpening") for make in (regime, regime_differences)]
@@ -393,6 +404,7 @@ def tables() -> list[list[str]]:
         figures(),
         microscope(),
         microscope_controls(),
+        precision(),
     ]
 
 
