@@ -186,9 +186,9 @@ class Policy:
 
         A generation_config may change the distribution by a repetition penalty or a top-k. An adapter on a dense fp32
         base is added to the base's weights, so that sampling costs no LoRA; afterwards the saved weights return, so
-        that nothing drifts. In bf16 the sum would round small updates away, so the adapter stays separate. A 4-bit base
-        is dequantised once on a CPU; on a GPU, to save memory, only where half of what is free has room for it, else at
-        every step. Compiled layers run uncompiled.
+        that nothing drifts. In bf16 the sum would round small updates away, so the adapter stands beside the weights
+        (lora.py). That copy, and a 4-bit base dequantised, are made once on a CPU; on a GPU, to save memory, only where
+        half of what is free has room for it, else at every step. Compiled layers run uncompiled.
         """
         layers = lora.lora_layers(self.model)
         own = [m.get_base_layer().weight for m in layers]
@@ -211,7 +211,7 @@ class Policy:
             yield
 
     def _has_room_for_dense_weights(self) -> bool:
-        if self.device.type == "cpu" or not self.quantised:
+        if self.device.type == "cpu":
             return True
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return 2 * lora.dense_bytes(self.model) <= torch.cuda.mem_get_info(self.device)[0] + unused

@@ -203,9 +203,9 @@ class _Job:
         rows = math.ceil(config.prompts_per_iteration * config.group_size / self.gpus)
         rows = min(rows, config.sampling_batch or rows)
         cache = rows * self.length * ROOM * s.layers * 2 * s.keys * size
-        is_dense = self.device == "cpu" and (config.base == "nf4" or size == 4 and config.lora_rank)
+        is_dense = self.device == "cpu" and config.lora_rank and config.base != "int8"
         return {
-            f"dense weights {'dequantised' if config.base == 'nf4' else 'with the adapter folded in'}":
+            f"dense weights {'dequantised' if config.base == 'nf4' else 'with the adapter'}":
                 s.linear * size if is_dense else 0,
             f"key-value cache of {rows} responses": cache,
             "prefill of their prompts": rows / config.group_size * self.prompt * self.passing,
@@ -228,10 +228,11 @@ class _Job:
             activations += tokens * s.layers * s.width * size
         chunk = min(CHUNK_ELEMENTS, responses * config.max_response_tokens * s.vocabulary)
         weight = 4 * s.vocabulary * s.width if not config.lora_rank else 0
+        copies = 2 if config.base != "none" else 1 if config.lora_rank and size < 4 else 0  # as they are, and with B
         return {
             f"activations of {tokens} tokens": activations * SLACK[self.device],
             "logits of a chunk": chunk * (LOGIT_BYTES + (CAST_BYTES if size < 4 else 0)) + weight,
-            "one layer's weights, dequantised": 0 if config.base == "none" else 2 * s.width * s.mlp * size,
+            "one layer's weights, as a product takes them": copies * s.width * s.mlp * size,
             "gradients": 4 * self.trained / self.gpus,
         }
 
