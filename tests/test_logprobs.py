@@ -50,12 +50,14 @@ def test_gradient_to_hidden_states_under_a_frozen_weight(generator, which, tempe
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 2.0])
-def test_logits_of_a_bf16_model_are_not_rounded(generator, temperature):
+def test_logits_of_a_bf16_model_are_not_rounded(generator, temperature, device):
     """A bf16 logit of 20 is a multiple of 1/8: log-probs erred by 0.03 nats, and each update rounded anew."""
-    hidden = torch.randn(50, 64, generator=generator).bfloat16()
-    weight = (0.8 * torch.randn(2000, 64, generator=generator)).bfloat16()
-    tokens = torch.cat([(hidden @ weight.T).argmax(-1)[:40], torch.randint(2000, (10,), generator=generator)])
+    hidden = torch.randn(50, 64, generator=generator).bfloat16().to(device)
+    weight = (0.8 * torch.randn(2000, 64, generator=generator)).bfloat16().to(device)
+    rare = torch.randint(2000, (10,), generator=generator).to(device)
+    tokens = torch.cat([(hidden @ weight.T).argmax(-1)[:40], rare])
     expected = plain(hidden.float() @ weight.float().T, tokens, temperature)
     assert (hidden @ weight.T).max() > 16
     found = token_log_probs(hidden, tokens, weight, temperature=temperature, chunk_elements=40_000)

@@ -17,6 +17,7 @@ from erltool.errors import ErltoolError
 
 CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in fp32
 LITTLE = 6.9  # nats: a token that far below the likeliest is 1e-3 times as likely
+BLOCK = 4096  # tokens whose logits are computed again at a time: of a flat distribution all are
 LOG_ZERO = -1e4  # stands for -inf: exp of it is 0 in fp32, and 0 times it is 0 where 0 times -inf is NaN
 
 
@@ -275,8 +276,9 @@ def _unrounded(rows: Tensor, weight: Tensor, tokens: Tensor | None, within: floa
     matters = (z >= z.amax(-1, keepdim=True) - within).any(0)
     if tokens is not None:
         matters[tokens] = True
-    again = matters.nonzero()[:, 0]
-    z[:, again] = rows.float() @ weight[again].float().T
+    rows = rows.float()
+    for again in matters.nonzero()[:, 0].split(BLOCK):
+        z[:, again] = rows @ weight[again].float().T
     return z
 
 
