@@ -191,7 +191,13 @@ def test_when_the_trainer_dies_its_judges_die_at_work(by):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_an_idle_jury_ends_with_its_trainer_and_at_the_end_of_its_input():
-    process = trainer('judge.math("x+y", r"\\boxed{y+x}"); print(judge._process.pid, flush=True); input()')
+    body = """
+        import time
+        judge.math("x+y", r"\\boxed{y+x}")
+        print(judge._process.pid, flush=True)
+        time.sleep(60)  # not input(), which ends at once where the tests have none
+    """
+    process = trainer(body)
     pids = jury_of(process, workers=0)
     process.kill()
     process.wait()
