@@ -87,6 +87,14 @@ def test_the_tables_of_experiments_are_what_the_recorded_runs_give():
         assert line in RESULTS
 
 
+def test_the_maps_are_what_the_recorded_runs_give():
+    maps = script("data/experiments/maps.py")
+    for line in itertools.chain(*map(maps.map_lines, maps.AXES)):
+        assert line in RESULTS
+    found = maps.map_of("facts")
+    assert (found["x"] == 1).tolist() == [maps.pays(row) for _, row in found.iterrows()]
+
+
 def test_the_first_screen_says_what_the_demo_measured():
     runs = read_runs(shipped("data/runs/demo"))
     table, first = demo.summary_table(runs), " ".join(README.split("## The idea")[0].split())
