@@ -4,6 +4,7 @@ pytest -m browser                                    # every lesson, some minute
 ERLTOOL_LESSONS=02,03 ERLTOOL_SHOTS=shots pytest -m browser -s     # two of them, pictures kept, latencies printed
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -347,22 +348,24 @@ def test_a_thousand_moves_leave_no_element_and_no_listener_behind(alone):
         session = page.context.new_cdp_session(page)
         session.send("Performance.enable")
 
-        def counted(page=page, session=session):
-            """The fewest of ten counts, a frame apart: what a frame still holds is let go at the next."""
-            counts = []
-            for _ in range(10):
-                page.evaluate("new Promise(requestAnimationFrame)")
+        def fewest(counts: int, page=page, session=session):
+            """The fewest of some counts, a tenth of a second apart: a frame and a timer let go what they hold."""
+            found = []
+            for _ in range(counts):
+                page.wait_for_timeout(100)
                 session.send("HeapProfiler.collectGarbage")
-                found = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}
-                counts.append((found["Nodes"], found["JSEventListeners"]))
-            return [min(count) for count in zip(*counts, strict=True)]
+                metrics = {m["name"]: m["value"] for m in session.send("Performance.getMetrics")["metrics"]}
+                found.append((metrics["Nodes"], metrics["JSEventListeners"]))
+            return [min(count) for count in zip(*found, strict=True)]
 
         for slider in sliders:
             page.evaluate(MOVE, [slider, AT_A_TIME])
-            before = counted()
+            before = fewest(5)
             for _ in range(MOVES // AT_A_TIME):
                 page.evaluate(MOVE, [slider, AT_A_TIME])
-            assert all(now <= was + 5 for now, was in zip(counted(), before, strict=True)), (type(widget), slider)
+            # On a busy machine frames and timers are late; what is kept for good stays above at every count.
+            after = itertools.islice(iter(lambda: fewest(1), None), 100)
+            assert any(all(now <= was + 5 for now, was in zip(count, before, strict=True)) for count in after), slider
 
 
 def test_a_handle_drags_the_law_through_the_pointer(alone):
