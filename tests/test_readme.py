@@ -93,6 +93,12 @@ def test_the_maps_are_what_the_recorded_runs_give():
         assert line in RESULTS
     found = maps.map_of("facts")
     assert (found["x"] == 1).tolist() == [maps.pays(row) for _, row in found.iterrows()]
+    found = maps.map_of("updates")
+    assert sum(maps.pays(row) for _, row in found.iterrows()) == 5 and (found["random-clip"] < found["none"]).all()
+    assert (
+        f"without it the best setting ends at {found['none'].max():.2f}, with Clip-Cov at {found['clip-cov'].max():.2f}"
+        in RESULTS
+    )
 
 
 def test_the_first_screen_says_what_the_demo_measured():

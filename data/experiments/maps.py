@@ -21,6 +21,7 @@ from erltool.tasks.chain import parse_settings
 
 AXES = {
     "facts": ("products among the operations", "wrong habit"),
+    "updates": ("updates per iteration", "learning rate"),
 }
 RIVALS = {"none": "no control", "one-update": "one update", "random-clip": "at random"}
 
