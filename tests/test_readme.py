@@ -87,7 +87,8 @@ def test_the_tables_of_experiments_are_what_the_recorded_runs_give():
         assert line in RESULTS
 
 
-def test_the_maps_are_what_the_recorded_runs_give():
+def test_the_maps_are_what_the_recorded_runs_give(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "data/experiments")  # as for a script there
     maps = script("data/experiments/maps.py")
     for line in itertools.chain(*map(maps.map_lines, maps.AXES)):
         assert line in RESULTS

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from report import markdown, record
 
-import erltool
 from erltool.plots import new_axes
-from erltool.resources import shipped
 from erltool.runs import compare
 from erltool.runs.folder import Run
 from erltool.tasks.chain import parse_settings
@@ -23,7 +22,7 @@ AXES = {
     "facts": ("products among the operations", "wrong habit"),
     "updates": ("updates per iteration", "learning rate"),
 }
-RIVALS = {"none": "no control", "one-update": "one update", "random-clip": "at random"}
+RIVALS = ("none", "one-update", "random-clip")
 
 
 def cell_of(grid: str, run: Run) -> tuple[float, float]:
@@ -38,15 +37,15 @@ def cell_of(grid: str, run: Run) -> tuple[float, float]:
 def map_of(grid: str) -> pd.DataFrame:
     """A row for each cell: `x`, `y`, the mean greedy accuracy at the end of each arm, and in "more:ARM" how much more
     Clip-Cov has than that arm, a `compare.Difference` over seeds."""
-    runs = erltool.read_runs(shipped(f"data/runs/{grid}"))
-    table = compare.end_values(runs)
+    runs, table = record(grid)
     table[["x", "y"]] = [cell_of(grid, run) for run in runs.values()]
     table["arm"] = [next(arm for arm in (*RIVALS, "clip-cov") if name.endswith(f"-{arm}")) for name in runs]
     rows = []
     for (x, y), cell in table.groupby(["x", "y"]):
-        ends = {arm: rows.set_index("seed")["average@0"].dropna() for arm, rows in cell.groupby("arm", sort=False)}
-        more = {f"more:{a}": compare.paired_difference(ends["clip-cov"], e) for a, e in ends.items() if a != "clip-cov"}
-        rows.append({"x": x, "y": y} | {arm: end.mean() for arm, end in ends.items()} | more)
+        means = cell.groupby("arm", sort=False)["average@0"].mean()
+        rivals = means.index.drop("clip-cov")
+        more = {f"more:{r}": compare.differences(cell, "average@0", r, by="arm")["clip-cov"] for r in rivals}
+        rows.append({"x": x, "y": y} | means.to_dict() | more)
     return pd.DataFrame(rows)
 
 
@@ -65,7 +64,7 @@ def map_lines(grid: str) -> list[str]:
         d = row["more:none"]
         rows.append([f"{row['x']:.2g}", f"{row['y']:g}", *(f"{row[arm]:.2f}" for arm in arms),
                      f"{d.mean:+.2f} ({d.low:+.2f} to {d.high:+.2f})", "yes" if pays(row) else ""])  # fmt: skip
-    return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
+    return markdown(heads, rows)
 
 
 def draw_maps() -> Figure:

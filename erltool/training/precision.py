@@ -166,7 +166,7 @@ def _penalties(updates: Updater, batch: Batch, task: Task) -> tuple[Penalty, ...
     after = [p.detach().clone() for p in updates.parameters]
     tokens = updates.score(ours, second, False).tokens
     chosen = KLCov(CHOSEN).choose_tokens(tokens, tokens.response_mask, None)
-    moved = _in_fp32(updates, task, batch.rollouts.take(second), before, after)[..., : chosen.shape[1]][chosen].double()
+    moved = _in_fp32(updates, task, batch.rollouts.take(second), before, after)[chosen].double()
     found = []
     for name, source in (("of the sampler", batch), ("as erltool takes them", ours)):
         computed = updates.score(source, second, False).tokens.log_ratio.detach()[chosen].double()
