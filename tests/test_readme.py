@@ -93,9 +93,12 @@ def test_the_maps_are_what_the_recorded_runs_give(monkeypatch):
     for line in itertools.chain(*map(maps.map_lines, maps.AXES)):
         assert line in RESULTS
     found = maps.map_of("facts")
-    assert (found["x"] == 1).tolist() == [maps.pays(row) for _, row in found.iterrows()]
+    assert (found["x"] == 1).tolist() == [maps.pays("facts", row) for _, row in found.iterrows()]
+    found = maps.map_of("rarity")
+    assert len(found) == 9 and all(maps.pays("rarity", row) for _, row in found.iterrows())
     found = maps.map_of("updates")
-    assert sum(maps.pays(row) for _, row in found.iterrows()) == 5 and (found["random-clip"] < found["none"]).all()
+    pays = [maps.pays("updates", row) for _, row in found.iterrows()]
+    assert sum(pays) == 5 and (found["random-clip"] < found["none"]).all()
     assert (
         f"without it the best setting ends at {found['none'].max():.2f}, with Clip-Cov at {found['clip-cov'].max():.2f}"
         in RESULTS

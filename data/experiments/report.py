@@ -15,12 +15,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import erltool
+from erltool.law.fit import LawFit
 from erltool.law.scaling import held_out
 from erltool.plots import COLOURS, LINES, new_axes, plot_seeds
 from erltool.resources import shipped
 from erltool.runs import compare
 from erltool.runs.folder import Run
 from erltool.runs.microscope import BASELINE, read_microscope
+from erltool.tasks.chain import SYMBOLS
 from erltool.training.steering import score_of
 from erltool.widgets.points import points_of
 
@@ -122,18 +124,18 @@ def takeovers(grid: str) -> pd.DataFrame:
     return table.assign(arm=[name.split("-", depth)[depth] for name in table["arm"]] if depth else table["arm"])
 
 
+def takeover_cell(ends: pd.DataFrame) -> str:
+    """The number of runs that a takeover ends, its median iteration, and the mean greedy accuracy and entropy."""
+    iterations = ends["takeover"].dropna()
+    when = f", at {iterations.median():.0f}" if len(iterations) else ""
+    means = f"{ends['average@0'].mean():.2f}, {ends['entropy_end'].mean():.2f}"
+    return f"{len(iterations)} of {len(ends)}{when}; {means}"
+
+
 def takeover_lines(table: pd.DataFrame, by: str, heads: dict) -> list[str]:
-    """A row for each arm and a column for each value of `by`, headed by `heads`. A cell holds the number of runs that a
-    takeover ends, its median iteration, and the mean greedy accuracy and entropy."""
-
-    def cell(ends: pd.DataFrame) -> str:
-        iterations = ends["takeover"].dropna()
-        when = f", at {iterations.median():.0f}" if len(iterations) else ""
-        means = f"{ends['average@0'].mean():.2f}, {ends['entropy_end'].mean():.2f}"
-        return f"{len(iterations)} of {len(ends)}{when}; {means}"
-
+    """A row for each arm and a column for each value of `by`, headed by `heads`."""
     groups = table.groupby("arm", sort=False)
-    rows = [[f"`{arm}`", *(cell(ends[ends[by] == value]) for value in heads)] for arm, ends in groups]
+    rows = [[f"`{arm}`", *(takeover_cell(ends[ends[by] == value]) for value in heads)] for arm, ends in groups]
     return markdown(["arm", *heads.values()], rows)
 
 
@@ -300,6 +302,34 @@ def estimator_differences() -> pd.DataFrame:
     return erltool.law_differences(laws, "grpo")
 
 
+def size_laws() -> dict[int, LawFit]:
+    """The law of each size of the policy `sharpening`, by its number of parameters, on the points of all seeds."""
+    points: dict[int, list] = {}
+    for name, run in record("sizes")[0].items():
+        points.setdefault(parameters(int(name.rpartition("hidden")[2])), []).append(held_out_points(run))
+    return {size: erltool.fit_law(*np.concatenate(points[size], axis=1)) for size in sorted(points)}
+
+
+def parameters(hidden: int, layers: int = 3) -> int:
+    """How many parameters a policy of data/policies/make_chain.py has."""
+    return hidden * (len(SYMBOLS) + 2) + layers * (4 * hidden**2 + 3 * hidden * (hidden * 8 // 3) + 2 * hidden) + hidden
+
+
+def sizes() -> list[str]:
+    """A row for each size: its law, and in the last row the law of the largest as the trend of the others forecasts."""
+    laws, runs = size_laws(), record("sizes")[1]
+    ends = runs.assign(size=[parameters(int(name.rpartition("hidden")[2])) for name in runs.index]).groupby("size")
+    rows = []
+    for size, fit in laws.items():
+        end = ends.get_group(size)[["entropy_spent", "average"]].astype(float).mean()
+        coefficients = [f"{getattr(fit, k):.3f} ({low:.3f} to {high:.3f})" for k, (low, high) in fit.interval().items()]
+        means = [f"{end['entropy_spent']:.0%}", f"{end['average']:.3f}"]
+        rows.append([f"{size:,}", *means, f"{fit.r_squared:.2f}", *coefficients])
+    forecast = held_out(laws)["predicted"]
+    rows.append([f"{max(laws):,}, by the trend", "", "", "", *(f"{forecast[k]:.3f}" for k in ("a", "b", "ceiling"))])
+    return markdown(["parameters", "entropy spent", "accuracy at the end", "R²", "a", "b", "ceiling"], rows)
+
+
 def algorithms() -> str:
     """`estimator_differences` in words."""
     table = estimator_differences().set_index(["group", "coefficient"])
@@ -402,6 +432,7 @@ def tables() -> list[list[str]]:
         by_rate,
         takeover_lines(takeovers("trap"), "iterations", {300: "300 iterations at 1e-4"}),
         figures(),
+        sizes(),
         microscope(),
         microscope_controls(),
         precision(),
