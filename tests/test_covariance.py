@@ -76,6 +76,17 @@ def test_hand_worked_eq_8():
     torch.testing.assert_close(group_covariance(advantages[:, None].expand(4, 3), log_probs, mask, 2), found)
 
 
+def test_a_response_without_tokens_does_not_count_in_eq_8(generator):
+    """Such a response is one that `mask_truncated` leaves out. It has no probability, least of all 1."""
+    log_probs, advantages = torch.randn(4, 3, generator=generator), torch.randn(4, generator=generator)
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    mask[1] = False
+    rest = [0, 2, 3]
+    expected = group_covariance(advantages[rest], log_probs[rest], mask[rest], 3)
+    torch.testing.assert_close(group_covariance(advantages, log_probs, mask, 4), expected)
+    assert group_covariance(advantages, log_probs, mask & False, 4) == 0
+
+
 def test_eq_8_is_theorem_1_on_one_token_responses(generator):
     """Many one-token responses from a bandit: the group's covariance is the exact one of Theorem 1."""
     from erltool.entropy import bandit

@@ -48,8 +48,9 @@ def group_covariance(advantages: Tensor, log_probs: Tensor, response_mask: Tenso
 
         log pi(y) = mean over the response's tokens,  pi(y) its exp,  Cov = mean over the group, centred on it
 
-    `advantages` is (B,), or (B, T) of which each response's first token counts; B = prompts * group_size. Equal rewards
-    in a group give 0, and so does a group of one. No gradient flows. Raises ErltoolError for other shapes.
+    `advantages` is (B,), or (B, T) of which each response's first token counts; B = prompts * group_size. A response
+    without tokens does not count. Equal rewards in a group give 0, and so does a group of one. No gradient flows.
+    Raises ErltoolError for other shapes.
     """
     mask = response_mask.bool()
     if group_size < 1 or len(mask) % group_size:
@@ -58,7 +59,10 @@ def group_covariance(advantages: Tensor, log_probs: Tensor, response_mask: Tenso
         advantages = advantages[:, 0]
     log_pi = response_mean(log_probs, mask).view(-1, group_size)
     weighted = log_pi.exp() * advantages.detach().view(-1, group_size)
-    return ((log_pi - log_pi.mean(-1, keepdim=True)) * (weighted - weighted.mean(-1, keepdim=True))).mean(-1)
+    there = mask.any(-1).view(-1, group_size)
+    count = there.sum(-1, keepdim=True).clamp(min=1)
+    log_pi, weighted = (x - x.masked_fill(~there, 0).sum(-1, keepdim=True) / count for x in (log_pi, weighted))
+    return (log_pi * weighted).masked_fill(~there, 0).sum(-1) / count[:, 0]
 
 
 def response_mean(x: Tensor, mask: Tensor) -> Tensor:
