@@ -36,6 +36,8 @@ def test_more_of_anything_needs_more():
     assert peak(base="nf4") < peak(base="int8") < base < peak(max_response_tokens=100) < peak(max_response_tokens=1000)
     assert peak(micro_batch=8) < base < peak(prompts_per_iteration=128) and peak(gradient_checkpointing=True) < base
     assert peak(lora_rank=0) > peak(lora_rank=64) > base
+    one, group = (plan_memory(TrainConfig(policy="Qwen/Qwen2.5-7B", sampling_batch=n)).sampling for n in (1, 8))
+    assert one == group  # a group is sampled whole
 
 
 @pytest.mark.parametrize("stored", [torch.float64, torch.float16, torch.float8_e4m3fn])

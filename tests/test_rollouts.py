@@ -168,6 +168,19 @@ def test_batches_of_like_length_give_whole_groups_in_the_order_of_the_prompts(ti
     torch.testing.assert_close(rollouts.log_probs, log_probs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("batch", "expected"), [(0, [12]), (1, [3] * 4), (3, [3] * 4), (5, [3] * 4), (6, [6, 6])])
+def test_no_more_responses_than_a_batch_or_a_group_are_sampled_at_a_time(tiny_policy, monkeypatch, batch, expected):
+    policy, sizes = load_policy(str(tiny_policy), lora_rank=4), []
+
+    def noted(policy, prompt_ids, group_size, *rest, of=sampling._sample):
+        sizes.append(len(prompt_ids) * group_size)
+        return of(policy, prompt_ids, group_size, *rest)
+
+    monkeypatch.setattr(sampling, "_sample", noted)
+    sample_groups(policy, [*PROMPTS, "1 1 1=3:"], 3, max_response_tokens=2, batch=batch)
+    assert sizes == expected
+
+
 def test_top_p_keeps_to_the_likeliest_and_temperature_zero_to_the_best():
     from erltool.policies.sampling import _Draw
 

@@ -44,13 +44,13 @@ def sample_groups(
 
     Tokens are sampled from softmax(z / temperature), restricted to the likeliest tokens with total probability `top_p`;
     temperature 0 takes the likeliest token. A response has at most `max_response_tokens` tokens with EOS. `log_probs`
-    are of softmax(z / temperature). At most `batch` responses are sampled at a time, 0 for all, in batches of prompts
-    of similar length. `generator` must be on the policy's device.
+    are of softmax(z / temperature). At most `batch` responses are sampled at a time, but at least one group, in batches
+    of prompts of similar length; 0 for all. `generator` must be on the policy's device.
 
     Raises ErltoolError for no prompts, for prompts too long for the model, and for logits that are not finite.
     """
     texts, prompt_ids = encoded(policy, prompts, max_response_tokens)
-    batches = list(_batches(prompt_ids, batch // group_size if batch else 0, policy.path.rows == "single"))
+    batches = list(_batches(prompt_ids, max(1, batch // group_size) if batch else 0, policy.path.rows == "single"))
     draw = _Draw(temperature, top_p, generator)
     sample = _sample if policy.path.rows == "packed" else _generate
     sampled = []

@@ -201,7 +201,7 @@ class _Job:
                 "vLLM: cache of a response; it fills what is free": self.length * s.layers * 2 * s.keys * size,
             }
         rows = math.ceil(config.prompts_per_iteration * config.group_size / self.gpus)
-        rows = min(rows, config.sampling_batch or rows)
+        rows = min(rows, max(config.sampling_batch, config.group_size) if config.sampling_batch else rows)
         cache = rows * self.length * ROOM * s.layers * 2 * s.keys * size
         is_dense = self.device == "cpu" and config.lora_rank and config.base != "int8"
         return {
