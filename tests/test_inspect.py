@@ -277,6 +277,25 @@ def test_groups_of_unequal_size_and_of_one(policy, tmp_path):
     assert first.tolist() == pytest.approx([*three.tolist(), 0.0])
 
 
+def test_reinforce_plus_plus_is_over_the_step_whatever_the_groups(policy, tmp_path):
+    """The deviation of `reinforce++-baseline`, and the mean of `reinforce++`, are the step's, and not a group's."""
+
+    def inspected(estimator, *groups):
+        rows = [GOOD | {"prompt": f"1+{g}:", "reward": r} for g, rewards in enumerate(groups) for r in rewards]
+        found = inspect_rollouts(read_rollouts(plain(tmp_path / "a.jsonl", rows)), policy, advantages=estimator)
+        return found.tokens.groupby(["prompt_index", "response_index"])["advantage"].first(), found.notes
+
+    of_groups, _ = inspected("reinforce++-baseline", [1.0, 0.0], [0.0, 0.0, 1.0])
+    centred = torch.tensor([0.5, -0.5, -1 / 3, -1 / 3, 2 / 3])
+    assert of_groups.tolist() == pytest.approx((centred / centred.std()).tolist(), rel=1e-4)
+    even, _ = inspected("reinforce++-baseline", [1.0, 0.0], [0.0, 0.0])
+    of_four = erltool.group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), 2, "reinforce++-baseline")
+    assert even.tolist() == pytest.approx(of_four.tolist())
+    of_step, notes = inspected("reinforce++", [1.0], [0.0])
+    assert of_step.tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)], rel=1e-4)
+    assert not any("whose advantage is 0" in note for note in notes)
+
+
 def test_each_step_is_an_update_of_its_own(policy, tmp_path):
     rows = [
         GOOD | {"step": s, "reward": float(i % 2), "response": r} for s in (4, 5) for i, r in enumerate(("=2", "=3"))

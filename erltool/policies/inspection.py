@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from erltool.controls.base import Control, NoControl
-from erltool.entropy.advantages import group_advantages
+from erltool.entropy.advantages import EPS, group_advantages
 from erltool.entropy.covariance import as_tokens, token_covariance
 from erltool.entropy.log_probs import TokenStatistics
 from erltool.entropy.tokens import Tokens
@@ -232,21 +232,24 @@ def _advantages(table: pd.DataFrame, estimator: str, notes: list[str]) -> list[f
     """The advantage of each response, or of each of its tokens."""
     if "advantage" in table and table["advantage"].notna().all():
         return list(table["advantage"])
-    made = torch.zeros(len(table))
+    made = torch.zeros(len(table), dtype=torch.float64)
     sizes = table.groupby(["step", "group"]).size()
-    if (sizes < 2).all():
+    in_groups = estimator != "reinforce++"  # whose baseline is the mean of the step
+    if in_groups and (sizes < 2).all():
         raise ErltoolError("inspect: every prompt has one response, and a group of one has no advantage; give groups, "
                            "by --group-size or --group")  # fmt: skip
-    if alone := int((sizes < 2).sum()):
+    if in_groups and (alone := int((sizes < 2).sum())):
         notes.append(f"{alone} prompts have one response, whose advantage is 0")
     rewards = torch.tensor(table["reward"].to_numpy(float), dtype=torch.float64)
-    whole = estimator == "reinforce++" or (estimator == "reinforce++-baseline" and sizes.nunique() == 1)
-    for rows in table.groupby("step" if whole else ["step", "group"]).indices.values():
-        size = int(sizes.iloc[0]) if whole and sizes.nunique() == 1 else len(rows)
+    over_step = estimator == "reinforce++-baseline"  # divides by the step's deviation, over groups of any sizes
+    for rows in table.groupby(["step", "group"] if in_groups else "step").indices.values():
         if len(rows) > 1:
-            made[rows] = group_advantages(rewards[rows], size, estimator).float()
+            made[rows] = group_advantages(rewards[rows], len(rows), "dr_grpo" if over_step else estimator)
+    for rows in table.groupby("step").indices.values() if over_step else ():
+        if len(rows) > 1:
+            made[rows] /= made[rows].std() + EPS
     notes.append(f"the advantages are made from the rewards, by {estimator}")
-    return made.tolist()
+    return made.float().tolist()
 
 
 def _tokens(table, rows, encoded, known, statistics, advantages) -> Tokens:
