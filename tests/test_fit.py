@@ -171,6 +171,7 @@ def test_errors_in_entropy_flatten_least_squares_and_not_the_orthogonal_fit(rng)
     both = fit_law(noisy, r, entropy_error=0.15, performance_error=0.005)
     assert plain.a < 0.19 and both.interval()["a"][0] < 0.2 < both.interval()["a"][1]
     assert both.method == "errors in both"
+    assert "errors in both; analytic intervals\n" in both.summary() and "bootstrap in blocks of 17\n" in plain.summary()
     exact = fit_law(noisy, r, entropy_error=1e-9, performance_error=0.005)
     assert (exact.a, exact.b) == pytest.approx((plain.a, plain.b), rel=1e-5)
     with pytest.raises(ErltoolError, match="use analytic"):

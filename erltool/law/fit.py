@@ -188,11 +188,15 @@ class LawFit:
             formula = "  (b - a, at H = 0)" if name == "ceiling" else ""
             lines.append(f"{name:>8} = {getattr(self, name):8.4f}   95 % interval {low:8.4f} to {high:8.4f}{formula}")
         lines += [
-            f"R² = {self.r_squared:.3f}, RMSE = {self.rmse:.4f}, {self.method}; "
-            f"bootstrap in blocks of {self.block_length}",
+            f"R² = {self.r_squared:.3f}, RMSE = {self.rmse:.4f}, {self.method}; {self._interval_words}",
             f"residuals: autocorrelation {d.autocorrelation:.2f}, worth {d.independent_points:.0f} independent points",
         ]
         return "\n".join([*lines, *(line for w in self.warnings for line in textwrap.wrap(f"note: {w}", 80))])
+
+    @property
+    def _interval_words(self) -> str:
+        method, *_ = self._methods(None)
+        return f"bootstrap in blocks of {self.block_length}" if method == "bootstrap" else f"{method} intervals"
 
     @property
     def _unit_words(self) -> str:
