@@ -24,6 +24,12 @@ def test_hand_worked_values(estimator, expected):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_rewards_may_be_whole_numbers_or_verdicts(estimator):
+    for rewards in (REWARDS.long(), REWARDS.bool()):
+        assert torch.equal(group_advantages(rewards, 4, estimator), group_advantages(REWARDS, 4, estimator))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_equal_rewards_give_exactly_zero(estimator):
     assert (group_advantages(torch.full((6,), 0.1), 3, estimator) == 0).all()
 

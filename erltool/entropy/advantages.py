@@ -35,6 +35,7 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") 
     if not torch.isfinite(rewards).all():
         at = int((~torch.isfinite(rewards)).nonzero()[0])
         raise ErltoolError(f"reward {at} is {rewards[at].item()}: a verifier must return finite numbers")
+    rewards = rewards if rewards.is_floating_point() else rewards.float()
     groups = rewards.reshape(-1, group_size)
     if estimator == "reinforce++":
         return _scaled(rewards - rewards.mean(), rewards)
