@@ -30,6 +30,7 @@ from erltool import (
     Schedule,
     TargetEntropy,
     TrainConfig,
+    group_advantages,
     parse_control,
     parse_controller,
     policy_loss,
@@ -235,6 +236,14 @@ def test_a_token_without_advantage_gets_a_gradient_where_some_part_gives_it_one(
     assert reaches_zero_advantage(KLCov(), on_policy=False) and not reaches_zero_advantage(KLCov(), on_policy=True)
     assert reaches_zero_advantage(ClipCov() + EntropyBonus(), on_policy=True)
     assert not reaches_zero_advantage(ClipCov(), on_policy=False)
+
+
+def test_a_reward_at_the_mean_and_above_the_quantile_gets_a_gradient():
+    rewards, mask = torch.tensor([0.0, 0.5, 0.5, 1.0]), torch.ones(4, 1, dtype=torch.bool)
+    of_grpo = group_advantages(rewards, 4)
+    _, gradient = on_policy(of_grpo.tolist(), QuantileAdvantage(0.2), mask, rewards=rewards, group_size=4)
+    assert of_grpo[1] == 0 > gradient[1, 0]
+    assert reaches_zero_advantage(QuantileAdvantage(0.2), on_policy=True)
 
 
 @pytest.mark.parametrize("start", [1e-4, 0.02, 0.5])

@@ -231,6 +231,7 @@ class QuantileAdvantage(Control):
     """
 
     name: ClassVar[str] = "quantile-advantage"
+    acts_without_advantage: ClassVar[bool] = True  # of the estimator's: a mean reward may lie above Q_K
     needs: ClassVar[tuple[str, ...]] = ("rewards", "group_size")
     roles: ClassVar[tuple[str, ...]] = (ADVANTAGES,)
     quantile: float = 0.4
