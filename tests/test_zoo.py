@@ -387,6 +387,7 @@ def test_bad_text_is_one_line(text, words):
         (HighEntropyMask(), TargetEntropy(), "has none"),
         (KLCov(0.1), TargetEntropy(max_fraction=0.01), "fraction of control kl-cov must be in"),
         (EntropyBonus(1.0), AdaptiveBonus(), "max_coef=0.005"),
+        (parse_control("repo-r:zeta=5"), parse_controller("doubling"), "zeta of control repo-r must be in"),
         (KLCov(), Schedule(field="strength"), "needs one number strength to steer"),
         (KLCov(), Schedule(to=2.0), "fraction must be in"),
         (KLCov(), "target-entropy", "controller='target-entropy': must be a controller"),

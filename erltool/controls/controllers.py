@@ -160,6 +160,11 @@ class Doubling(Controller):
         self.require(self.target > 0, "target", "above 0")
         self.require(0 < self.min_zeta <= self.max_zeta < math.inf, "min_zeta", "above 0, at most max_zeta")
 
+    def check(self, control: Control) -> None:
+        bounds = f"in [min_zeta, max_zeta] = [{self.min_zeta:g}, {self.max_zeta:g}]"
+        inside = self.min_zeta <= self.value(control) <= self.max_zeta
+        self.require(inside, f"the zeta of control {control.name}", bounds)
+
     def moved(self, value: float, configured: float, step: int, policy_entropy: float) -> float:
         return min(max(value * (2.0 if policy_entropy < self.target else 0.5), self.min_zeta), self.max_zeta)
 
