@@ -370,6 +370,8 @@ def test_text_and_json_name_the_same_composition():
         ("entropy-bonus:below=0", "below must be above 0"),
         ("entropy-shaped-advantage:kappa=1", "above 1"),
         ("quantile-advantage:quantile=1", r"in \(0, 1\)"),
+        ("kl-cov:coef=inf", "at least 0 and finite"),
+        ("reference-kl:coef=inf", "at least 0 and finite"),
         ("kl-cov+", "control '' is not known"),
     ],
 )

@@ -77,7 +77,7 @@ class ReferenceKL(Control):
     estimator: str = "k3"
 
     def __post_init__(self):
-        self.require(self.coef >= 0, "coef", "at least 0")
+        self.require(0 <= self.coef < math.inf, "coef", "at least 0 and finite")
         self.require(self.estimator in ("k1", "k2", "k3"), "estimator", "k1, k2 or k3")
 
     def term(self, tokens: Tokens, chosen: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class KLCov(Control):
 
     def __post_init__(self):
         self.require(0 <= self.fraction <= 1, "fraction", "in [0, 1]")
-        self.require(self.coef >= 0, "coef", "at least 0")
+        self.require(0 <= self.coef < math.inf, "coef", "at least 0 and finite")
         self.require(self.estimator in ("k1", "k2", "k3"), "estimator", "k1, k2 or k3")
 
     def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
