@@ -311,6 +311,9 @@ def test_with_our_own_sampler_the_weights_are_one_and_the_run_is_the_same(tiny_c
         assert (other.tokens.sampler_weight - 1).abs().max() < 1e-4
         assert other.metrics["sampler_truncated_fraction"] == 0
         assert one.metrics["grad_norm"] == pytest.approx(other.metrics["grad_norm"], rel=1e-2)
+    # The second update's old log-probs are the sampler's: a cap of 1 does not cut a weight of exactly 1.
+    at_one = list(erltool.train(tiny_config(eval_every=0, steps=2, sampler_correction=1)))
+    assert at_one[1].metrics["sampler_truncated_fraction"] == 0
 
 
 def test_verl_gets_the_correction_too():

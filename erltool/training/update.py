@@ -227,7 +227,7 @@ class Updater:
             described = Described.of(rollouts, self.describe, texts)
             metrics |= described.measure(tokens, covariance)
         if tokens.sampler_weight is not None:
-            cut = tokens.sampler_weight >= self.config.sampler_correction
+            cut = tokens.old_log_probs - rollouts.log_probs > math.log(self.config.sampler_correction)
             metrics["sampler_truncated_fraction"] = masked_mean(cut.float(), tokens.response_mask).item()
         self.check_finite(metrics)
         change = self.make(rollouts, metrics, entropy_change)
