@@ -169,6 +169,8 @@ def test_dropout_repeats_by_seed_and_is_refused_where_it_would_mislead(monkeypat
         tiny_config(lora_dropout=0.1, control=KLCov(0.1))
     with pytest.raises(ErltoolError, match="use micro_batch=0"):
         tiny_config(lora_dropout=0.1, micro_batch=2)
+    with pytest.raises(ErltoolError, match="no adapter whose inputs"):
+        tiny_config(lora_dropout=0.1, lora_rank=0)
 
 
 @pytest.mark.gpu

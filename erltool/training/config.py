@@ -139,6 +139,11 @@ class TrainConfig:
                 "dtype=bf16: with lora_rank=0 the trained weights would be bf16, and rounding loses most of an update "
                 "(at a rate of 1e-5, 93 % of the weights stay as they are); use dtype=auto, or lora_rank above 0"
             )
+        if self.lora_dropout and not self.lora_rank:
+            raise ErltoolError(
+                f"lora_dropout={self.lora_dropout:g}: with lora_rank=0 there is no adapter whose inputs it could drop; "
+                "use lora_dropout=0, or lora_rank above 0"
+            )
         if self.lora_dropout and self.micro_batch:
             raise ErltoolError(
                 f"lora_dropout={self.lora_dropout:g}: the dropped inputs would depend on micro_batch; use micro_batch=0"
