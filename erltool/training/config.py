@@ -64,7 +64,9 @@ class TrainConfig:
     trust_remote_code: bool = _about(False, "let a model run its own code")
     max_grad_norm: float = _about(1.0, "largest norm of the gradient; a larger one is scaled down to it")
     temperature: float = _about(1.0, "temperature of sampling and of every log-probability and entropy")
-    top_p: float = _about(1.0, "sample from the likeliest tokens with this total probability")
+    top_p: float = _about(
+        1.0, "train on samples from the likeliest tokens with this total probability; evaluate on all"
+    )
     sampling_batch: int = _about(0, "responses sampled at a time, 0 for all; changes memory and the random draws")
     sampler: str = _about(
         OWN, "who samples: own, or vllm on the same GPU (extra vllm), whose log-probs are not quite ours"
