@@ -94,6 +94,7 @@ def test_the_maps_are_what_the_recorded_runs_give(monkeypatch):
         assert line in RESULTS
     found = maps.map_of("facts")
     assert (found["x"] == 1).tolist() == [maps.pays("facts", row) for _, row in found.iterrows()]
+    assert [row["kl-cov:none"].low > 0 for _, row in found.iterrows()] == [False] * 8 + [True]
     found = maps.map_of("rarity")
     assert len(found) == 9 and all(maps.pays("rarity", row) for _, row in found.iterrows())
     found = maps.map_of("updates")
