@@ -170,6 +170,12 @@ def test_cw_grpo_by_hand():
     assert w[1] == min(w)  # the rare token of the right response has the most extreme covariance
     equal, _ = on_policy([1.0, 1.0], CovarianceKernel())  # no covariance varies: the advantages stay
     assert equal.loss == on_policy([1.0, 1.0], NoControl())[0].loss
+    for apart in (2.0, 0.6):  # two tokens have one covariance, and it is not 0; it may differ by its rounding
+        pair = torch.tensor([[-0.1], [-0.1 - apart]])
+        two = pair, pair - 0.1, torch.tensor([1.0, -1.0]), torch.ones(2, 1, dtype=torch.bool)
+        torch.testing.assert_close(
+            policy_loss(*two, control=CovarianceKernel()).token_loss, policy_loss(*two).token_loss
+        )
 
 
 def test_negative_reinforcement_by_hand():

@@ -182,7 +182,12 @@ class CovarianceKernel(Control):
         mask = tokens.response_mask
         covariance = token_covariance(tokens.advantages, tokens.log_probs, mask)
         variance = masked_mean((covariance - masked_mean(covariance, mask)).square(), mask)
-        weight = (-covariance.square() / (2 * variance).clamp(min=torch.finfo(covariance.dtype).tiny)).exp()
+        square = covariance.square()
+        # Ratios of weights count, so the largest is 1: else all vanish where every covariance is far from 0.
+        nearest = square.masked_fill(~mask, torch.inf).amin()
+        weight = ((nearest - square) / (2 * variance)).clamp(max=0).exp()
+        varies = variance > torch.finfo(square.dtype).eps * masked_mean(square, mask)
+        weight = torch.where(varies, weight, 1.0)
         return tokens.advantages * weight / masked_mean(weight, mask)
 
 
