@@ -291,6 +291,8 @@ def test_bad_input_is_one_line(words, message, tmp_path, monkeypatch, capsys):
         ("fit run --png fit", "must end in .png"),
         ("fit run --png nowhere/fit.png", "no such folder"),
         ("fit run --png folder.png", "is a folder"),
+        ("microscope run --out folder", "must end in .parquet"),
+        ("microscope run --out nowhere/m.parquet", "no such folder"),
         ("import log --window 0", "0.0 must be above 0"),
         ("import log --out file", "is a file; choose another place"),
         ("export verl run --gpus 0", "0 must be at least 1"),

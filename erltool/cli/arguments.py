@@ -43,6 +43,11 @@ def page(text: str) -> Path:
     return _file(text, ["html", "htm"])
 
 
+def table(text: str) -> Path:
+    """A Parquet file, in a folder that exists."""
+    return _file(text, ["parquet", "pq"])
+
+
 def _file(text: str, endings: list[str]) -> Path:
     file = Path(text)
     if file.suffix[1:].lower() not in endings:

@@ -1,7 +1,7 @@
 """`erltool microscope`."""
 
 from erltool.cli import terminal
-from erltool.cli.arguments import at_least, fraction, place
+from erltool.cli.arguments import at_least, fraction, table
 from erltool.cli.flags import add_trust
 
 
@@ -18,7 +18,7 @@ def run(parser, words) -> int:
         help="examine this control instead of criteria, asked in an iteration's last update; may be repeated",
     )  # fmt: skip
     parser.add_argument("--seed", type=at_least(0), default=0, help="decides prompts and responses (0)")
-    parser.add_argument("--out", type=place, metavar="FILE", help="also write all measurements to this Parquet file")
+    parser.add_argument("--out", type=table, metavar="FILE", help="also write all measurements to this Parquet file")
     add_trust(parser)
     args = parser.parsed(words)
     from erltool.controls.catalog import parse_control
