@@ -99,6 +99,10 @@ def test_quantile_bounds_are_shares_of_the_response_tokens(generator):
     count = int(tokens.response_mask.sum())
     assert selected.sum() == pytest.approx(0.1 * count, abs=2)
     assert covariance[selected].min() > covariance[tokens.response_mask].quantile(0.89)
+    top = (covariance == covariance[tokens.response_mask].max()) & tokens.response_mask
+    assert selected[top].all()
+    lowest = select_tokens(tokens, ClipCov(1.0, 0.0, 0.5, bounds="quantile"), (9, 9))
+    assert covariance[lowest].min() == covariance[tokens.response_mask].min()
 
 
 def test_the_null_control_looks_at_the_sign_of_the_advantage_only(generator):

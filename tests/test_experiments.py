@@ -191,6 +191,10 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(grid_file, tmp_path):
         (("steps = 8", "steps = 7"), "run tiny-none-seed0: steps=7"),
         (("kl-cov:fraction=0.1,coef=2", "kl-cow"), "kl-cow"),
         (("seed = [0, 1]", "seed = [0, 0]"), "two runs are named tiny-none-seed0"),
+        (
+            ("seed = [0, 1]", "seed = { a = { seed = 0, control = 'none' } }"),
+            "vary.control and vary.seed both set control",
+        ),
         (("seed = [0, 1]", "seed = 0"), "vary.seed must be a list or a table"),
         (("kl =", "kl0.1 ="), "put it in quotes"),
         (("kl =", '"k/l" ='), "cannot name a folder"),

@@ -91,8 +91,8 @@ class ClipCov(Control):
     It chooses a `fraction` of the response tokens without replacement, among those that the clip has not already cut.
     The dropped tokens stay in the denominator. An empty band drops nothing. `bounds` is "absolute" (nats, as in the
     paper, whose band assumes advantages divided by their standard deviation) or "quantile" (low and high are fractions
-    of the response tokens, ordered by covariance). `clip_eps` is the clip on both sides (1 in the paper's scripts),
-    None for the run's.
+    of the response tokens, ordered by covariance; 0 includes the lowest and 1 the highest). `clip_eps` is the clip on
+    both sides (1 in the paper's scripts), None for the run's.
     """
 
     name: ClassVar[str] = "clip-cov"
@@ -126,6 +126,8 @@ class ClipCov(Control):
         if self.bounds == "quantile" and mask.any():
             ordered = covariance[mask].sort().values
             low, high = (ordered[int(q * (len(ordered) - 1))] for q in (self.low, self.high))
+            low = low if self.low > 0 else -math.inf
+            high = high if self.high < 1 else math.inf
         band = mask & (covariance > low) & (covariance < high) & ~clipped
         return random_tokens(band, token_budget(self.fraction, int(mask.sum())), generator)
 

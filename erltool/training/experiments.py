@@ -103,9 +103,14 @@ def _grid(file: Path, document: dict, trust_remote_code: bool) -> Grid:
         name = "-".join([file.stem, *(label for label, _ in combination)])
         if name in configs:
             raise ErltoolError(f"two runs are named {name}; give the values of [vary] other names")
-        setting = dict(train)
-        for field_name, (_, value) in zip(named, combination, strict=True):
-            setting |= value if isinstance(value, dict) else {field_name: value}
+        setting, set_by = dict(train), dict[str, str]()
+        for axis, (_, value) in zip(named, combination, strict=True):
+            fields = value if isinstance(value, dict) else {axis: value}
+            if both := sorted(set(fields) & set(set_by)):
+                raise ErltoolError(
+                    f"vary.{set_by[both[0]]} and vary.{axis} both set {shown(both[0])}; let only one set it"
+                )
+            setting, set_by = setting | fields, set_by | dict.fromkeys(fields, axis)
         try:
             configs[name] = _config(setting, trust_remote_code)
         except ErltoolError as e:
