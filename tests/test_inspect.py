@@ -125,6 +125,39 @@ def test_chats_are_their_contents(tmp_path):
     assert table["prompt"][0] == "S\nU" and table["response"][0] == "A" and table["messages"][0] == rows[0]["prompt"]
 
 
+def test_a_message_that_stands_alone_is_its_content(tmp_path):
+    rows = [{"prompt": "a", "response": {"role": "assistant", "content": "A"}, "reward": 1}] * 2
+    assert read_rollouts(plain(tmp_path / "a.jsonl", rows)).table["response"].tolist() == ["A", "A"]
+
+
+def test_marked_encodings_are_read_and_json_over_several_lines_is_said(tmp_path):
+    rows = [GOOD, GOOD | {"reward": 0}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    wanted = read_rollouts(plain(tmp_path / "a.jsonl", rows)).table
+    for name, text in (("a.jsonl", lines), ("a.json", json.dumps(rows))):
+        for encoding in ("utf-8-sig", "utf-16"):
+            (tmp_path / name).write_text(text, encoding=encoding)
+            assert read_rollouts(tmp_path / name).table.equals(wanted)
+    (tmp_path / "a.json").write_text(json.dumps({"samples": rows}, indent=1))
+    with pytest.raises(ErltoolError, match="a.json: no line is a JSON object; write a response a line"):
+        read_rollouts(tmp_path / "a.json")
+
+
+def test_numbers_of_a_response_are_none_of_its_tokens(tmp_path):
+    row = GOOD | {"token_ids": [1, 2], "log_probs": [-0.1, -0.2], "entropy": 0.3, "old_log_probs": {"sum": -3}}
+    file = read_rollouts(plain(tmp_path / "a.jsonl", [row, row]))
+    assert {"entropy", "old_log_probs"}.isdisjoint(file.table)
+    assert [n.split()[0] for n in file.notes] == ["old_log_probs", "entropy"] and "is left out" in file.notes[0]
+
+
+def test_groups_of_unequal_size_are_said(tmp_path):
+    """Two prompts of a step with the same text become one group, which their trainer did not compare."""
+    rows = [GOOD | {"prompt": p, "uid": i // 2} for i, p in enumerate("aabbaa")]
+    path = plain(tmp_path / "a.jsonl", rows)
+    assert "prompts have 2 to 4 responses: a prompt that a step holds twice" in read_rollouts(path).notes[0]
+    assert not read_rollouts(path, {"group": "uid"}).notes and not read_rollouts(path, group_size=2).notes
+
+
 GOOD = {"prompt": "1+1:", "response": "=2", "reward": 1.0}
 
 
@@ -144,6 +177,24 @@ GOOD = {"prompt": "1+1:", "response": "=2", "reward": 1.0}
         ([GOOD | {"token_ids": [1, 2], "log_probs": [-1.0, None]}], "log_probs holds what is no finite number"),
         ([GOOD | {"token_ids": [1, -2]}], "must hold ids"),
         ([GOOD | {"token_ids": [1.5]}], "must hold ids"),
+        ([GOOD, GOOD | {"response": None}], "response 1: has no response, as others have"),
+        ([GOOD, {"prompt": "1+1:", "completion": "=2", "reward": 1}], "response 1: has no response"),
+        ([GOOD | {"group": 1}, GOOD | {"group": None}], "response 1: has no group"),
+        ([GOOD, GOOD | {"step": 3}], "response 0: has no step"),
+        ([GOOD | {"step": "final"}], "its step, final, is no whole number"),
+        ([GOOD | {"step": math.inf}], "its step, inf, is no whole number"),
+        ([GOOD | {"step": 1.5}], "its step, 1.5, is no whole number"),
+        ([GOOD | {"response": [5, 6]}], "response is neither a text nor messages; name a column of text"),
+        ([GOOD | {"response": ["=2", "=3"]}], "response is neither a text nor messages"),
+        ([GOOD | {"prompt": [1, 2]}], "prompt is neither a text nor messages"),
+        ([GOOD | {"response": {"tokens": 2}}], "response is neither a text nor messages"),
+        ([GOOD | {"advantage": math.inf}], "its advantage, advantage, is no finite number"),
+        ([GOOD | {"advantage": "high"}], "its advantage, advantage, is no finite number"),
+        ([GOOD | {"token_ids": [1, 2], "log_probs": [0.1, 2.2]}], "log_probs holds 2.2, and no log-probability is"),
+        ([GOOD | {"token_ids": [1, 2], "entropy": [-0.1, -0.2]}], "entropy goes from -0.2 to -0.1, and none"),
+        ([GOOD | {"token_ids": [1, 2], "entropy": [3.0, 40.0]}], "below 0 or above 14 nats"),
+        ([GOOD | {"token_ids": [1, 2], "mask": ["true", "false"]}], "mask holds what is neither true nor false"),
+        ([GOOD | {"token_ids": [1, 2], "mask": [0, 0]}], "no token is marked as sampled"),
     ],
 )
 def test_wrong_files_are_one_line(rows, message, tmp_path, capsys):

@@ -27,7 +27,7 @@ from erltool.logs import tables as logtables
 from erltool.logs.numbers import NUMBER_WIDTH, decimal_signs, number
 from erltool.logs.rows import SOURCE, STEP, Row, document_of, document_rows, first_row, has_step
 from erltool.logs.tables import CHUNK_ROWS, MAX_COLUMNS, STEP_WORD, Chunks, Keep, csv_kind, has_markdown_table, is_csv
-from erltool.logs.text import CONTROLS, Counts, first_lines, is_wide, lines_of
+from erltool.logs.text import CONTROLS, Counts, compressed, first_lines, is_wide, lines_of
 from erltool.text import shown
 
 LARGE = 64 << 20  # bytes; of a larger file only columns with a role are kept
@@ -71,6 +71,8 @@ def detect(path: Path) -> str:
         return _detect_folder(path)
     with open(path, "rb") as f:
         head = f.read(1 << 16)
+    if how := compressed(head):
+        raise ErltoolError(f"{shown(path)}: compressed ({how}); unpack it, or export a spreadsheet as CSV")
     lines = first_lines(path)
     if not head.strip() or not lines:
         raise ErltoolError(f"{shown(path)}: empty; is the run still starting?")
@@ -254,7 +256,9 @@ def table_of(whole: pd.DataFrame, skipped: Counts) -> Table:
     plain = {name: values for name, values in whole.items() if values.dtype == float}
     tokens = {name: {v for v in values.unique() if isinstance(v, str) and len(v) <= NUMBER_WIDTH}
               for name, values in whole.items() if name not in plain}  # fmt: skip
-    signs = decimal_signs(tokens, any((values[np.isfinite(values)] % 1 != 0).any() for values in plain.values()))
+    floats = [v for name, values in whole.items() if name not in plain for v in values.unique() if isinstance(v, float)]
+    fractions = (pd.Series([*floats], dtype=float), *plain.values())
+    signs = decimal_signs(tokens, any((values[np.isfinite(values)] % 1 != 0).any() for values in fractions))
     numbers, percents, bad = {}, {}, 0
     for name, values in whole.items():
         read = values if name in plain else _read(name, values, signs[name] or ".")

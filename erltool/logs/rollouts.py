@@ -35,12 +35,14 @@ import pandas as pd
 
 from erltool.errors import ErltoolError
 from erltool.files import reading
-from erltool.logs.text import lines_of
+from erltool.logs.text import compressed, encoding_of, lines_of
 from erltool.tables import Table
 from erltool.text import listed, shown
 
 MOST = 20_000  # responses that are kept; a screenful is looked at
 JSON_LIMIT = 256 << 20  # bytes of a JSON document, because it is parsed whole
+ROUNDING = 0.01  # nats above 0 to which rounding may take a log-prob, and below 0 an entropy
+MOST_ENTROPY = 14.0  # nats; the uniform distribution over a million tokens has 13.8
 COLUMNS = ("step", "group", "prompt", "response", "reward", "advantage", "messages", "prompt_ids", "token_ids",
            "log_probs", "old_log_probs", "entropy", "mask")  # fmt: skip
 ROLES = {
@@ -86,8 +88,8 @@ def read_rollouts(
 
     `columns` names the file's column of a role of ROLES. Groups are those of a column for them, else every
     `group_size` adjacent rows, else rows of a step with the same prompt. Raises ErltoolError in one line for a missing,
-    empty or unreadable file, for no prompts, responses or rewards, for rewards that are not finite, and for lists of a
-    response that differ in length.
+    empty or unreadable file, for no prompts, responses or rewards, for numbers that are not finite or impossible, and
+    for lists of a response that differ in length.
     """
     path, columns = Path(path), dict(columns or {})
     if unknown := [role for role in columns if role not in ROLES]:
@@ -110,13 +112,20 @@ def read_rollouts(
     if not rows:
         raise ErltoolError(f"{where}: no responses of step {step}; leave --step out to see which there are")
     kind = _kind(rows[0])
-    took = _columns_of(rows[0], kind, columns, where)
-    made = [_prime(row, i, where) if kind == "prime-rl token export" else _made(row, took, i, where)
+    sample: dict[str, object] = {}  # a value of each column, of the first row that has one
+    for row in rows:
+        sample |= {name: value for name, value in row.items() if sample.get(name) is None}
+    took = _columns_of(sample, kind, columns, where)
+    made = [_prime(row, i, where) if kind == "prime-rl token export" else _made(row, took, i, where, notes)
             for i, row in enumerate(rows)]  # fmt: skip
     _check(made, where)
     if "," in took.get("reward", ""):
         notes.append(f"the reward is the sum of {took['reward']}: their weights are not in the file")
     ordered = _grouped(made, group_size, "group" in took, where)
+    sizes = Counter((row["step"], row["group"]) for row in ordered).values()
+    if "group" not in took and min(sizes) < max(sizes):
+        notes.append(f"prompts have {min(sizes)} to {max(sizes)} responses: a prompt that a step holds twice is one "
+                     "group here, unless --group names their column")  # fmt: skip
     present = [c for c in COLUMNS if any(row.get(c) is not None for row in ordered) or c == "reward"]
     table = Table({c: pd.Series([row.get(c) for row in ordered], dtype=_dtype(c)) for c in present})
     return RolloutFile(kind, table, took, tuple(dict.fromkeys(notes)))
@@ -151,13 +160,16 @@ def _files_of(folder: Path, step: int | None) -> list[Path]:
 def _rows(file: Path, notes: list[str]) -> Iterator[Row]:
     with open(file, "rb") as f:
         head = f.read(4096)
+    if how := compressed(head):
+        raise ErltoolError(f"{shown(file)}: compressed ({how}); unpack it")
+    begin = head.decode(encoding_of(file, Counter()), "ignore").lstrip()[:1]
     if head.startswith(b"PAR1"):
         yield from _parquet(file)
-    elif head.lstrip()[:1] == b"[":
+    elif begin == "[":
         yield from _json(file)
-    elif head.lstrip()[:1] == b"{":
+    elif begin == "{":
         yield from _json_lines(file, notes)
-    elif head.strip():
+    elif begin:
         raise ErltoolError(f"{shown(file)}: neither Parquet nor JSON; give rollouts in one of them")
 
 
@@ -186,7 +198,7 @@ def _json(file: Path) -> Iterator[Row]:
 
 
 def _json_lines(file: Path, notes: list[str]) -> Iterator[Row]:
-    broken = 0
+    good, broken = 0, 0
     with lines_of(file, Counter()) as lines:
         for line in filter(str.strip, lines):
             try:
@@ -194,9 +206,12 @@ def _json_lines(file: Path, notes: list[str]) -> Iterator[Row]:
             except (ValueError, RecursionError):
                 row = None
             if isinstance(row, dict):
+                good += 1
                 yield row
             else:
                 broken += 1  # such as the last line of a file that is being written
+    if broken and not good:
+        raise ErltoolError(f"{shown(file)}: no line is a JSON object; write a response a line, or a list of them")
     if broken:
         notes.append(f"{broken} lines of {shown(file.name)} are no JSON objects and left out")
 
@@ -234,22 +249,40 @@ def _columns_of(row: Row, kind: str, asked: dict[str, str], where: str) -> dict[
     return took
 
 
-def _made(row: Row, took: Mapping[str, str], index: int, where: str) -> dict:
+def _made(row: Row, took: Mapping[str, str], index: int, where: str, notes: list[str]) -> dict:
     """A row in our columns."""
+    at = f"{where}: response {index}"
     made: dict = {role: row.get(name) for role, name in took.items() if role not in ("reward", "prompt", "response")}
+    for role, other in (("prompt", "prompt_ids"), ("response", "token_ids"), ("group", ""), ("step", "")):
+        if role in took and row.get(took[role]) is None and made.get(other) is None:
+            raise ErltoolError(f"{at}: has no {shown(took[role])}, as others have; mend or drop it")
+    for role in ("log_probs", "old_log_probs", "entropy"):
+        if made.get(role) is not None and not isinstance(made[role], list):
+            made[role] = None
+            notes.append(f"{shown(took[role])} is left out: it is no list with a number each token")
     prompt = row.get(took.get("prompt", ""))
-    made |= {"prompt": _text(prompt), "messages": prompt if _is_chat(prompt) else None}
-    made["response"] = _text(row.get(took.get("response", "")))
-    made["step"] = int(_number(made.get("step"), 0))
+    made |= {"prompt": _text_of(prompt, "prompt", took, at), "messages": prompt if _is_chat(prompt) else None}
+    made["response"] = _text_of(row.get(took.get("response", "")), "response", took, at)
+    made["step"] = _step(made.get("step"), at)
     if names := took.get("reward"):
         parts = [_number(row.get(n)) for n in (names.split(", ") if names not in row else [names])]
         known = [part for part in parts if not math.isnan(part)]
         made["reward"] = sum(known) if known else math.nan
         if not math.isfinite(made["reward"]):
-            raise ErltoolError(f"{where}: response {index}: its reward, {shown(names)}, is no finite number; score it")
+            raise ErltoolError(f"{at}: its reward, {shown(names)}, is no finite number; score it")
     if made.get("advantage") is not None and not isinstance(made["advantage"], list):
         made["advantage"] = _number(made["advantage"])
+        if not math.isfinite(made["advantage"]):
+            raise ErltoolError(f"{at}: its advantage, {shown(took['advantage'])}, is no finite number; mend or drop it")
     return made
+
+
+def _step(value: object, at: str) -> int:
+    """A step, 0 where there is none."""
+    step = _number(value, 0)
+    if step % 1 != 0:  # NaN and infinity, too
+        raise ErltoolError(f"{at}: its step, {shown(value)}, is no whole number; mend or drop it")
+    return int(step)
 
 
 def _prime(row: Row, index: int, where: str) -> dict:
@@ -269,7 +302,7 @@ def _prime(row: Row, index: int, where: str) -> dict:
     if all(cut["mask"]):
         del cut["mask"]
     text = {"prompt": "", "response": "", "reward": math.nan, "prompt_ids": prompt_ids}
-    return {"step": int(_number(row.get("step"), 0)), **text, **cut}
+    return {"step": _step(row.get("step"), f"{where}: response {index}"), **text, **cut}
 
 
 def _number(value: object, missing: float = math.nan) -> float:
@@ -291,6 +324,15 @@ def _is_of(row: Row, step: int | None, columns: Mapping[str, str]) -> bool:
     return _number(next((row[n] for n in names if row.get(n) is not None), None), 0) == step
 
 
+def _text_of(value: object, role: str, took: Mapping[str, str], at: str) -> str:
+    """The text of a column. Raises ErltoolError for a list of ids or of several texts, which is none."""
+    members = value if isinstance(value, list) else [value] if isinstance(value, dict) else []
+    if not all(isinstance(m, dict) and ("content" in m or "text" in m) for m in members):
+        raise ErltoolError(f"{at}: {shown(took[role])} is neither a text nor messages; name a column of text with "
+                           f"--{role} COLUMN, one of a response's ids with --token-ids COLUMN")  # fmt: skip
+    return _text(members or value)
+
+
 def _text(value: object) -> str:
     """A text; of a chat, the contents of its messages."""
     if not isinstance(value, list):
@@ -306,11 +348,22 @@ def _check(rows: list[dict], where: str) -> None:
             lengths = ", ".join(f"{len(values)} {name}" for name, values in lists.items())
             raise ErltoolError(f"{where}: response {index}: has {lengths}; each token needs one of each")
         for name, values in lists.items():
+            at = f"{where}: response {index}: {name}"
+            if name == "mask" and not all(v in (0, 1) for v in values):
+                raise ErltoolError(f"{at} holds what is neither true nor false; mend or drop it")
             if name != "mask" and not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-                raise ErltoolError(f"{where}: response {index}: {name} holds what is no finite number; mend or drop it")
+                raise ErltoolError(f"{at} holds what is no finite number; mend or drop it")
+            if name.endswith("log_probs") and max(values, default=0) > ROUNDING:
+                raise ErltoolError(f"{at} holds {max(values):g}, and no log-probability is above 0; are they minus the "
+                                   "log-probs, or probabilities? convert them")  # fmt: skip
+            if name == "entropy" and not -ROUNDING <= min(values, default=0) <= max(values, default=0) <= MOST_ENTROPY:
+                raise ErltoolError(f"{at} goes from {min(values):g} to {max(values):g}, and none of a token's "
+                                   "distribution is below 0 or above 14 nats; convert or drop it")  # fmt: skip
         for name in ("token_ids", "prompt_ids"):
             if any(type(i) is not int or i < 0 for i in row.get(name) or ()):
                 raise ErltoolError(f"{where}: response {index}: {name} must hold ids, whole numbers from 0")
+    if all(row.get("mask") is not None and not any(row["mask"]) for row in rows):
+        raise ErltoolError(f"{where}: no token is marked as sampled; mend or drop the mask")
     if all(not row["response"] and not row.get("token_ids") for row in rows):
         raise ErltoolError(f"{where}: every response is empty; name the column with --response")
 

@@ -10,10 +10,16 @@ from pathlib import Path
 LINE_LIMIT = 16 << 20  # characters; longer lines come in pieces
 CONTROLS = [bytes([c]) for c in range(32) if c not in b"\b\t\n\v\f\r\x1b"]  # a tenth of binary data, rare in text
 MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
+COMPRESSED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz"}
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 
 Counts = Counter
 """What was skipped, by reason."""
+
+
+def compressed(head: bytes) -> str:
+    """The compression of a file by its first bytes, or ""."""
+    return next((name for mark, name in COMPRESSED.items() if head.startswith(mark)), "")
 
 
 def is_wide(head: bytes) -> bool:
