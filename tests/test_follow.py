@@ -120,6 +120,15 @@ def test_a_database_that_grows_is_what_import_reads(tmp_path, name, column, monk
     assert same(chosen, series_of(file, run="base"))
 
 
+def test_thousands_beside_decimal_commas_are_thousands(tmp_path):
+    file = tmp_path / "log.csv"
+    rows = [(f"{100 * t:,}".replace(",", "."), f"0,{900 - t}", f"0,{100 + t}") for t in range(1, 30)]
+    file.write_text("step;entropy;accuracy\n" + "".join(";".join(r) + "\n" for r in rows))
+    follower = Follower(file)
+    follower.look()
+    assert same(follower, series_of(file)) and follower.series["step"].tolist() == [100 * t for t in range(1, 30)]
+
+
 def test_only_what_grew_is_read(tmp_path, monkeypatch):
     file = tmp_path / "log.jsonl"
     file.write_bytes(lines(*map(row, range(1, 3000))))

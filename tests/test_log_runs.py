@@ -280,6 +280,10 @@ def test_mlflows_runs_are_named_by_their_names(tmp_path):
         ("val-core/x/acc/mean@8", [12, 40], "percentage points"),
         ("reward (%)", [12, 40], "percentage points"),
         ("acc_pct", [0.5, 1.5], "percentage points"),
+        ("eval/correct", [3, 17], "as given"),
+        ("eval/solved", [5, 29], "as given"),
+        ("eval/correct", [2.5, 17.5], "percentage points"),
+        ("eval/success_rate", [5, 29], "percentage points"),
         ("val/acc", [12, 140], "as given"),
     ],
 )

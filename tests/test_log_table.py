@@ -96,6 +96,15 @@ EVALUATED = "\n".join(
     for t in STEPS
 ) + "{'train_runtime': 12.5, 'train_loss': 0.01, 'epoch': 1.0}\n"  # fmt: skip
 
+
+def of_datasets(t: int) -> list[dict]:
+    """What TRL logs of evaluations on two datasets, on each fifth step."""
+    rewards = {"gsm8k": R[t], "math": 0.9}
+    return [{f"eval_{name}_loss": 0.0, f"eval_{name}_runtime": 1.5, "eval_reward": reward, "eval_entropy": 0.7,
+             "eval_rewards/f/mean": reward, "epoch": t / N, "step": t}
+            for name, reward in rewards.items() if t % 5 == 0]  # fmt: skip
+
+
 FILES = {
     # --- verl
     "verl.jsonl": (
@@ -154,6 +163,25 @@ FILES = {
     "trl-flat-parts.csv": (
         table("step,format_reward,accuracy_reward,reward,entropy", lambda t: (t, 0.9, 0.1, R2[t], H[t])),
         Wanted("step", "entropy", "reward", **GIVEN, kind="CSV", average="not known"),
+    ),
+    "trl-datasets.json": (  # TRL writes eval_reward for each dataset of evaluation, and its name elsewhere in the row
+        json.dumps({"log_history": [row for t in STEPS for row in (
+            {"step": t, "reward": 0.3, "entropy": H[t], "frac_reward_zero_std": 0.5}, *of_datasets(t))]}),
+        Wanted("step", "entropy", "eval_gsm8k/reward", **FIFTH, kind="TRL trainer_state", average="TRL"),
+    ),
+    "trl-datasets.log": (
+        "\n".join(str({k: v for k, v in row.items() if k != "step"}) for t in STEPS for row in (
+            {"loss": 0.1, "reward": 0.3, "entropy": H[t], "epoch": t / N}, *of_datasets(t))),
+        Wanted("step (counted)", "entropy", "eval_gsm8k/reward", **FIFTH, kind="TRL console"),
+    ),
+    "the-lower-the-better.jsonl": (
+        lines(lambda t: {"step": t, "entropy": H[t], "eval/math_error": 0.9, "eval/gsm8k_wrong": 0.9, "reward": R[t],
+                         "val/acc_error": 0.9, "val/accuracy_gap": 0.9, "target_accuracy": 0.9, "eval/aime_failed": 1}),
+        Wanted("step", "entropy", "reward"),
+    ),
+    "smoothed.jsonl": (
+        lines(lambda t: {"step": t, "entropy": H[t], "eval/accuracy_ema": 0.9, "eval/accuracy": R[t]}),
+        Wanted("step", "entropy", "eval/accuracy"),
     ),
     "trl-strings.log": (CONSOLE, Wanted("step (counted)", "entropy", "reward", kind="TRL console")),
     "trl-evaluated.log": (EVALUATED, Wanted("step (counted)", "entropy", "eval_reward", **FIFTH, kind="TRL console")),
@@ -449,6 +477,11 @@ REFUSED = {
         lines(lambda t: {"step": t, "relative_entropy": H[t], "entropy_drop": 0.1, "accuracy": R[t]}),
         "no column found for entropy",
     ),
+    "bits.jsonl": (
+        lines(lambda t: {"step": t, "token_entropy_bits": H[t], "entropy_log2": H[t], "entropy_base2": H[t],
+                         "entropy (bit)": H[t], "accuracy": R[t]}),
+        "no column found for entropy",
+    ),
     "tokens.jsonl": (
         lines(lambda t: {"step": t, "entropy": H[t], "mean_token_accuracy": 0.9, "token_acc": R[t], "reward_std": 0.1}),
         "no column found for performance",
@@ -505,6 +538,33 @@ def check(log, wanted: Wanted, tolerance=1e-9):
 def test_each_tools_names_give_the_right_columns_unit_and_numbers(tmp_path, name):
     text, wanted = FILES[name]
     check(read_log(written(tmp_path, name, text)), wanted, 1e-6)
+
+
+def test_a_choice_among_equals_is_said(tmp_path):
+    """Several evaluations, several entropies, several values at a step: none is more likely than another."""
+    rows = lines(
+        lambda t: (
+            {"step": t, "actor/entropy": H[t]}
+            | every(
+                5,
+                t,
+                {
+                    "val-core/gsm8k/acc/mean@1": R[t],
+                    "val-core/aime/acc/mean@32": 0.3,
+                    "val-core/aime/acc/best@32/mean": 0.4,
+                },
+            )
+        )
+    )
+    notes = read_log(written(tmp_path, "two.jsonl", rows)).notes
+    assert "performance: val-core/gsm8k/acc/mean@1 is the first of 2 that fit as well" in notes
+    rows = lines(lambda t: {"step": t, "rollout/entropy": 2.0, "train/entropy": H[t], "accuracy": R[t]})
+    notes = read_log(written(tmp_path, "two.jsonl", rows)).notes
+    assert notes == ("entropy: rollout/entropy is the first of 2 that fit as well",)
+    rows = "".join(lines(lambda t: {"step": t, "entropy": H[t], "eval/reward": R[t]}, [t])
+                   + lines(lambda t: {"step": t, "eval/reward": 0.9}, [t]) for t in STEPS)  # fmt: skip
+    notes = read_log(written(tmp_path, "two.jsonl", rows)).notes
+    assert notes == (f"performance: {N} steps have several values of it, of which the last counts",)
 
 
 @pytest.mark.parametrize("name", OF_CASES)

@@ -13,7 +13,8 @@ def unit_of(performance, unit: str | None = None, name: str = "performance") -> 
     """The unit of performances, one of UNITS: the one stated, else inferred from their name and values in order.
 
     Values in [0, 1] are fractions. Values up to 100 are percentage points if their name says percent, or accuracy and
-    they exceed 2, or nothing and they exceed 10. Everything else is "as given"; a reward or a score is no percentage.
+    they exceed 2, or nothing and they exceed 10. Everything else is "as given"; a reward, a score or a count of what is
+    solved is no percentage.
     Values that are not finite do not count. Raises ErltoolError for an unknown unit, fractions outside [0, 1], a
     percentage that never exceeds 1, or neighbours that jump about hundredfold across 1 (mixed units).
     """
@@ -37,6 +38,9 @@ def unit_of(performance, unit: str | None = None, name: str = "performance") -> 
     accuracy = not reward and re.search(r"acc(?![a-z])|accura|correct|pass|solve|success|match|(mean|avg)@", name, re.I)
     if high > (20 if reward else 1 if percent or accuracy else 2):
         _refuse_mixed(values, name)
+    if not percent and re.search(r"correct|solved|success", name, re.I) and (values % 1 == 0).all():
+        if not re.search(r"acc(?![a-z])|accura|rate|@", name, re.I):
+            return "as given"
     if percent or (accuracy and high > 2) or (not reward and high > 10):
         return "percentage points"
     return "as given"

@@ -13,7 +13,7 @@ import pandas as pd
 
 from erltool.errors import ErltoolError
 from erltool.logs.formats import Table
-from erltool.logs.metrics import MAIN, candidates, is_certain, is_loss, plain, split_run, tool_of
+from erltool.logs.metrics import MAIN, candidates, is_certain, is_loss, plain, rank, split_run, tool_of
 from erltool.logs.rows import COUNTED
 from erltool.text import listed, shown
 
@@ -62,6 +62,9 @@ def choose_columns(
     for role, names in fitting.items():
         if role not in (*columns, "step") and names:
             columns[role] = names[0]
+    for role in ("entropy", "performance"):
+        if role in columns and role not in asked:
+            notes += _alike(role, columns[role], fitting[role], kind)
     if "performance" in need:
         _require("performance", columns, numbers, path)
     if "step" not in asked:
@@ -95,6 +98,13 @@ def _entropy(numbers: pd.DataFrame, fitting: list[str], kind: str, path: Path) -
     if not is_certain(metric):
         notes.append(f"entropy: guessed; {shown(metric, 40)} may be the entropy of something else")
     return name, notes
+
+
+def _alike(role: str, name: str, fitting: list[str], kind: str) -> list[str]:
+    """What is said where other columns fit a role as well as the chosen one, such as several evaluations."""
+    ranks = [rank(role, split_run(other, kind)[1]) for other in fitting]
+    others = ranks.count(rank(role, split_run(name, kind)[1])) - 1
+    return [f"{role}: {shown(name, 40)} is the first of {others + 1} that fit as well"] if others > 0 else []
 
 
 def _is_below_zero(entropy: pd.Series) -> bool:

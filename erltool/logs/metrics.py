@@ -69,7 +69,7 @@ def rank(role: str, metric: str) -> int | None:
     """How well a metric's name fits a role, 0 the best; None where it does not."""
     name = plain(metric)
     if role == "entropy":
-        return None if "bits" in words(metric.lower()) else _entropy_rank(name)
+        return None if BITS & set(words(metric.lower())) else _entropy_rank(name)
     if role == "performance":
         return _performance_rank(name)
     return next((i for i, pattern in enumerate(ROLES[role]) if re.search(pattern, name)), None)
@@ -116,6 +116,7 @@ OTHER_ENTROPIES = frozenset(
     "floor ceiling limit cap goal desired relative ce gap drop slope speed percentile error collapse log exp "
     "normalized normalised sum total".split()
 )
+BITS = {"bits", "bit", "log2", "base2"}
 NOT_ABOVE_PATH = OTHER_ENTROPIES - {"data", "group", "value"}  # a chart's folder may have these names
 # The third has a role of its own; the last is TRL's PPO's sum over a response, which logs the mean beside it.
 KNOWN_ENTROPIES = {"policy_entropy": 0, "actor/entropy": 1, "response_entropy": 8, "objective/entropy": 9}
@@ -155,7 +156,10 @@ def is_certain(entropy: str) -> bool:
 NO_PERFORMANCE = re.compile(
     r"(std|stderr|var|min|max|median|worst|lengths?|len|times?|timing|clip(ped)?|frac|num|entropy|loss|kl|logps?|"
     r"margins?|chosen|rejected|coeff?|weight|threshold|tokens?|count|penalty|baseline|advantages?|returns?|lr|ratio|"
-    r"steps?|epoch|percentage|top1|proj|values?)(@\d+)?"
+    r"steps?|epoch|percentage|top1|proj|values?|"
+    # the better the lower, or of two numbers
+    r"err|errors?|wrong|incorrect|invalid|unsolved|fail|failed|failures?|gap|delta|diff|difference|change|target|goal)"
+    r"(@\d+)?"
 )
 VERL_VALIDATION = re.compile(r"val-(core|aux)/.*?/?([^/]+/(?:[a-z]+@\d+)(?:/[a-z]+)?)$")
 SEVERAL = re.compile(r"(?:pass|best|maj|majority|cons|bon|best_of)[@^_]?k?(\d+)")
@@ -172,8 +176,9 @@ TERM = re.compile(
     rf"|^rewards?_(?!{TOTAL}$)[a-z0-9_]+$"
 )
 FORM = re.compile(r"format|length|tag|repetition|language|xml|style|penalty|overlong|strict|soft")
-# Of an answer's form, a reward model, several responses, or the best so far.
-OTHER_ACCURACIES = {"format", "formatting", "xml", "tag", "rm", "best", "maj", "majority", "oracle", "topk"}
+# Of an answer's form, a reward model, several responses, the best so far, or smoothed.
+OTHER_ACCURACIES = {"format", "formatting", "xml", "tag", "rm", "best", "maj", "majority", "oracle", "topk", "ema",
+                    "smoothed"}  # fmt: skip
 BENCHMARK = re.compile(
     r"(aime|amc|math|gsm|minerva|olympiad|gpqa|mmlu|livecode|lcb|humaneval|mbpp|countdown|arc|bbh|hmmt)[^/]*"
 )

@@ -33,6 +33,7 @@ PRINTED = re.compile(r"\{('[^{}]*)\}")
 PRINTED_ITEM = re.compile(r"'([^'{}]+)': (?:np\.\w+\()?['\"]?([^,'\"()]{1,40})")
 SKYRL = re.compile(r"Step (\d+): ?$")
 SKYRL_ITEM = re.compile(rf"[{{ ]'([^'{{}}]{{1,400}})': '?({NUMBER})'?[,}}]$", re.I)
+DATASET = re.compile(r"(eval[_/])(.+)_runtime")
 TRAINER_KEYS = {"loss", "epoch", "reward", "train_loss", "eval_loss", "eval_reward"}
 
 Row = dict[str, float | str]
@@ -101,7 +102,7 @@ class PrintedRows:
 
     def __call__(self, lines: Iterable[str], skipped: Counts) -> Iterator[Row]:
         for line in lines:
-            for row in _printed(ESCAPES.sub("", line)):
+            for row in map(of_dataset, _printed(ESCAPES.sub("", line))):
                 if "train_runtime" in row:  # the summary at the end of a run
                     continue
                 if not any(re.search(r"(^|/|_)steps?($|/)", name) for name in row):
@@ -242,7 +243,20 @@ def flat(row: dict) -> Row:
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 with contextlib.suppress(OverflowError):
                     flat_row.setdefault(prefix + name, float(value))
-    return flat_row
+    return of_dataset(flat_row)
+
+
+def of_dataset(row: Row) -> Row:
+    """A row of metrics; of an evaluation on one of several datasets with the dataset's name in each.
+
+    TRL writes eval_NAME_runtime there, but eval_reward for every dataset.
+    """
+    marks = [m for name in row if name.endswith("_runtime") and (m := DATASET.fullmatch(name))]
+    if len(marks) != 1:
+        return row
+    begin, dataset = marks[0].groups()
+    alone = {name for name in row if name.startswith(begin) and not name.startswith(f"{begin}{dataset}_")}
+    return {f"{begin}{dataset}/{name[5:]}" if name in alone else name: value for name, value in row.items()}
 
 
 def joined(entries: Iterable[tuple[float, str, float | str]], source: Row | None = None) -> Iterator[Row]:

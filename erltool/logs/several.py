@@ -12,7 +12,7 @@ Where most steps still have several entropies, nothing tells the runs apart, and
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +121,13 @@ def run_by_steps(taken: Taken, columns: Mapping[str, str], run: str | None, path
         one, name, names = _pick(runs, table.texts, run, path)
     at = one.positions
     _refuse_mixed(step[at][measured[at]], entropy[at][measured[at]], path)
-    return Taken(table.rows(at), name, names, one.again)
+    kept = table.rows(at)
+    if (performance := columns.get("performance")) in kept.numbers and performance not in kept.percents:
+        several = kept.numbers.groupby(columns["step"])[performance].nunique()
+        if (count := int((several > 1).sum())) > LATER * (several > 0).sum():
+            said = f"performance: {count:,} steps have several values of it, of which the last counts"
+            kept = replace(kept, notes=(*kept.notes, said))
+    return Taken(kept, name, names, one.again)
 
 
 def _separating_text(texts: pd.DataFrame, step: np.ndarray, measured: np.ndarray) -> pd.Series | None:

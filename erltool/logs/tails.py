@@ -17,6 +17,7 @@ from erltool.logs.rows import PARSERS, SOURCE, STEP, Parser, Row
 from erltool.logs.tables import NO_METRIC, STEP_WORD, separator_of
 from erltool.logs.text import LINE_LIMIT, Counts, is_wide
 
+THOUSAND = re.compile(r"[-+]?[1-9]\d{0,2}\.\d{3}")
 RENEWED: Row = {}  # compared by identity
 PIECE = 1 << 20  # bytes read at once
 HEAD = 4096  # bytes by which a file that was written anew is told from another one
@@ -74,8 +75,9 @@ class CsvRows:
 
 
 def _cell(text: str) -> float | str:
+    """A number, or a text that may be another one beside decimal commas, as 1.234, or none, as 1_000."""
     try:
-        return float(text)
+        return text if "_" in text or THOUSAND.fullmatch(text) else float(text)
     except ValueError:
         return text
 
