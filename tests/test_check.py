@@ -250,6 +250,24 @@ python3 -m verl.trainer.main_ppo "${DATA[@]}" \
     actor_rollout_ref.rollout.n=8 actor_rollout_ref.rollout.top_p=$TOP_P $MORE \
     data.max_response_length=$LENGTH $@
 """
+LATER = """
+from trl import GRPOConfig
+args = GRPOConfig(learning_rate=1e-4, num_generations=1)
+args.learning_rate = 1e-6
+args.num_generations = 8
+"""
+# What one line sets only in some runs is not known; a semicolon is no part of a value.
+LINES = r"""
+N=8
+CLIP=0.28;
+LOSS=$1
+if [ "$SMALL" = 1 ]; then N=1; fi
+[ -n "$RATE" ] && RATE_OF=1 && BATCH=256
+python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo data.train_batch_size=64 \
+    actor_rollout_ref.actor.ppo_mini_batch_size=64 actor_rollout_ref.rollout.n=$N \
+    actor_rollout_ref.actor.policy_loss.loss_mode=$LOSS actor_rollout_ref.actor.policy_loss.kl_cov_ratio=0.002 \
+    actor_rollout_ref.actor.clip_ratio_high=$CLIP
+"""
 YAML = """
 algorithm: {adv_estimator: grpo}
 data: {train_batch_size: 64}
@@ -275,6 +293,13 @@ actor_rollout_ref:
         ("grpo.yaml", "num_generations: 8\nlearning_rate: 1e-6\nepsilon_high: 0.28\n", ("silent-clip-higher",)),
         ("grpo.json", '{"num_generations": 8, "num_iterations": 2, "epsilon_high": 0.28}', ()),
         ("wandb.yaml", "_wandb: {value: {}}\nnum_generations: {value: 1}\n", ("group-of-one",)),
+        ("later.py", LATER, ()),
+        ("loop.py", "from trl import GRPOConfig\nlr = 1e-4\nfor lr in [1e-6]:\n    GRPOConfig(learning_rate=lr)\n", ()),
+        ("def.py", "lr = 1e-4\ndef main(lr):\n    return GRPOConfig(learning_rate=lr, num_generations=1)\n",
+         ("group-of-one",)),
+        ("lines.sh", LINES, ("silent-clip-higher",)),
+        ("first.sh", LINES.replace("CLIP=0.28;", "CLIP=$2"), ()),
+        ("quoted.sh", f"srun bash -c '{' '.join(VERL)} {R}n=1'\n", ("group-of-one",)),
         ("rl.toml", "[orchestrator]\ngroup_size = 16\n[orchestrator.train.sampling.extra_body]\ntop_k = 40\n"
                     "[[orchestrator.train.source]]\nname = 'a'\n[trainer.model.lora]\n",
          ("truncated-sampling", "slow-lora")),
@@ -325,6 +350,21 @@ def test_a_command_may_hold_files_flags_and_variables(tmp_path, monkeypatch):
     Path("grpo.yaml").write_text("epsilon_high: 0.28\n")
     assert rules_of(["trl grpo --config grpo.yaml"]) == ("silent-clip-higher",)
     assert rules_of(["NCCL_DEBUG=INFO " + " ".join([*VERL, R + "n=1"])])[0] == "group-of-one"
+    Path("more.toml").write_text("[orchestrator]\ngroup_size = 16\n")
+    assert rules_of(["uv", "run", "rl", "@", "rl.toml", "@", "more.toml"]) == ()  # the later one counts
+    assert rules_of(["uv", "run", "rl", "@", "more.toml", "@", "rl.toml"]) == ("group-of-one",)
+    Path("train.py").write_text("from trl import GRPOConfig\nGRPOConfig(num_generations=1)\n")
+    assert rules_of(["accelerate launch --multi_gpu train.py"]) == ("group-of-one",)
+    assert rules_of([*VERL, P[:-1] + "={loss_mode:kl_cov,kl_cov_ratio:0.2}"])[0] == "percent-for-fraction"
+
+
+@pytest.mark.parametrize("words", [["--config-name=mine"], ["--config-path", "/conf"], ["-cn", "mine"]])
+def test_what_hydra_takes_from_elsewhere_has_no_default(words, capsys):
+    """verl's default of one response a prompt does not hold where another file may set it."""
+    command = ["python", "-m", "verl.trainer.main_ppo", *words, "algorithm.adv_estimator=grpo"]
+    assert cli.main(["check", "--", *command]) == 0
+    assert "that only a run would tell were not" in capsys.readouterr().out
+    assert rules_of([*command[:3], "--config-name=ppo_trainer", command[-1]]) == ("group-of-one",)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +384,14 @@ def test_a_command_may_hold_files_flags_and_variables(tmp_path, monkeypatch):
         ("a.py", "(" * 5_000, "no Python that can be parsed"),
         ("a.sh", "echo hello\n", "no command with settings"),
         ("a.sh", "", "no command with settings"),
+        ("a.sh", "trl grpo --config nowhere.yaml\n", "nowhere.yaml: no such file"),
+        ("a.sh", "uv run rl @ nowhere.toml --x 1\n", "nowhere.toml: no such file"),
+        ("a.py", "from trl import SFTConfig\nSFTConfig(learning_rate=2e-4)\n", "settings of no framework"),
+        ("a.sh", "trl sft --use_peft --model_name_or_path m\n", "settings of another trainer than GRPO's"),
+        ("a.sh", "torchrun -m verl.trainer.fsdp_sft_trainer optim.lr=1e-4\n", "settings of another trainer"),
+        ("a.sh", "swift rlhf --rlhf_type grpo --num_generations 8 --top_p 0.9\n", "settings of ms-swift, which"),
+        ("a.yaml", "stage: ppo\nfinetuning_type: lora\nnum_generations: 8\n", "settings of LLaMA-Factory, which"),
+        ("a.yaml", "per_device_train_batch_size: 8\nlearning_rate: 1.0e-4\n", "settings of no framework"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_one_line(name, text, message, tmp_path, monkeypatch, capsys):

@@ -37,5 +37,7 @@ def run(parser, words) -> int:
         for finding in findings:
             print(terminal.filled(finding.line(), 8))
         if not findings:
-            print(f"nothing found in {settings.framework} settings, of {len(settings.keys)} that were looked at")
+            known = len(settings.keys) - len(settings.unknown)
+            rest = f", and {len(settings.unknown)} that only a run would tell were not" if settings.unknown else ""
+            print(f"nothing found in {settings.framework} settings, of {known} that were looked at{rest}")
     return max((STATUS[f.severity] for f in findings), default=0)

@@ -26,16 +26,17 @@ class _Keys:
         self.keys: dict[str, str] = {}
         self.values: dict[str, object] = {}
         self.chosen: set[str] = set()
+        self.unknown: set[str] = set()
 
     def value(self, field: str, default: object, *names: str) -> object:
         """The value of the first of these keys that is set; None where it is not known."""
         name = next((n for n in names if n in self.raw.values), None)
         self.keys[field] = name or names[0]
-        if name is None:
-            return default if self.raw.complete else None
-        value = self.raw.values[name]
+        value = self.raw.values[name] if name else default if self.raw.complete else UNKNOWN
+        if value is UNKNOWN:
+            self.unknown.add(field)
         # A file may be a dump of all settings, so there a default is no choice.
-        if self.raw.typed or not _same(value, default):
+        if name and (self.raw.typed or not _same(value, default)):
             self.chosen.add(field)
         return None if value is UNKNOWN else value
 
@@ -53,8 +54,9 @@ class _Keys:
         return {"true": True, "false": False}.get(str(value).lower())
 
     def made(self, **fields) -> Settings:
-        chosen = frozenset(self.chosen)
-        return Settings(self.raw.framework, chosen=chosen, keys=self.keys, values=self.values, **fields)
+        chosen, unknown = frozenset(self.chosen), frozenset(self.unknown)
+        known = {"keys": self.keys, "values": self.values, **fields}
+        return Settings(self.raw.framework, chosen=chosen, unknown=unknown, **known)
 
 
 def _number(value: object) -> float | None:

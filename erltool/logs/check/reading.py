@@ -16,11 +16,12 @@ import yaml
 
 from erltool.errors import ErltoolError
 from erltool.files import reading
-from erltool.logs.check.scripts import UNKNOWN, grpo_call, shell_command
+from erltool.logs.check.scripts import UNKNOWN, grpo_call, shell_command, shell_words
 from erltool.text import shown
 
 LARGEST = 4 << 20  # bytes of a file of settings
 MOST_KEYS, DEEPEST = 20_000, 30  # a few lines of YAML can stand for billions of keys
+SETTINGS = (".toml", ".yaml", ".yml", ".json")
 OVERRIDE = re.compile(r"[+~]*([A-Za-z_][\w./@-]*)=(.*)", re.S)
 ENVIRONMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
 INTERPOLATED = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,([^{}]*))?\}")
@@ -31,8 +32,17 @@ KNOWN_BY = {
     "SkyRL": (r"trainer\.algorithm\.|generator\.(sampling_params|n_samples_per_prompt)", r"skyrl"),
     "prime-rl": (r"orchestrator\.|trainer\.(optim|loss|model)\.|algo\.type", r"prime[-_]rl|^rl$"),
     "erltool": (r"control$|control\.name|prompts_per_iteration|updates_per_iteration", r"\berltool\b"),
-    "TRL": (r"num_generations|per_device_train_batch_size|max_completion_length|scale_rewards", r"\btrl\b|grpo"),
+    "TRL": (r"num_generations|num_iterations|epsilon_high|max_completion_length|scale_rewards|reward_(funcs|weights)",
+            r"\btrl\b|grpo"),
+}  # fmt: skip
+# The same of trainers with keys of these names and other defaults or meanings.
+OTHERS = {
+    "ms-swift": (r"rlhf_type$|(train|tuner)_type$", r"(^|/)swift$|\bswift[./]"),
+    "LLaMA-Factory": (r"finetuning_type$", r"llamafactory"),
+    "OpenRLHF": (r"actor_learning_rate$|micro_rollout_batch_size$", r"openrlhf"),
+    "another trainer than GRPO's": (r"(?!)", r"(^|[/._])(sft|dpo|kto|orpo|rloo|gkd)(_trainer)?(\.py)?$"),
 }
+HYDRAS = {"-cn": "--config_name", "-cp": "--config_path", "-cd": "--config_dir"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,12 @@ def read_settings(words: Sequence[str], framework: str | None = None) -> Raw:
         found, what = _of_file(_file_in(Path(only))), only
     else:
         found, what = _of_command(_split(only) if only else list(words)), "the command"
-    chosen = framework or _recognised(found)
+    chosen = framework or _recognised(found, KNOWN_BY)
+    if framework is None and (other := _recognised(found, OTHERS)):
+        raise ErltoolError(
+            f"check: {shown(what)}: settings of {other}, which check does not know; --framework takes them for one of "
+            f"{', '.join(FRAMEWORKS)}"
+        )
     if chosen is None:
         raise ErltoolError(
             f"check: {shown(what)}: settings of no framework that is known; name it with --framework, one of "
@@ -112,7 +127,7 @@ def _of_file(path: Path) -> _Found:
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
     if path.suffix == ".py":
         values, complete, peft = grpo_call(text, path)
-        return _Found(values, ["trl"], True, complete, peft)
+        return _Found(values, ["trl"] if "GRPOConfig" in text else [], True, complete, peft)
     document = _document(path, text)
     if document is None:
         return _of_command(shell_command(text, path))
@@ -157,32 +172,64 @@ def _flat(document: Mapping, path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _of_command(words: list[str]) -> _Found:
-    """The overrides (key=value), flags (--key value) and files (`@ file`, --config file, a script) of a command."""
+    """The overrides (key=value), flags (--key value) and files (`@ file`, --config file, a script) of a command.
+
+    Of two files the later one counts, and what stands in the command itself counts before files.
+    """
     found, rest = _Found(), list(words)
+    of_files: dict[str, object] = {}
     while rest and ENVIRONMENT.match(rest[0]):
         rest.pop(0)
     while rest:
         word = rest.pop(0)
-        if UNKNOWN in word.partition("=")[0]:  # it may stand for any settings
+        word = HYDRAS.get(word, word)
+        if word in ("-c", "-lc") and rest and found.words and re.search(r"(^|[/a-z])sh$", found.words[-1]):
+            rest[:1] = shell_words(rest[0])
+        elif UNKNOWN in word.partition("=")[0]:  # it may stand for any settings
             found.complete = False
         elif word.startswith("--"):
             key, equals, value = word[2:].partition("=")
             if not equals and rest and not rest[0].startswith("--") and rest[0] != "@":
-                value, equals = rest.pop(0), "="
+                # The first script is a word of its own, behind a switch of its launcher.
+                if not rest[0].endswith(".py") or any(w.endswith(".py") for w in found.words):
+                    value, equals = rest.pop(0), "="
             name = key.replace("-", "_")
-            if name == "config" and _is_file(value):
-                found.values = _of_file(Path(value)).values | found.values
-            found.values[name] = _value(value) if equals else True
+            if name == "config" and (UNKNOWN in value or Path(value).suffix in SETTINGS):
+                of_files |= _of_named(value, found)
+            found.values |= _override(name, value) if equals else {name: True}
         elif override := OVERRIDE.fullmatch(word):
-            found.values[override[1].replace("-", "_")] = _value(override[2])
+            found.values |= _override(override[1].replace("-", "_"), override[2])
         else:
             path = word[1:] or (rest.pop(0) if rest else "") if word.startswith("@") else word
-            if path.endswith((".toml", ".yaml", ".py")) and _is_file(path):
-                inside = _of_file(Path(path))
-                found.values, found.peft = inside.values | found.values, inside.peft
-                found.complete &= inside.complete
+            if word.startswith("@") or (path.endswith((".toml", ".yaml", ".py")) and _is_file(path)):
+                of_files |= _of_named(path, found)
             found.words.append(word)
+    named = {key: found.values.get(key) for key in ("config_name", "config_path", "config_dir")}
+    if any(value not in (None, "ppo_trainer") for value in named.values()):
+        found.complete = False  # Hydra finds their files in places that only a run knows
+    found.values = of_files | found.values
     return found
+
+
+def _of_named(path: str, found: _Found) -> Mapping[str, object]:
+    """The settings of a file that a command names. Raises ErltoolError where it is not there."""
+    if UNKNOWN in path:
+        found.complete = False
+        return {}
+    if not _is_file(path):
+        raise ErltoolError(f"check: {shown(path)}: no such file, which the command reads; check it where the file is")
+    inside = _of_file(Path(path))
+    found.words += inside.words
+    found.peft = found.peft if inside.peft is None else inside.peft
+    found.complete &= inside.complete
+    return inside.values
+
+
+def _override(key: str, text: str) -> dict[str, object]:
+    """A setting of a command, or several in braces, with Hydra's colons or YAML's."""
+    braced = text.strip().startswith("{") and UNKNOWN not in text
+    value = _value(re.sub(r"(?<=\w):(?=[^\s/])", ": ", text) if braced else text)
+    return dict(_flat({key: value}, Path("the command"))) if isinstance(value, dict) and value else {key: value}
 
 
 def _value(text: str) -> object:
@@ -195,12 +242,11 @@ def _value(text: str) -> object:
         return text
 
 
-def _recognised(found: _Found) -> str | None:
-    keys = list(found.values)
-    for name, (key, _) in KNOWN_BY.items():
-        if any(re.match(key, k) for k in keys):
+def _recognised(found: _Found, marks: Mapping[str, tuple[str, str]]) -> str | None:
+    for name, (key, _) in marks.items():
+        if any(re.match(key, k) for k in found.values):
             return name
-    return next((n for n, (_, word) in KNOWN_BY.items() if any(re.search(word, w) for w in found.words)), None)
+    return next((n for n, (_, word) in marks.items() if any(re.search(word, w) for w in found.words)), None)
 
 
 def _resolved(values: Mapping[str, object]) -> dict[str, object]:

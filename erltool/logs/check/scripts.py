@@ -5,6 +5,7 @@ import itertools
 import operator
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.S)
 ARRAY = re.compile(r"[ \t]*([A-Za-z_]\w*)(\+?)=\((.*)", re.S)
 ARITHMETIC = re.compile(r"\$\(\(([^()]*(?:\([^()]*\)[^()]*)*)\)\)")
 VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)(?::?-([^{}]*))?\}|\$([A-Za-z_]\w*)")
+SUBSTITUTION = re.compile(r"\$\(.*?\)|`.*?`|\$\{[^{}]*\}(?!\w)|\$[0-9*#?]")
+PARTS = re.compile(r"&&|\|\||;|\b(?:then|else|do)\b")
 OPERATORS: dict[type, Callable] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.floordiv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
@@ -38,16 +41,20 @@ def shell_command(text: str, path: Path) -> list[str]:
     for statement in _statements(text):
         inside = max(0, inside + _opened(statement))
         if match := ARRAY.match(statement):
-            members = [_expanded(w, variables) for w in _words(match[3].rstrip().removesuffix(")"))]
+            members = [_expanded(w, variables) for w in shell_words(match[3].rstrip().removesuffix(")"))]
             added = [w.partition("=")[0] + f"={UNKNOWN}" for w in members] if inside else members
             arrays[match[1]] = [*(arrays.get(match[1], []) if match[2] or inside else []), *added]
             continue
-        words = _words(statement)
+        words = shell_words(statement)
         bare = words[1:] if words[:1] in (["export"], ["local"], ["readonly"]) else words
         if len(bare) == 1 and (match := ASSIGNED.fullmatch(bare[0])):
             value = _expanded(match[2], variables)
             variables[match[1]] = UNKNOWN if inside and variables.get(match[1]) != value else value
             continue
+        parts = PARTS.split(statement)
+        for part in parts if len(parts) > 1 else ():  # other commands of the line may decide about it
+            if match := ASSIGNED.fullmatch(part.strip().removeprefix("export ")):
+                variables[match[1]] = UNKNOWN
         command = [w for word in words for w in arrays.get(_array_name(word), _split_variable(word, variables))]
         if _settings(command) > _settings(best):
             best = command
@@ -64,7 +71,7 @@ def _statements(text: str) -> Iterator[str]:
             rest = itertools.takewhile(lambda later: later.strip() != ")", lines)
             line = "\n".join([line, *rest, ")"])
         if line.strip():
-            yield line
+            yield line.rstrip().rstrip(";")
 
 
 def _opened(statement: str) -> int:
@@ -74,7 +81,8 @@ def _opened(statement: str) -> int:
     return (first in ("if", "for", "while", "until", "case")) - closed
 
 
-def _words(text: str) -> list[str]:
+def shell_words(text: str) -> list[str]:
+    """The words of a line as a shell splits it, or else at spaces."""
     try:
         return shlex.split(text, comments=True)
     except ValueError:  # quotes that are closed on another line
@@ -84,7 +92,7 @@ def _words(text: str) -> list[str]:
 def _split_variable(word: str, variables: Mapping[str, str]) -> list[str]:
     """The word with its variables; the words of a variable that stands alone."""
     value = _expanded(word, variables)
-    return _words(value) if VARIABLE.fullmatch(word) else [value]
+    return shell_words(value) if VARIABLE.fullmatch(word) else [value]
 
 
 def _array_name(word: str) -> str:
@@ -107,7 +115,7 @@ def _expanded(word: str, variables: Mapping[str, str]) -> str:
         if word == before or len(word) > LONGEST:
             break
     word = ARITHMETIC.sub(lambda match: _arithmetic(match[1]), word)
-    return UNKNOWN if len(word) > LONGEST else re.sub(r"\$\(.*?\)|`.*?`|\$\{[^{}]*\}(?!\w)", _unknown, word)
+    return UNKNOWN if len(word) > LONGEST else SUBSTITUTION.sub(_unknown, word)
 
 
 def _unknown(match: re.Match) -> str:
@@ -154,21 +162,30 @@ def grpo_call(text: str, path: Path) -> tuple[dict[str, object], bool, bool]:
     complete = bool(configs)
     for config in configs[:1]:
         values, complete = _arguments(config, names)
+        values |= dict.fromkeys(_set_later(tree), UNKNOWN)
     if lora is not None:
         inside = _arguments(lora, names)[0]
         values |= {"use_peft": True, "lora_r": inside.get("r", 8), "lora_dropout": inside.get("lora_dropout", 0.0)}
     return values, complete, lora is not None
 
 
+def _set_later(tree: ast.Module) -> set[str]:
+    """Attributes that a script sets, as in args.learning_rate = 1e-5."""
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store))
+    return {node.attr for node in nodes}
+
+
 def _literals(tree: ast.Module) -> dict[str, object]:
-    """Names that are assigned once, each a literal."""
+    """Names that are bound once, each to a literal."""
+    nodes = list(ast.walk(tree))
+    bound = Counter(n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    bound.update(n.arg for n in nodes if isinstance(n, ast.arg))
     values: dict[str, object] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+    for node in nodes:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for name in (t.id for t in targets if isinstance(t, ast.Name)):
-                once = name not in values and node.value is not None and not isinstance(node, ast.AugAssign)
-                values[name] = _literal(node.value, {}) if once and node.value is not None else UNKNOWN
+                values[name] = _literal(node.value, {}) if bound[name] == 1 else UNKNOWN
     return values
 
 

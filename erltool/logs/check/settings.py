@@ -71,6 +71,8 @@ class Settings:
     """Whether the policy loss itself takes these for log pi_old, on the first update too."""
     dtype: str | None = None
     """In which log-probs are computed: "fp32", "bf16" or "fp16"."""
+    unknown: frozenset[str] = frozenset()
+    """Fields whose keys only a run would tell."""
     chosen: frozenset[str] = frozenset()
     """Fields above whose keys the user has set."""
     keys: Mapping[str, str] = field(default_factory=dict)
