@@ -363,7 +363,9 @@ def test_what_hydra_takes_from_elsewhere_has_no_default(words, capsys):
     """verl's default of one response a prompt does not hold where another file may set it."""
     command = ["python", "-m", "verl.trainer.main_ppo", *words, "algorithm.adv_estimator=grpo"]
     assert cli.main(["check", "--", *command]) == 0
-    assert "that only a run would tell were not" in capsys.readouterr().out
+    assert "have a value that is not known" in capsys.readouterr().out
+    assert cli.main(["check", "--", *VERL, *CLIP, A + "optim.lr=1e-6,1e-5", P + "clip_cov_ratio=20%"]) == 0
+    assert "; 2 have a value that is not known" in capsys.readouterr().out
     assert rules_of([*command[:3], "--config-name=ppo_trainer", command[-1]]) == ("group-of-one",)
 
 

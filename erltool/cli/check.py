@@ -38,6 +38,6 @@ def run(parser, words) -> int:
             print(terminal.filled(finding.line(), 8))
         if not findings:
             known = len(settings.keys) - len(settings.unknown)
-            rest = f", and {len(settings.unknown)} that only a run would tell were not" if settings.unknown else ""
+            rest = f"; {len(settings.unknown)} have a value that is not known" if settings.unknown else ""
             print(f"nothing found in {settings.framework} settings, of {known} that were looked at{rest}")
     return max((STATUS[f.severity] for f in findings), default=0)

@@ -66,6 +66,8 @@ def _points(path: Path, args):
     for reason, count in log.skipped.items():
         terminal.complain(f"{path}: {count} {reason}")
     points = log.points(args.window or (1 if own else None))
+    if dropped := points.attrs["dropped"]:
+        terminal.complain(f"{path}: {dropped} measurements of performance have no entropy in the window, and no point")
     if not own:
         took = ", ".join(f"{role} {shown(log.columns[role], 40)}" for role in ("step", "entropy", "performance"))
         terminal.complain(f"{path}: {log.kind}")

@@ -13,6 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -286,7 +287,7 @@ def _read(name: str, values: pd.Series, sign: str) -> pd.Series:
     for i, value in enumerate(different):
         if isinstance(value, str):
             value = number(value, sign, counts_steps) if len(value) <= NUMBER_WIDTH else None
-        elif isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+        elif isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number | Decimal):
             value = None
         read[i] = np.nan if value is None else value
     return pd.Series(read[codes], index=values.index)

@@ -41,7 +41,10 @@ class _Keys:
         return None if value is UNKNOWN else value
 
     def number(self, field: str, default: float | None, *names: str) -> float | None:
-        return _number(self.value(field, default, *names))
+        value = self.value(field, default, *names)
+        if value is not None and _number(value) is None:  # such as 20% or 1e-5,1e-6
+            self.unknown.add(field)
+        return _number(value)
 
     def text(self, field: str, default: str | None, *names: str) -> str | None:
         value = self.value(field, default, *names)

@@ -72,7 +72,7 @@ class Settings:
     dtype: str | None = None
     """In which log-probs are computed: "fp32", "bf16" or "fp16"."""
     unknown: frozenset[str] = frozenset()
-    """Fields whose keys only a run would tell."""
+    """Fields whose values are not known, or no numbers where numbers belong."""
     chosen: frozenset[str] = frozenset()
     """Fields above whose keys the user has set."""
     keys: Mapping[str, str] = field(default_factory=dict)
