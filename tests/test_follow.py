@@ -129,6 +129,16 @@ def test_thousands_beside_decimal_commas_are_thousands(tmp_path):
     assert same(follower, series_of(file)) and follower.series["step"].tolist() == [100 * t for t in range(1, 30)]
 
 
+def test_cells_of_several_lines_and_equal_names_are_those_of_import(tmp_path):
+    """The second line of a text would be a row of its own, with the text's number for its step."""
+    file = tmp_path / "log.csv"
+    text = "".join(f'{t},"a\n{900 + t}, x",{1 / t},9,{t / 60}\n' for t in range(1, 30))
+    file.write_text("step,prompt,entropy,entropy,accuracy\n" + text)
+    follower = Follower(file)
+    follower.look()
+    assert same(follower, series_of(file)) and follower.series["step"].tolist() == list(range(1, 30))
+
+
 def test_only_what_grew_is_read(tmp_path, monkeypatch):
     file = tmp_path / "log.jsonl"
     file.write_bytes(lines(*map(row, range(1, 3000))))

@@ -52,21 +52,28 @@ def tail_of(path: Path, kind: str, run: str | None, keep: Callable[[str], bool] 
 
 
 class CsvRows:
-    """Rows of a CSV. A further line of names is a header, too, as where a run was started again."""
+    """Rows of a CSV. A further line of names is a header, too, as where a run was started again. A text in quotes may
+    go over several lines."""
 
     def __init__(self) -> None:
         self._header: list[str] = []
+        self._open = ""  # the begin of a row whose quotes are not closed yet
         self._separator = ","
 
     def __call__(self, lines, skipped: Counts) -> Iterator[Row]:
         for line in filter(str.strip, lines):
+            line, self._open = self._open + line, ""
+            if line.count('"') % 2 and len(line) < PIECE:
+                self._open = line + "\n"
+                continue
             if re.fullmatch(r'"?sep=(.)"?\s*', line):
                 continue
             if not self._header:
                 self._separator = separator_of([line])[0]
             cells = next(csv.reader([line], delimiter=self._separator, skipinitialspace=True), [])
             if not self._header or (STEP_WORD.search(line) and not re.search(r"(?<![a-z@_/])\d", line, re.I)):
-                self._header = cells
+                again = [cells[:i].count(cell) for i, cell in enumerate(cells)]
+                self._header = [f"{c}.{n}" if n else c for c, n in zip(cells, again, strict=True)]  # as pandas does
             elif len(cells) == len(self._header):
                 pairs = zip(self._header, map(_cell, cells), strict=True)
                 yield {name: cell for name, cell in pairs if cell != "" and not name.endswith(NO_METRIC)}
