@@ -353,7 +353,7 @@ def test_fit_takes_the_corrections_that_it_recommends(tmp_path, capsys):
 def test_what_gives_no_point_is_counted_and_decimals_are_numbers(tmp_path, capsys):
     gone = [row | {"entropy": float("nan")} if row["step"] % 4 == 0 else row for row in rows(1, 40)]
     assert cli.main(["fit", str(jsonl(tmp_path, gone))]) == 0
-    assert "10 performances without an entropy in the window left out" in capsys.readouterr().err
+    assert "10 measurements of performance without an entropy in the window" in capsys.readouterr().err
     table = pd.DataFrame(rows(1, 40)).map(lambda v: Decimal(str(v)))
     table.to_parquet(tmp_path / "log.parquet")
     assert entropies(read_log(tmp_path / "log.parquet")) == {r["step"]: r["entropy"] for r in rows(1, 40)}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from report import markdown, record, takeover, takeover_cell
+from report import difference, markdown, record, takeover_cell, takeovers
 
 from erltool.plots import new_axes
 from erltool.runs import compare
@@ -42,10 +42,10 @@ def cell_of(grid: str, run: Run) -> tuple[float, float]:
 def ends_of(grid: str) -> pd.DataFrame:
     """The end values of a map's runs, with `x`, `y`, `arm` and, on the map `rarity`, `takeover`: NaN for none."""
     runs, table = record(grid)
-    table[["x", "y"]] = [cell_of(grid, run) for run in runs.values()]
     if grid == "rarity":
-        table["takeover"] = [takeover(run) for run in runs.values()]
-    return table.assign(arm=[next(arm for arm in ARMS if name.endswith(f"-{arm}")) for name in runs])
+        table = takeovers(grid)
+    x, y = zip(*(cell_of(grid, run) for run in runs.values()), strict=True)
+    return table.assign(x=x, y=y, arm=[next(arm for arm in ARMS if name.endswith(f"-{arm}")) for name in runs])
 
 
 def arms_of(grid: str) -> list[str]:
@@ -59,11 +59,10 @@ def map_of(grid: str) -> pd.DataFrame:
     on the map `rarity` iterations of the takeover, where a run without one counts as a takeover after its end."""
     measure, ends = "average@0", ends_of(grid)
     if grid == "rarity":
-        measure, ends = "takeover", ends.fillna({"takeover": 150})
-    rows = []
+        measure, ends = "takeover", ends.assign(takeover=ends["takeover"].fillna(ends["iterations"]))
+    arms, rows = arms_of(grid), []
+    pairs = [("clip-cov", rival) for rival in RIVALS if rival in arms] + [("kl-cov", "none")] * ("kl-cov" in arms)
     for (x, y), cell in ends.groupby(["x", "y"]):
-        arms = arms_of(grid)
-        pairs = [("clip-cov", rival) for rival in RIVALS if rival in arms] + [("kl-cov", "none")] * ("kl-cov" in arms)
         less = {f"{a}:{b}": compare.differences(cell, measure, b, by="arm")[a] for a, b in pairs}
         rows.append({"x": x, "y": y} | cell.groupby("arm")[measure].mean().to_dict() | less)
     return pd.DataFrame(rows)
@@ -87,8 +86,8 @@ def map_lines(grid: str) -> list[str]:
             digits, means = 0, [takeover_cell(cell[cell["arm"] == arm]) for arm in arms]
         else:
             digits, means = 2, [f"{row[arm]:.2f}" for arm in arms]
-        differences = [f"{d.mean:+.{digits}f} ({d.low:+.{digits}f} to {d.high:+.{digits}f})" for d in row[less]]
-        rows.append([f"{row['x']:.2g}", f"{row['y']:g}", *means, *differences, "yes" if pays(grid, row) else ""])
+        means += [difference(d, digits) for d in row[less]]
+        rows.append([f"{row['x']:.2g}", f"{row['y']:g}", *means, "yes" if pays(grid, row) else ""])
     names = [*(f"`{arm}`" for arm in arms), *("`{}` − `{}`".format(*name.split(":")) for name in less)]
     return markdown([*AXES[grid], *names, "earlier than all" if grid == "rarity" else "above all"], rows)
 
@@ -107,8 +106,9 @@ def draw_maps() -> Figure:
             start, more = row["none"], row["clip-cov:none"].mean
             better[i, j] = -more / start if grid == "rarity" else more
             words = f"{start:.0f}\n{more:+.0f}" if grid == "rarity" else f"{start:.2f}\n{more:+.2f}"
-            frame = {"fill": False, "edgecolor": "black"} if pays(grid, row) else None
-            ax.text(j, i, words, ha="center", va="center", fontsize=9, bbox=frame)
+            ink = "white" if abs(better[i, j]) > 0.35 else "black"
+            frame = {"fill": False, "edgecolor": ink} if pays(grid, row) else None
+            ax.text(j, i, words, ha="center", va="center", fontsize=9, color=ink, bbox=frame)
         ax.imshow(better, cmap="PuOr", vmin=-0.6, vmax=0.6, origin="lower", aspect="auto")
         measure = "iteration of the takeover" if grid == "rarity" else "greedy accuracy"
         ax.set(xlabel=xlabel, ylabel=ylabel, title=f"{grid}: {measure}")

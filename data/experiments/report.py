@@ -77,7 +77,7 @@ def regime_differences(grid: str) -> list[str]:
     rows = []
     for arm, rival in itertools.product(controlled, [name for name in names if name not in controlled]):
         differences = [compare.differences(table, value, rival, by="arm")[arm] for value in ACCURACIES]
-        rows.append([f"`{arm}` − `{rival}`", *map(_difference, differences)])
+        rows.append([f"`{arm}` − `{rival}`", *map(difference, differences)])
     return markdown(["difference", *ACCURACIES.values()], rows)
 
 
@@ -100,7 +100,7 @@ def minute() -> list[str]:
     for arm, ends in minute_arms().groupby("arm", sort=False):
         mean = ends[["entropy_end", "greedy", "average"]].astype(float).mean()
         values = [f"{mean['entropy_end']:.3f}", f"{mean['greedy']:.3f}", f"{mean['average']:.3f}"]
-        rows.append([f"`{arm}`", str(len(ends)), *values, _difference(less[arm]) if arm in less else ""])
+        rows.append([f"`{arm}`", str(len(ends)), *values, difference(less[arm]) if arm in less else ""])
     return markdown(["arm", "seeds", "entropy at the end", "greedy", "temperature 1", "`best` − arm, greedy"], rows)
 
 
@@ -113,7 +113,7 @@ def takeover(run: Run) -> float:
 
 
 def takeovers(grid: str) -> pd.DataFrame:
-    """End values of the runs of `trap-rates` or `trap`, with arm, learning rate, iterations and `takeover`."""
+    """End values of the runs of a grid of the trap, with arm, learning rate, iterations and `takeover`."""
     runs = record(grid)[0]
     table = arms(grid).assign(
         rate=[r.config["learning_rate"] for r in runs.values()],
@@ -186,8 +186,8 @@ def draw_regime(grid: str) -> Figure:
     return axes[0].figure
 
 
-def _difference(d) -> str:
-    return "" if d is None else f"{d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})"
+def difference(d, digits: int = 3) -> str:
+    return "" if d is None else f"{d.mean:+.{digits}f} ({d.low:+.{digits}f} to {d.high:+.{digits}f})"
 
 
 def figures() -> list[str]:

@@ -67,7 +67,7 @@ def _points(path: Path, args):
         terminal.complain(f"{path}: {count} {reason}")
     points = log.points(args.window or (1 if own else None))
     if dropped := points.attrs["dropped"]:
-        terminal.complain(f"{dropped} performances without an entropy in the window left out")
+        terminal.complain(f"{dropped:,} measurements of performance without an entropy in the window")
     if not own:
         took = ", ".join(f"{role} {shown(log.columns[role], 40)}" for role in ("step", "entropy", "performance"))
         terminal.complain(f"{path}: {log.kind}")

@@ -38,7 +38,7 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") 
     rewards = rewards if rewards.is_floating_point() else rewards.float()
     groups = rewards.reshape(-1, group_size)
     if estimator == "reinforce++":
-        return _scaled(rewards - rewards.mean(), rewards)
+        return scaled(rewards - rewards.mean(), rewards)
     mean = groups.mean(-1, keepdim=True)
     # Rounding may put the mean of equal numbers beside them, but a group of equal rewards must be exactly 0.
     centred = (groups - mean) * _has_spread(groups)
@@ -47,7 +47,7 @@ def group_advantages(rewards: Tensor, group_size: int, estimator: str = "grpo") 
     elif estimator == "rloo":
         centred = centred * group_size / (group_size - 1)
     elif estimator == "reinforce++-baseline":
-        centred = _scaled(centred, centred)
+        centred = scaled(centred, centred)
     return centred.reshape(-1)
 
 
@@ -60,6 +60,7 @@ def _has_spread(groups: Tensor) -> Tensor:
     return groups.amax(-1, keepdim=True) > groups.amin(-1, keepdim=True)
 
 
-def _scaled(centred: Tensor, rewards: Tensor) -> Tensor:
+def scaled(centred: Tensor, rewards: Tensor) -> Tensor:
+    """Centred rewards over the standard deviation of the rewards (n - 1) plus EPS; 0 where these are all equal."""
     spread = rewards.max() > rewards.min()
     return torch.where(spread, centred / (rewards.std() + EPS), torch.zeros_like(centred))

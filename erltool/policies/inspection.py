@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from erltool.controls.base import Control, NoControl
-from erltool.entropy.advantages import EPS, group_advantages
+from erltool.entropy.advantages import group_advantages, scaled
 from erltool.entropy.covariance import as_tokens, token_covariance
 from erltool.entropy.log_probs import TokenStatistics
 from erltool.entropy.tokens import Tokens
@@ -247,7 +247,7 @@ def _advantages(table: pd.DataFrame, estimator: str, notes: list[str]) -> list[f
             made[rows] = group_advantages(rewards[rows], len(rows), "dr_grpo" if over_step else estimator)
     for rows in table.groupby("step").indices.values() if over_step else ():
         if len(rows) > 1:
-            made[rows] /= made[rows].std() + EPS
+            made[rows] = scaled(made[rows], made[rows])
     notes.append(f"the advantages are made from the rewards, by {estimator}")
     return made.float().tolist()
 

@@ -2,7 +2,7 @@
 
 The text logs repeat the lines of one that the real tool wrote (tests/logs), with steps that count on. A process of its
 own reads each log. The memory is the most that this process holds, less the most that it holds for a log of 100 kB.
-Wanted: a small part of the log. The table that is read grows with the log, and is given beside it.
+Wanted: memory that follows the table that is read, which is given beside it, and not the log's text.
 """
 
 import itertools
