@@ -404,6 +404,17 @@ def test_what_cannot_be_read_is_one_line(name, text, message, tmp_path, monkeypa
     assert err.count("\n") == 1 and message in err and not Path("ran").exists()
 
 
+def test_a_script_with_several_commands_says_which_it_passed_over(tmp_path, capsys):
+    """The longest command is another trainer's; of the two that train by RL the one with more settings counts."""
+    other = "trl sft --model_name_or_path m --learning_rate 1e-4 --num_train_epochs 3 --packing true --seed 1\n"
+    (tmp_path / "a.sh").write_text(f"{other}trl grpo --num_generations 8\ntrl grpo --num_generations 1 --seed 1\n")
+    assert cli.main(["check", str(tmp_path / "a.sh")]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("error   num_generations=1") and lines[-1].startswith("training commands of the s")
+    assert cli.main(["check", "--json", str(tmp_path / "a.sh")]) == 3
+    assert json.loads(capsys.readouterr().out)["passed_over"] == 1
+
+
 def test_hostile_scripts_cost_little(tmp_path):
     """A variable that doubles itself, a power tower and a regular expression's nightmare."""
     text = "A=xx\n" + "".join(f"A=$A$A{i}\n" for i in range(60)) + "B=$((9**9**9**9))\nC=$((" + "9*" * 2000 + "9))\n"

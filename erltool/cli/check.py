@@ -28,10 +28,11 @@ def run(parser, words) -> int:
         parser.error("the following arguments are required: FILE_OR_COMMAND")
     from erltool.logs.check import check, read_settings, settings_of
 
-    settings = settings_of(read_settings(what, args.framework), args.release)
+    raw = read_settings(what, args.framework)
+    settings = settings_of(raw, args.release)
     findings = check(settings)
     if args.json:
-        told = {"framework": settings.framework, "release": settings.release}
+        told = {"framework": settings.framework, "release": settings.release, "passed_over": raw.passed_over}
         print(json.dumps(told | {"findings": [dataclasses.asdict(f) for f in findings]}, indent=1))
     else:
         for finding in findings:
@@ -40,4 +41,6 @@ def run(parser, words) -> int:
             known = len(settings.keys) - len(settings.unknown)
             rest = f"; {len(settings.unknown)} have a value that is not known" if settings.unknown else ""
             print(f"nothing found in {settings.framework} settings, of {known} that were looked at{rest}")
+        if raw.passed_over:
+            print(f"training commands of the script not looked at: {raw.passed_over}; give each in quotes")
     return max((STATUS[f.severity] for f in findings), default=0)

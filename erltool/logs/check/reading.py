@@ -4,10 +4,12 @@ Nothing is evaluated: YAML is loaded safely, a Python script is parsed and never
 replaced as text. What cannot be known that way is UNKNOWN.
 """
 
+import itertools
 import json
 import re
 import shlex
 import tomllib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,7 @@ import yaml
 
 from erltool.errors import ErltoolError
 from erltool.files import reading
-from erltool.logs.check.scripts import UNKNOWN, grpo_call, shell_command, shell_words
+from erltool.logs.check.scripts import UNKNOWN, grpo_call, shell_commands, shell_words
 from erltool.text import shown
 
 LARGEST = 4 << 20  # bytes of a file of settings
@@ -24,6 +26,7 @@ MOST_KEYS, DEEPEST = 20_000, 30  # a few lines of YAML can stand for billions of
 SETTINGS = (".toml", ".yaml", ".yml", ".json")
 OVERRIDE = re.compile(r"[+~]*([A-Za-z_][\w./@-]*)=(.*)", re.S)
 ENVIRONMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
+SHELL = re.compile(r"(^|[/a-z])sh$")
 INTERPOLATED = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,([^{}]*))?\}")
 FRAMEWORKS = ("verl", "TRL", "SkyRL", "prime-rl", "erltool")
 # A prefix of keys, or a word of a command, by which a framework is known; the first that fits counts.
@@ -58,6 +61,8 @@ class Raw:
     """False where further settings may come from elsewhere, so that no default holds."""
     peft: bool | None = None
     """Whether a LoRA configuration is in sight; None where it would be elsewhere."""
+    passed_over: int = 0
+    """Other commands of a script that train by reinforcement learning, too, and were not read."""
 
 
 @dataclass
@@ -67,6 +72,7 @@ class _Found:
     typed: bool = True
     complete: bool = True
     peft: bool | None = None
+    passed_over: int = 0
 
 
 def read_settings(words: Sequence[str], framework: str | None = None) -> Raw:
@@ -92,7 +98,7 @@ def read_settings(words: Sequence[str], framework: str | None = None) -> Raw:
             f"check: {shown(what)}: settings of no framework that is known; name it with --framework, one of "
             f"{', '.join(FRAMEWORKS)}"
         )
-    return Raw(chosen, _resolved(found.values), found.typed, found.complete, found.peft)
+    return Raw(chosen, _resolved(found.values), found.typed, found.complete, found.peft, found.passed_over)
 
 
 def _is_file(text: str) -> bool:
@@ -130,7 +136,7 @@ def _of_file(path: Path) -> _Found:
         return _Found(values, ["trl"] if "GRPOConfig" in text else [], True, complete, peft)
     document = _document(path, text)
     if document is None:
-        return _of_command(shell_command(text, path))
+        return _of_script(shell_commands(text, path))
     if isinstance(document.get("config"), dict):  # a run of ours
         document = document["config"]
     elif document and all(isinstance(v, dict) and "value" in v for v in document.values() if v is not None):
@@ -171,44 +177,88 @@ def _flat(document: Mapping, path: Path) -> Iterator[tuple[str, object]]:
     raise ErltoolError(f"check: {shown(path)}: nested too deep, or over {MOST_KEYS:,} keys; no settings are")
 
 
-def _of_command(words: list[str]) -> _Found:
-    """The overrides (key=value), flags (--key value) and files (`@ file`, --config file, a script) of a command.
+def _of_script(commands: Sequence[Sequence[str]]) -> _Found:
+    """The settings of the first command that trains by reinforcement learning, or else of the first."""
+    training = [command for command in commands if _trains(command)]
+    found = _of_command((training or commands)[0])
+    found.passed_over = max(0, len(training) - 1)
+    return found
+
+
+def _trains(command: Sequence[str]) -> bool:
+    """Whether a command is known for one of the frameworks, without the files that it names."""
+    known = _Found()
+    for kind, name, text in _parts(command):
+        if kind in ("setting", "switch"):
+            known.values[name] = text
+        elif kind == "word":
+            known.words.append(name)
+    return _recognised(known, KNOWN_BY) is not None and _recognised(known, OTHERS) is None
+
+
+def _of_command(words: Sequence[str]) -> _Found:
+    """The settings, switches and files of a command.
 
     Of two files the later one counts, and what stands in the command itself counts before files.
     """
-    found, rest = _Found(), list(words)
+    found = _Found()
     of_files: dict[str, object] = {}
-    while rest and ENVIRONMENT.match(rest[0]):
-        rest.pop(0)
-    while rest:
-        word = rest.pop(0)
-        word = HYDRAS.get(word, word)
-        if word in ("-c", "-lc") and rest and found.words and re.search(r"(^|[/a-z])sh$", found.words[-1]):
-            rest[:1] = shell_words(rest[0])
-        elif UNKNOWN in word.partition("=")[0]:  # it may stand for any settings
+    for kind, name, text in _parts(words):
+        if kind == "file":
+            of_files |= _of_named(name, found)
+        elif kind == "setting":
+            found.values |= _override(name, text)
+        elif kind == "switch":
+            found.values[name] = True
+        elif kind == "unknown":  # it may stand for any settings
             found.complete = False
-        elif word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            if not equals and rest and not rest[0].startswith("--") and rest[0] != "@":
-                # The first script is a word of its own, behind a switch of its launcher.
-                if not rest[0].endswith(".py") or any(w.endswith(".py") for w in found.words):
-                    value, equals = rest.pop(0), "="
-            name = key.replace("-", "_")
-            if name == "config" and (UNKNOWN in value or Path(value).suffix in SETTINGS):
-                of_files |= _of_named(value, found)
-            found.values |= _override(name, value) if equals else {name: True}
-        elif override := OVERRIDE.fullmatch(word):
-            found.values |= _override(override[1].replace("-", "_"), override[2])
         else:
-            path = word[1:] or (rest.pop(0) if rest else "") if word.startswith("@") else word
-            if word.startswith("@") or (path.endswith((".toml", ".yaml", ".py")) and _is_file(path)):
-                of_files |= _of_named(path, found)
-            found.words.append(word)
+            found.words.append(name)
     named = {key: found.values.get(key) for key in ("config_name", "config_path", "config_dir")}
     if any(value not in (None, "ppo_trainer") for value in named.values()):
         found.complete = False  # Hydra finds their files in places that only a run knows
     found.values = of_files | found.values
     return found
+
+
+def _parts(words: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """What a command consists of, as (kind, name, text).
+
+    "setting": key=value, or --key value. "switch": --key alone. "file": `@ file`, --config file, or a script.
+    "word": any other word, a script among them. "unknown": a word that only a run would tell.
+    """
+    rest = deque(itertools.dropwhile(ENVIRONMENT.match, words))
+    last, in_script = "", False
+    while rest:
+        word = rest.popleft()
+        word = HYDRAS.get(word, word)
+        if word in ("-c", "-lc") and rest and SHELL.search(last):
+            rest.extendleft(reversed(shell_words(rest.popleft())))
+        elif UNKNOWN in word.partition("=")[0]:
+            yield "unknown", word, ""
+        elif word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            # The first script is a word of its own, behind a switch of its launcher.
+            if not equals and rest and _is_value(rest[0]) and (in_script or not rest[0].endswith(".py")):
+                value, equals = rest.popleft(), "="
+            if name == "config" and (UNKNOWN in value or Path(value).suffix in SETTINGS):
+                yield "file", value, ""
+            yield ("setting", name, value) if equals else ("switch", name, "")
+        elif override := OVERRIDE.fullmatch(word):
+            yield "setting", override[1].replace("-", "_"), override[2]
+        elif word.startswith("@"):
+            yield "file", word[1:] or (rest.popleft() if rest else ""), ""
+        else:
+            if word.endswith((".toml", ".yaml", ".py")) and _is_file(word):
+                yield "file", word, ""
+            yield "word", word, ""
+            last, in_script = word, in_script or word.endswith(".py")
+
+
+def _is_value(word: str) -> bool:
+    """Whether a word behind --key is its value."""
+    return not word.startswith("--") and word != "@"
 
 
 def _of_named(path: str, found: _Found) -> Mapping[str, object]:

@@ -27,8 +27,8 @@ ROUNDS = 20  # of replacing variables in variables
 LONGEST = 1 << 16  # characters of a word; a variable that doubles itself must not fill the memory
 
 
-def shell_command(text: str, path: Path) -> list[str]:
-    """The words of the command with the most settings in a shell script, with its variables and arrays replaced.
+def shell_commands(text: str, path: Path) -> list[list[str]]:
+    """Each command with settings in a shell script, with variables and arrays replaced; most settings first.
 
     What is set inside an `if` or a loop is UNKNOWN. Raises ErltoolError where no line holds a setting.
     """
@@ -36,7 +36,7 @@ def shell_command(text: str, path: Path) -> list[str]:
     text = re.sub(r"^[ \t]*#.*$", "", text, flags=re.M)
     variables: dict[str, str] = {}
     arrays: dict[str, list[str]] = {}
-    best: list[str] = []
+    commands: list[list[str]] = []
     inside = 0  # blocks that may or may not be run
     for statement in _statements(text):
         inside = max(0, inside + _opened(statement))
@@ -56,11 +56,11 @@ def shell_command(text: str, path: Path) -> list[str]:
             if match := ASSIGNED.fullmatch(part.strip().removeprefix("export ")):
                 variables[match[1]] = UNKNOWN
         command = [w for word in words for w in arrays.get(_array_name(word), _split_variable(word, variables))]
-        if _settings(command) > _settings(best):
-            best = command
-    if not best:
+        if _settings(command):
+            commands.append([word for word in command if word != "$@"])
+    if not commands:
         raise ErltoolError(f"check: {shown(path)}: no command with settings in it; give the trainer's file or command")
-    return [word for word in best if word != "$@"]
+    return sorted(commands, key=_settings, reverse=True)
 
 
 def _statements(text: str) -> Iterator[str]:
