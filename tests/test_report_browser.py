@@ -44,8 +44,11 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
+    return pages(tmp_path_factory.mktemp("pages"))
+
+
+def pages(folder: Path) -> dict[str, Path]:
     """Pages by name, each with a file."""
-    folder = tmp_path_factory.mktemp("pages")
     run, other = (read_run(shipped(f"data/runs/demo-{name}")) for name in ("none", "clip-cov"))
     hostile = with_tokens(run, run.tokens.assign(text=HOSTILE, prompt=HOSTILE))
     sources = {
