@@ -126,6 +126,22 @@ def test_a_column_that_names_runs_divides_them(tmp_path, key):
     assert entropies(log) == {t: 0.7 - t / 1000 for t in range(1, 31)} and log.run == str(b)
 
 
+@pytest.mark.parametrize("key", ["run", "arm"])
+def test_a_column_of_seeds_tells_runs_of_one_name_apart(tmp_path, key):
+    """Each arm with several seeds in one table, as a grid's or a data frame's export."""
+    parts = [
+        rows(1, 30, 0.5 + 0.1 * (arm == "b") + 0.01 * seed, **{key: arm, "seed": seed})
+        for arm in "ab"
+        for seed in (0, 1)
+    ]
+    with pytest.raises(ErltoolError, match="run=NAME: a seed 0, a seed 1, b seed 0, b seed 1$"):
+        read_log(jsonl(tmp_path, *parts))
+    log = read_log(jsonl(tmp_path, *parts), run="b seed 1")
+    assert entropies(log) == {t: pytest.approx(0.61 - t / 1000) for t in range(1, 31)}
+    one_each = read_log(jsonl(tmp_path, parts[0], parts[3]), run="b" if key == "run" else "1")
+    assert len(one_each.metrics) == 30
+
+
 def test_a_column_of_other_numbers_names_no_runs(tmp_path):
     few = [row | {"exp": round(np.exp(row["entropy"]), 2)} for row in rows(1, 30)]
     assert read_log(jsonl(tmp_path, few)).runs == ()

@@ -11,6 +11,7 @@ fall back, or another event file, table or cell begins, the same run goes on or 
 Where most steps still have several entropies, nothing tells the runs apart, and the log is refused.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ LATER = 0.5  # fraction of a run's steps that a resumed one may do again
 SHUFFLED = 0.25  # falls per measurement, above which rows have no order
 MOST_SECTIONS = 1000
 MOST_NAMES = 64  # different texts in a column that may name runs
+ARM = re.compile(r"arm|control|condition|config|method|variant|algo(rithm)?|group", re.I)  # each run with several seeds
 
 
 @dataclass
@@ -94,13 +96,22 @@ def named_run(table: Table, kind: str, columns: Mapping[str, str], run: str | No
 
 
 def _naming_column(table: Table) -> pd.Series | None:
-    """The names of runs by row, from a column with several names or else one; None without such a column."""
+    """The names of runs by row, from a column with several names or else one; None without such a column.
+
+    A column of seeds beside it tells runs of one name apart: "clip-cov seed 3".
+    """
     texts = {name: table.texts[name] for name in table.texts if RUN_NAME.fullmatch(name)}
     numbers = {name: values for name, values in table.numbers.items()
                if RUN_NAME.fullmatch(name) and (values.dropna() % 1 == 0).all()}  # fmt: skip
     texts |= {name: values.map("{:g}".format, na_action="ignore") for name, values in numbers.items()}
     several = [values for values in texts.values() if 1 < values.nunique() <= MOST_NAMES]
     single = [values for name, values in texts.items() if values.nunique() == 1 and name not in numbers]
+    seeds = next((values for name, values in texts.items() if name.lower() == "seed"), None)
+    if seeds is not None and seeds.nunique() <= MOST_NAMES:
+        arms = [table.texts[name] for name in table.texts if ARM.fullmatch(name)]
+        for names in (v for v in several + arms if v is not seeds and 1 < v.nunique() <= MOST_NAMES):
+            if seeds.groupby(names).nunique().max() > 1:
+                return names.astype(str).where(names.notna()) + " seed " + seeds
     return next(iter(several + single), None)
 
 
