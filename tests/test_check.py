@@ -410,9 +410,26 @@ def test_a_script_with_several_commands_says_which_it_passed_over(tmp_path, caps
     (tmp_path / "a.sh").write_text(f"{other}trl grpo --num_generations 8\ntrl grpo --num_generations 1 --seed 1\n")
     assert cli.main(["check", str(tmp_path / "a.sh")]) == 3
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("error   num_generations=1") and lines[-1].startswith("training commands of the s")
+    assert lines[0].startswith("error   num_generations=1") and "not looked at: 1" in lines[-1]
     assert cli.main(["check", "--json", str(tmp_path / "a.sh")]) == 3
     assert json.loads(capsys.readouterr().out)["passed_over"] == 1
+    calls = ['GRPOConfig("a", learning_rate=1e-2)', 'GRPOConfig("b", learning_rate=1e-6, beta=0.0, num_generations=8)']
+    for order in (calls, calls[::-1]):
+        (tmp_path / "a.py").write_text("from trl import GRPOConfig\n" + "\n".join(order))
+        assert cli.main(["check", str(tmp_path / "a.py")]) == 0
+        assert "not looked at: 1" in capsys.readouterr().out
+
+
+def test_settings_of_something_else_are_not_taken_for_defaults(tmp_path, capsys):
+    """A model's config.json in the trainer's output folder, with --framework as the error before proposed."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64, "vocab_size": 99}))
+    assert cli.main(["check", str(tmp_path), "--framework", "TRL"]) == 2
+    assert "none of its keys is TRL's" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps({"learning_rate": 1e-2, "hidden_size": 64}))
+    assert cli.main(["check", str(tmp_path), "--framework", "TRL"]) == 0
+    with pytest.raises(ErltoolError, match="none of its keys is TRL's"):
+        rules_of(["python", "-m", "mine"], "TRL")
+    assert rules_of(["trl", "grpo"], "TRL") == ()
 
 
 def test_hostile_scripts_cost_little(tmp_path):

@@ -169,6 +169,15 @@ def test_advice_is_to_go_on_while_there_is_more_to_gain_than_scatter(rng):
     assert forecast(flat, 0.7 - 0.2 * np.exp(flat) + 0.01 * rng.normal(size=60), cut=0.9).advice.endswith("spent.")
 
 
+def test_a_ceiling_that_noise_does_not_tell_from_no_gain_is_not_known(rng):
+    """A slope of noise is far from 0 at H = 0: the ceiling lies above, and its interval below, what was reached."""
+    h = np.linspace(0.9, 0.8, 40)
+    r = 0.5 - 0.01 * np.exp(h) + 0.02 * rng.normal(size=40)
+    words = [forecast(h, r + 0.02 * rng.normal(size=40), cut=0.5).advice for _ in range(20)]
+    assert not any(advice.endswith(": go on.") for advice in words)
+    assert any("the ceiling is not known yet" in advice for advice in words)
+
+
 def test_a_replay_says_at_each_point_what_a_forecast_there_would(rng):
     h, r = run_on_the_law(rng, 30)
     table = replay(h, r, step=np.arange(30) * 8 + 8)

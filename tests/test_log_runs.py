@@ -134,12 +134,56 @@ def test_a_column_of_seeds_tells_runs_of_one_name_apart(tmp_path, key):
         for arm in "ab"
         for seed in (0, 1)
     ]
-    with pytest.raises(ErltoolError, match="run=NAME: a seed 0, a seed 1, b seed 0, b seed 1$"):
+    with pytest.raises(ErltoolError, match="run=NAME: a-seed0, a-seed1, b-seed0, b-seed1$"):
         read_log(jsonl(tmp_path, *parts))
-    log = read_log(jsonl(tmp_path, *parts), run="b seed 1")
+    log = read_log(jsonl(tmp_path, *parts), run="b-seed1")
     assert entropies(log) == {t: pytest.approx(0.61 - t / 1000) for t in range(1, 31)}
     one_each = read_log(jsonl(tmp_path, parts[0], parts[3]), run="b" if key == "run" else "1")
     assert len(one_each.metrics) == 30
+
+
+def test_a_step_that_the_first_validation_has_too_loses_no_row(tmp_path):
+    """verl's file logger: the validation before training has `step` 0 and no training/global_step."""
+    first = [{"step": 0, "eval_accuracy": 0.1}]
+    trained = [row | {"training/global_step": row["step"]} for row in rows(1, 30)]
+    log = read_log(jsonl(tmp_path, first, trained))
+    assert log.columns["step"] == "step" and len(log.metrics) == 31 and "rows without a step" not in log.skipped
+
+
+@pytest.mark.parametrize("prefix", ["", "train/", "eval_"])
+def test_a_sum_of_several_rewards_is_no_fraction(tmp_path, prefix):
+    """Its largest value is the sum of the weights, which no log says."""
+    parts = {f"{prefix}rewards/{name}/mean": 0.2 for name in ("digits", "short")}
+    one = [{"step": t, "entropy": 0.5 - t / 100, f"{prefix}reward": 0.4 + t / 100} for t in range(1, 31)]
+    two = [row | parts for row in one]
+    asked = {"performance": f"{prefix}reward"}
+    assert read_log(jsonl(tmp_path, one), columns=asked).unit == "fraction"
+    log = read_log(jsonl(tmp_path, two), columns=asked)
+    assert log.unit == "as given" and not log.unit_stated
+    with pytest.raises(ErltoolError, match="neither a fraction nor percentage points"):
+        write_run(log, tmp_path / "run")
+    assert read_log(jsonl(tmp_path, two), columns=asked, unit="fraction").unit == "fraction"
+
+
+def test_what_an_import_leaves_out_is_said(tmp_path, capsys):
+    signed = [row | {"critic/rewards/mean": -1 + row["step"] / 50} for row in rows(1, 30)]
+    assert cli.main(["import", str(jsonl(tmp_path, signed)), "--out", str(tmp_path / "run")]) == 0
+    assert "not written: reward, since values of critic/rewards/mean lie outside [0, 1]" in capsys.readouterr().out
+    assert "reward" not in erltool.read_run(tmp_path / "run").metrics
+
+
+def test_a_table_with_lists_in_its_cells_is_no_reason_to_crash(tmp_path, capsys):
+    """TRL's completions of a chat model: messages in cells, and no entropy."""
+    said = [[{"role": "user", "content": "q"}]] * 30
+    table = pd.DataFrame({"step": range(30), "prompt": said, "reward": np.linspace(0, 1, 30)})
+    table.to_parquet(tmp_path / "completions_00001.parquet")
+    assert cli.main(["fit", str(tmp_path / "completions_00001.parquet")]) == 2
+    assert "no column found for entropy" in capsys.readouterr().err
+    jsonl(tmp_path, [row | {"run name": "base model"} for row in rows(1, 30)])
+    table.assign(entropy=1.0).to_parquet(tmp_path / "tokens.parquet")  # as `erltool inspect --out` writes it
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "--run 'base model'" in told and "parquet" not in told
 
 
 def test_a_column_of_other_numbers_names_no_runs(tmp_path):

@@ -42,5 +42,5 @@ def run(parser, words) -> int:
             rest = f"; {len(settings.unknown)} have a value that is not known" if settings.unknown else ""
             print(f"nothing found in {settings.framework} settings, of {known} that were looked at{rest}")
         if raw.passed_over:
-            print(f"training commands of the script not looked at: {raw.passed_over}; give each in quotes")
+            print(f"commands or configurations of the script not looked at: {raw.passed_over}; give each by itself")
     return max((STATUS[f.severity] for f in findings), default=0)

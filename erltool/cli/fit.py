@@ -37,7 +37,8 @@ def run(parser, words) -> int:
             if args.forecast is not None:
                 forecasts[str(path)] = forecast(entropy, performance, cut=args.forecast, **known)
         except ErltoolError as e:
-            raise ErltoolError(f"{path}: {e}; it was evaluated on {len(entropy)} steps") from e
+            more = "" if args.performance else "; --performance names a column that has more, such as the reward"
+            raise ErltoolError(f"{path}: {e}; it was evaluated on {len(entropy)} steps{more}") from e
     if args.json:
         rows = {
             p: f.to_dict() | ({"forecast": forecasts[p].to_dict()} if p in forecasts else {}) for p, f in fits.items()

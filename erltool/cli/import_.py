@@ -17,6 +17,7 @@ def run(parser, words) -> int:
     log = log_of_flags(args.log, args, {})
     print(log_report(log, args.window))
     if args.out:
-        write_run(log, args.out, args.window)
+        for role in write_run(log, args.out, args.window)["left_out"]:
+            print(visible(f"not written: {role}, since values of {log.columns[role]} lie outside [0, 1]"))
         print(visible(f"written: {args.out}; fit the law to it with: erltool fit {args.out}"))
     return 0

@@ -1,6 +1,7 @@
 """`erltool runs`."""
 
 import json
+import shlex
 from pathlib import Path
 
 from erltool.cli import terminal
@@ -28,7 +29,7 @@ def run(parser, words) -> int:
 def _lines(found, place: Path) -> list[str]:
     """A run in two lines of at most 80 columns: its name, size and time; its format and columns, or what is wrong."""
     where = found.path.relative_to(place) if found.path != place and found.path.is_relative_to(place) else found.path
-    name = shown(f"{where}" + (f"  --run {found.run}" if found.run else ""), 46)
+    name = shown(f"{where}" + (f"  --run {shlex.quote(found.run)}" if found.run else ""), 46)
     if found.problem:
         return [name, f"  {found.kind}: {shown(found.problem, 60)}"]
     when = f"{found.written.astimezone():%Y-%m-%d %H:%M}" if found.written else ""

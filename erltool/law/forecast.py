@@ -179,6 +179,8 @@ class Forecast:
         words += f"{law.ceiling:.3g} ({low:.3g} to {high:.3g} at {self.level:.0%})."
         if gain < law.rmse:
             return f"{words} That is below the scatter of one measurement, {law.rmse:.3g}: the entropy is spent."
+        if low <= law.predict(last):
+            return f"{words} The interval holds no gain, too: the ceiling is not known yet. Go on, and fit again."
         return f"{words} That is above the scatter of one measurement, {law.rmse:.3g}: go on."
 
     def summary(self) -> str:

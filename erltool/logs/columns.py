@@ -126,7 +126,7 @@ def _step(
             f"or columns={{'step': COL}}: {listed(fitting)}"
         )
     at = next((i for i, share in enumerate(shares) if share > BESIDE), int(np.argmax(shares)))
-    name, notes = fitting[at], []
+    name, notes = _fuller(numbers, fitting[at]), []
     if name == COUNTED:
         notes.append("step: counted, one a row of training, since the log has none")
     elif plain(split_run(name, kind)[1]) == "_step" or (kind == "W&B CSV" and name == "Step"):
@@ -134,6 +134,14 @@ def _step(
     elif len(fitting) > 1 and kind != "erltool run":
         notes.append(f"step: {shown(name, 40)}, of {len(fitting)} the likeliest count of updates beside both")
     return name, notes
+
+
+def _fuller(numbers: pd.DataFrame, name: str) -> str:
+    """verl's own `step` for its metric training/global_step, which the validation before the first update lacks."""
+    if name != "training/global_step" or "step" not in numbers:
+        return name
+    steps = numbers[name].dropna()
+    return "step" if (numbers["step"][steps.index] == steps).all() else name
 
 
 def _check(role: str, name: str, table: Table, path: Path) -> None:

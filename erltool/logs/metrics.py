@@ -148,6 +148,13 @@ def is_loss(entropy: str) -> bool:
     return "loss" in words(plain(entropy))
 
 
+def is_sum_of_rewards(performance: str, columns: Iterable[str]) -> bool:
+    """Whether a column is TRL's sum of the rewards of several functions, whose largest value is not known."""
+    match = re.fullmatch(r"((?:train|eval)/|eval_)?reward", performance)
+    part = re.compile(re.escape(match[1] or "") + r"rewards/[^/]+/mean") if match else None
+    return part is not None and sum(bool(part.fullmatch(name)) for name in columns) > 1
+
+
 def is_certain(entropy: str) -> bool:
     """Whether every word of a column's name fits an entropy of tokens."""
     return (_entropy_rank(plain(entropy)) or 0) < 5

@@ -20,7 +20,15 @@ DEEPEST = 4  # folders below the place
 MOST = 2_000  # logs; of a place with more the rest is not listed
 SUFFIXES = {".jsonl", ".json", ".log", ".csv", ".tsv", ".txt", ".out", ".parquet", ".db", ".md", ".html", ".ipynb"}
 WHOLE = ("erltool run", "W&B run", "SwanLab run", "MLflow")  # whose folders hold nothing else
-NO_LOGS = {"config.json", "trainer_state.json", "requirements.txt", "tokenizer.json", "package.json", "README.md"}
+NO_LOGS = {
+    "config.json",
+    "trainer_state.json",
+    "requirements.txt",
+    "tokenizer.json",
+    "package.json",
+    "README.md",
+    "tokens.parquet",
+}  # of `erltool inspect --out`
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from erltool.files import write_whole, writing
 from erltool.law.units import unit_of
 from erltool.logs.columns import Choice, choose_columns, with_negated
 from erltool.logs.formats import KINDS, Table, detect, read_table
-from erltool.logs.metrics import ALL_ROLES, MAIN, entropy_average, has_role, split_run, tool_of
+from erltool.logs.metrics import ALL_ROLES, MAIN, entropy_average, has_role, is_sum_of_rewards, split_run, tool_of
 from erltool.logs.several import Taken, named_run, run_by_steps
 from erltool.logs.text import Counts
 from erltool.runs.folder import METRICS, read_run
@@ -188,6 +188,8 @@ def _log(path: Path, kind: str, taken: Taken, choice: Choice, unit: str | None, 
         unit = unit_of(values, stated, name=f"column {split_run(performance, kind)[1]!r}")
     except ErltoolError as e:
         raise ErltoolError(f"{shown(path)}: {shown(e, 300)} (--unit, unit=)") from e
+    if stated is None and is_sum_of_rewards(performance, table.numbers):
+        unit = "as given"
     tool = tool_of(kind, [split_run(name, kind)[1] for name in table.numbers])
     average = entropy_average(kind, tool, split_run(entropy, kind)[1])
     if imported and entropy == "policy_entropy":
@@ -217,7 +219,8 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
     metrics.jsonl has the columns with a role under the names of METRICS: entropy as policy_entropy, performance as
     eval_accuracy in fractions, for evaluations with an aligned point. Where the log has no entropy at an evaluation's
     step, policy_entropy is the point's mean; config.json counts these, and has source, run, unit and columns. Columns
-    outside the [0, 1] of their name are left out. `iteration` counts the rows. Raises ErltoolError for performance that
+    outside the [0, 1] of their name are left out, and named in its "left_out". `iteration` counts the rows. Raises
+    ErltoolError for performance that
     is neither fraction nor percentage, steps that are not whole, or a folder that is not empty.
     """
     folder, step, name = Path(folder), log.columns["step"], log.columns["performance"]
@@ -231,17 +234,21 @@ def write_run(log: Log, folder: str | Path, window: float | None = None) -> dict
         raise ErltoolError(f"{shown(log.path)}: steps in {shown(step)!r} are not whole; choose another with --step")
     points = log.points(window)
     rows = pd.DataFrame({"step": log.metrics[step].astype(int), "iteration": range(len(log.metrics))})
+    left_out = []
     for role, column in log.columns.items():
         values = log.metrics[column] / (100 if column in log.percents else 1)
         if role in METRICS and role != "step":
             if METRICS[role][0] != "in [0, 1]" or values.dropna().between(0, 1).all():
                 rows[role] = values
+            else:
+                left_out.append(role)
     aligned = points.set_index(points["step"].astype(int))
     entropy = log.metrics[log.columns["entropy"]]
     rows["policy_entropy"] = entropy.fillna(rows["step"].map(aligned["entropy"]))
     rows["eval_accuracy"] = rows["step"].map(aligned["performance"]) / scale
     imported = {
         "source": log.path.name, "kind": log.kind, "run": log.run, "columns": dict(log.columns), "unit": log.unit,
+        "left_out": left_out,
         "entropy_average": log.entropy_average, "window": points.attrs["window"], "skipped": dict(log.skipped),
         "measurements_without_entropy": points.attrs["dropped"],
         "entropies_that_are_window_means": int(rows["policy_entropy"].notna().sum() - entropy.notna().sum()),

@@ -98,7 +98,7 @@ def named_run(table: Table, kind: str, columns: Mapping[str, str], run: str | No
 def _naming_column(table: Table) -> pd.Series | None:
     """The names of runs by row, from a column with several names or else one; None without such a column.
 
-    A column of seeds beside it tells runs of one name apart: "clip-cov seed 3".
+    A column of seeds beside it tells runs of one name apart: "clip-cov-seed3".
     """
     texts = {name: table.texts[name] for name in table.texts if RUN_NAME.fullmatch(name)}
     numbers = {name: values for name, values in table.numbers.items()
@@ -111,7 +111,7 @@ def _naming_column(table: Table) -> pd.Series | None:
         arms = [table.texts[name] for name in table.texts if ARM.fullmatch(name)]
         for names in (v for v in several + arms if v is not seeds and 1 < v.nunique() <= MOST_NAMES):
             if seeds.groupby(names).nunique().max() > 1:
-                return names.astype(str).where(names.notna()) + " seed " + seeds
+                return names.astype(str).where(names.notna()) + "-seed" + seeds
     return next(iter(several + single), None)
 
 

@@ -87,7 +87,8 @@ def parquet_chunks(path: Path, skipped: Counts, keep: Keep) -> Chunks:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            names = [n for n in file.schema_arrow.names if keep is None or keep(n)]
+            flat = [field.name for field in file.schema_arrow if not pyarrow.types.is_nested(field.type)]
+            names = [n for n in flat if keep is None or keep(n)]
             for batch in file.iter_batches(CHUNK_ROWS, columns=names):
                 yield batch.to_pandas(ignore_metadata=True)
     except (OSError, ValueError, KeyError, pyarrow.ArrowException) as e:

@@ -8,6 +8,7 @@ import importlib.metadata
 import math
 from collections.abc import Callable
 
+from erltool.errors import ErltoolError
 from erltool.logs.check.own import LOSS_PREFIX, LOSSES, of_control, parts_of
 from erltool.logs.check.reading import Raw
 from erltool.logs.check.scripts import UNKNOWN
@@ -27,11 +28,13 @@ class _Keys:
         self.values: dict[str, object] = {}
         self.chosen: set[str] = set()
         self.unknown: set[str] = set()
+        self.found = False  # whether any key was there
 
     def value(self, field: str, default: object, *names: str) -> object:
         """The value of the first of these keys that is set; None where it is not known."""
         name = next((n for n in names if n in self.raw.values), None)
         self.keys[field] = name or names[0]
+        self.found |= name is not None
         value = self.raw.values[name] if name else default if self.raw.complete else UNKNOWN
         if value is UNKNOWN:
             self.unknown.add(field)
@@ -99,13 +102,22 @@ def _dtype(name: str | None) -> str | None:
 
 def settings_of(raw: Raw, release: str | None = None) -> Settings:
     """The settings in one form. `release` is the framework's, for what differs between releases; without it that of
-    the installed package holds, else the newest that is known here."""
+    the installed package holds, else the newest that is known here.
+
+    Raises ErltoolError where somebody else's settings were said to be the framework's, so that all would be defaults.
+    """
     if release is None:
         try:
             release = importlib.metadata.version(PACKAGES[raw.framework])
         except (KeyError, importlib.metadata.PackageNotFoundError):
             release = RELEASES[raw.framework]
-    made = MAKERS[raw.framework](_Keys(raw))
+    keys = _Keys(raw)
+    made = MAKERS[raw.framework](keys)
+    if not raw.recognised and not keys.found:
+        one = next(iter(keys.keys.values()))
+        raise ErltoolError(
+            f"check: none of its keys is {raw.framework}'s, such as {one}; give the trainer's settings or command"
+        )
     return Settings(**{**vars(made), "release": release})
 
 

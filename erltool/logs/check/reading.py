@@ -62,7 +62,9 @@ class Raw:
     peft: bool | None = None
     """Whether a LoRA configuration is in sight; None where it would be elsewhere."""
     passed_over: int = 0
-    """Other commands of a script that train by reinforcement learning, too, and were not read."""
+    """Other commands of a script that train by reinforcement learning, or other configurations, that were not read."""
+    recognised: bool = True
+    """Whether keys or words show the framework; False where only --framework says it."""
 
 
 @dataclass
@@ -87,7 +89,8 @@ def read_settings(words: Sequence[str], framework: str | None = None) -> Raw:
         found, what = _of_file(_file_in(Path(only))), only
     else:
         found, what = _of_command(_split(only) if only else list(words)), "the command"
-    chosen = framework or _recognised(found, KNOWN_BY)
+    seen = _recognised(found, KNOWN_BY)
+    chosen = framework or seen
     if framework is None and (other := _recognised(found, OTHERS)):
         raise ErltoolError(
             f"check: {shown(what)}: settings of {other}, which check does not know; --framework takes them for one of "
@@ -98,7 +101,8 @@ def read_settings(words: Sequence[str], framework: str | None = None) -> Raw:
             f"check: {shown(what)}: settings of no framework that is known; name it with --framework, one of "
             f"{', '.join(FRAMEWORKS)}"
         )
-    return Raw(chosen, _resolved(found.values), found.typed, found.complete, found.peft, found.passed_over)
+    values = _resolved(found.values)
+    return Raw(chosen, values, found.typed, found.complete, found.peft, found.passed_over, seen is not None)
 
 
 def _is_file(text: str) -> bool:
@@ -132,8 +136,9 @@ def _of_file(path: Path) -> _Found:
             raise ErltoolError(f"check: {shown(path)}: over {LARGEST >> 20} MiB; no file of settings is")
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
     if path.suffix == ".py":
-        values, complete, peft = grpo_call(text, path)
-        return _Found(values, ["trl"] if "GRPOConfig" in text else [], True, complete, peft)
+        call = grpo_call(text, path)
+        words = ["trl"] if "GRPOConfig" in text else []
+        return _Found(call.values, words, True, call.complete, call.peft, call.passed_over)
     document = _document(path, text)
     if document is None:
         return _of_script(shell_commands(text, path))
@@ -181,7 +186,7 @@ def _of_script(commands: Sequence[Sequence[str]]) -> _Found:
     """The settings of the first command that trains by reinforcement learning, or else of the first."""
     training = [command for command in commands if _trains(command)]
     found = _of_command((training or commands)[0])
-    found.passed_over = max(0, len(training) - 1)
+    found.passed_over += max(0, len(training) - 1)
     return found
 
 
@@ -272,6 +277,7 @@ def _of_named(path: str, found: _Found) -> Mapping[str, object]:
     found.words += inside.words
     found.peft = found.peft if inside.peft is None else inside.peft
     found.complete &= inside.complete
+    found.passed_over += inside.passed_over
     return inside.values
 
 

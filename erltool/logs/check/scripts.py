@@ -7,6 +7,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from erltool.errors import ErltoolError
@@ -144,8 +145,21 @@ def _number(node: ast.expr) -> int:
 # --- Python --------------------------------------------------------------------------------------
 
 
-def grpo_call(text: str, path: Path) -> tuple[dict[str, object], bool, bool]:
-    """The arguments of the script's GRPOConfig(...): values, whether all are in sight, and whether LoRA is.
+@dataclass(frozen=True)
+class GRPOCall:
+    """What a script says of its GRPOConfig(...)."""
+
+    values: dict[str, object]
+    complete: bool
+    """Whether all arguments are in sight."""
+    peft: bool
+    """Whether a LoRA configuration is."""
+    passed_over: int
+    """Other GRPOConfig(...) of the script."""
+
+
+def grpo_call(text: str, path: Path) -> GRPOCall:
+    """The arguments of the script's GRPOConfig(...), of several of the one with the most.
 
     Arguments that are no literals, nor names that the script sets to one literal, are UNKNOWN. A script that makes its
     GRPOConfig from the command line has none in sight. Raises ErltoolError for a script that Python cannot parse.
@@ -157,6 +171,7 @@ def grpo_call(text: str, path: Path) -> tuple[dict[str, object], bool, bool]:
     names = _literals(tree)
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     configs = [call for call in calls if _name(call.func).endswith("GRPOConfig")]
+    configs.sort(key=lambda call: len(call.keywords), reverse=True)
     lora = next((c for c in calls if _name(c.func) in ("LoraConfig", "get_peft_model")), None)
     values: dict[str, object] = {}
     complete = bool(configs)
@@ -166,7 +181,7 @@ def grpo_call(text: str, path: Path) -> tuple[dict[str, object], bool, bool]:
     if lora is not None:
         inside = _arguments(lora, names)[0]
         values |= {"use_peft": True, "lora_r": inside.get("r", 8), "lora_dropout": inside.get("lora_dropout", 0.0)}
-    return values, complete, lora is not None
+    return GRPOCall(values, complete, lora is not None, max(0, len(configs) - 1))
 
 
 def _set_later(tree: ast.Module) -> set[str]:
