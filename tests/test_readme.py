@@ -135,6 +135,28 @@ def test_in_discovery_clip_cov_ends_above_every_rival_on_seeds_that_chose_nothin
     assert compare.differences(table, "entropy", "none", by="arm")["clip-cov"].mean > np.log(10)
 
 
+def test_in_whole_runs_at_equal_dose_covariance_is_little_above_chance_and_push_explodes():
+    table = script("data/experiments/report.py").criterion()
+    assert table.groupby("arm").size().eq(10).all()
+    exploded = (table["entropy_end"].astype(float) > 1).groupby(table["arm"]).sum()
+    assert exploded["push-0.2"] == 10 and exploded.drop("push-0.2").eq(0).all()
+    words = " ".join(README.split())
+
+    def said(arm, rival):
+        d = compare.differences(table, "average@0", rival, by="arm")[arm]
+        shown = f"{d.mean:.3f} ({d.low:+.3f} to {d.high:+.3f})".replace("-", "−")
+        return shown if d.low < 0 else shown.replace("+", "")
+
+    assert (
+        f"ends {said('covariance-0.1', 'random-0.1')} and {said('covariance-0.2', 'random-0.2')} above chance" in words
+    )
+    assert f"Push ends {said('push-0.1', 'random-0.1')} above it" in words
+    for rival in ("none", "one-update", "two-updates"):
+        assert compare.differences(table, "average@0", rival, by="arm")["covariance-0.2"].low > 0
+    for arm in ("covariance-0.1", "covariance-0.2", "two-updates", "random-0.2"):
+        assert compare.differences(table, "average@0", arm, by="arm")["clip-cov"].low > 0
+
+
 def test_in_sharpening_entropy_is_spent_and_the_law_says_what_it_buys():
     report = script("data/experiments/report.py")
     runs = report.runs_of("sharpening", "none")

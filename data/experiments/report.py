@@ -54,9 +54,8 @@ def arms(grid: str) -> pd.DataFrame:
     return table.assign(arm=[compare.arm_of(name) for name in runs])
 
 
-def regime(grid: str) -> list[str]:
+def regime(table: pd.DataFrame) -> list[str]:
     """A regime of the chain task: mean end values of each arm over its seeds."""
-    table = arms(grid)
     rows = []
     for arm, ends in table.groupby("arm", sort=False):
         mean = ends[list(REGIME)].astype(float).mean()
@@ -69,16 +68,37 @@ def markdown(heads: list[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def regime_differences(grid: str) -> list[str]:
-    """Accuracy of the arms with a covariance control less that of the others, paired by seed, with 95 % intervals."""
-    table = arms(grid)
-    names = list(table["arm"].unique())
-    controlled = [arm for arm in names if "-cov" in arm]
+def differences(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Accuracy of an arm less that of its rival, for each pair, paired by seed, with 95 % intervals."""
     rows = []
-    for arm, rival in itertools.product(controlled, [name for name in names if name not in controlled]):
-        differences = [compare.differences(table, value, rival, by="arm")[arm] for value in ACCURACIES]
-        rows.append([f"`{arm}` − `{rival}`", *map(difference, differences)])
+    for arm, rival in pairs:
+        cells = [difference(compare.differences(table, value, rival, by="arm")[arm]) for value in ACCURACIES]
+        rows.append([f"`{arm}` − `{rival}`", *cells])
     return markdown(["difference", *ACCURACIES.values()], rows)
+
+
+def regime_differences(grid: str) -> list[str]:
+    """The arms of a regime with a covariance control less the others."""
+    names = list(arms(grid)["arm"].unique())
+    controlled = [arm for arm in names if "-cov" in arm]
+    return differences(arms(grid), itertools.product(controlled, [name for name in names if name not in controlled]))
+
+
+def criterion() -> pd.DataFrame:
+    """End values of discovery under a criterion at two doses, with the arms of `discovery` that stand beside them."""
+    beside = arms("discovery")
+    return pd.concat([beside[beside["arm"].isin(("none", "one-update", "random-clip", "clip-cov"))], arms("criterion")])
+
+
+def criterion_differences() -> list[str]:
+    """The criteria at each dose less chance at that dose and less each other; then covariance less fewer updates."""
+    table = criterion()
+    pairs = []
+    for dose in ("0.1", "0.2"):
+        covariance, push, chance = (f"{name}-{dose}" for name in ("covariance", "push", "random"))
+        pairs += [(covariance, chance), (push, chance), (push, covariance)]
+        pairs += [(covariance, rival) for rival in ("none", "one-update", "two-updates", "clip-cov")]
+    return differences(table, [*pairs, ("two-updates", "none")])
 
 
 def minute_arms() -> pd.DataFrame:
@@ -423,7 +443,9 @@ def precision() -> list[str]:
 
 def tables() -> list[list[str]]:
     """The tables of data/RESULTS.md that are made from recorded runs, as lines."""
-    regimes = [make(grid) for grid in ("discovery", "sharpening") for make in (regime, regime_differences)]
+    regimes = [
+        lines for grid in ("discovery", "sharpening") for lines in (regime(arms(grid)), regime_differences(grid))
+    ]
     rates = takeovers("trap-rates")
     by_rate = takeover_lines(rates, "rate", {rate: f"{rate:g}" for rate in sorted(rates["rate"].unique())})
     return [
@@ -435,6 +457,8 @@ def tables() -> list[list[str]]:
         sizes(),
         microscope(),
         microscope_controls(),
+        regime(criterion()),
+        criterion_differences(),
         precision(),
     ]
 

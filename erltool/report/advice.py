@@ -110,15 +110,16 @@ def _update(rows: pd.DataFrame, run: Run, point: Microscope | None) -> str:
 
 
 @functools.cache
-def _evidence(grid: str, value: str) -> dict[str, compare.Difference]:
-    """Each arm of a recorded grid minus no control, paired by seed."""
-    runs = read_runs(shipped(f"data/runs/{grid}"))
+def _evidence(regime: str, value: str) -> dict[str, compare.Difference]:
+    """Each arm of a recorded regime minus no control, paired by seed."""
+    grids = ("discovery", "criterion") if regime == "discovery" else (regime,)
+    runs = {name: run for grid in grids for name, run in read_runs(shipped(f"data/runs/{grid}")).items()}
     table = compare.end_values(runs).assign(arm=[compare.arm_of(name) for name in runs])
     return compare.differences(table, value, "none", by="arm")
 
 
-def _said(grid: str, arm: str) -> str:
-    d = _evidence(grid, "average@0")[arm]
+def _said(regime: str, arm: str) -> str:
+    d = _evidence(regime, "average@0")[arm]
     return f"{d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f}, {d.seeds} seeds)"
 
 
@@ -129,12 +130,13 @@ def _control(run: Run, rows: pd.DataFrame) -> str:
         return f"Halve the dose of {name}, or lower the learning rate, and start from an earlier checkpoint."
     only = "This rests on one small task."
     if now.get("zero_spread_fraction", 0) >= SILENT and now.get("all_wrong_fraction", 0) >= STUCK:
-        held, released, slow = (_said("discovery", arm) for arm in ("clip-cov", "annealed-clip-cov", "one-update"))
+        arms = ("clip-cov", "annealed-clip-cov", "one-update", "two-updates")
+        held, released, slow, two = (_said("discovery", arm) for arm in arms)
         return (
             "Something is left to find, and hardly a group has the spread to find it. In `discovery`, which ended so, "
             f"Clip-Cov (2 % of the tokens, covariance from 0.5) differed from no control by {held} in greedy accuracy, "
-            f"released after 70 % of the run by {released}, and one update per iteration by {slow}. Start again with "
-            f"Clip-Cov at that dose, and lower it to 0 at the end. {only}"
+            f"released after 70 % of the run by {released}, one update per iteration by {slow}, and two by {two}. "
+            f"Start again with Clip-Cov at that dose, and lower it to 0 at the end. {only}"
         )
     held, slow = (_said("sharpening", arm) for arm in ("clip-cov", "one-update"))
     return (
