@@ -147,7 +147,7 @@ def test_of_several_runs_one_is_asked_for_and_followed(follow):
 def test_it_pauses_goes_on_stops_and_leaves_no_thread(follow, tmp_path):
     file = tmp_path / "log.jsonl"
     append(file, row(1) + row(2))
-    before = threading.active_count()
+    before = set(threading.enumerate())
     monitor = follow(file)
     until(lambda: step_of(monitor) == 2)
     assert monitor.pause().state == "paused" and monitor.wait(0)
@@ -157,12 +157,12 @@ def test_it_pauses_goes_on_stops_and_leaves_no_thread(follow, tmp_path):
     assert monitor.resume().state == "running" and not monitor.wait(0)
     until(lambda: step_of(monitor) == 3)
     assert monitor.stop().state == "stopped" and "nothing to stop" in monitor.stop().problem
-    until(lambda: threading.active_count() == before)
+    until(lambda: set(threading.enumerate()) <= before)
     append(file, row(4))
     assert monitor.start().state == "running" and not monitor.problem
     until(lambda: step_of(monitor) == 4)
     monitor.close()
-    until(lambda: threading.active_count() == before)
+    until(lambda: set(threading.enumerate()) <= before)
 
 
 def test_the_kernel_is_answered_while_a_look_takes_long(follow, tmp_path, monkeypatch):
