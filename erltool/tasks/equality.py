@@ -28,9 +28,14 @@ def same_number(answer: str, truth: str) -> bool | None:
 
 
 def plainly_same(truth: str, answer: str) -> bool | None:
-    """Whether an answer equals the true one; None where only a library can tell."""
+    """Whether an answer equals the true one; None where only a library can tell.
+
+    If the true answer is a number, the other must be one too: in "49+6" and "110/2" the work of finding 55 is left to
+    do. A policy that is rewarded for such an answer learns to repeat the problem. The grader of PRM800K (Lightman et
+    al. 2023, arXiv 2305.20050) asks the same where the true answer is an integer.
+    """
     if (same := same_number(answer, truth)) is not None:
-        return same
+        return same and (is_worked_out(answer) or not is_worked_out(truth))
     truth, answer = tidy(plain(truth)), tidy(plain(answer))
     if not answer or _key(truth) == _key(answer):
         return bool(answer)
@@ -39,13 +44,31 @@ def plainly_same(truth: str, answer: str) -> bool | None:
     if wanted := number(truth, strict=True):
         if _UNSOLVED.match(answer):
             return False
-        given = number(_stated(answer))
+        stated = _stated(answer)
+        if not is_worked_out(stated) and is_worked_out(truth):
+            done = [side for side in _EQUALS.split(answer)[:-1] if _DIGIT.search(side) and is_worked_out(side)]
+            return bool(done) and plainly_same(truth, done[-1]) is True  # 55 = 49+6
+        given = number(stated)
         return _same(given, wanted) if given else None if _FORMULA.search(answer) else False
     for kind in (_choice, _clock, _words):
         if (true_text := kind(truth)) and (text := kind(answer)):
             return text == true_text
     units = {_without_unit(truth)[1], _without_unit(answer)[1]} - {""}
     return False if len(units) > 1 else None
+
+
+def is_worked_out(answer: str) -> bool:
+    """Whether no operation is left to do in an answer that should be a number: a fraction is no whole number, and a
+    power is of ten, as in 1.5 * 10^3. Of an equation the last side counts."""
+    text = _without_unit(_EQUALS.split(tidy(plain(answer)))[-1])[0]
+    text = _OVER.sub(r"\1/\2", _POWER_OF_TEN.sub("", text))
+    for pattern in _FRACTION, _RATIO:
+        for m in pattern.finditer(text):
+            *_, top, bottom = (int(group) for group in m.groups() if group)
+            if bottom and top % bottom == 0:
+                return False
+        text = pattern.sub("1", text)
+    return not _OPERATION.search(text)
 
 
 def for_library(answer: str) -> str:
@@ -118,6 +141,18 @@ _DECIMAL = re.compile(
     r"([0-9]+\.?[0-9]*|\.[0-9]+)"
     r"(?:[eE]([-+]?[0-9]{1,3})(?![0-9A-Za-z.])|\s?(?:\\times|\\cdot|[x*])\s{0,2}10\s?\^\s?\{?([-+]?[0-9]{1,3})\}?)?"
 )
+_POWER_OF_TEN = re.compile(
+    r"(?<=[0-9.])[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z.])"
+    r"|(?:(?:\\times|\\cdot|[x*])\s{0,2})?(?<![0-9.])10\s?(?:\^|\*\*)\s?\{?[-+]?[0-9]{1,3}\}?"
+)
+_OVER = re.compile(r"\{?([0-9]+)\s*\\over\s*([0-9]+)\}?")
+_OPERATION = re.compile(
+    r"[0-9A-Za-z)}\]!%]\s*(?:[-+*]|\\(?:cdot|times|div|pm|mp|ast|bmod)\b)\s*[-+]?\s*[0-9.({\[\\]"
+    r"|[0-9)}\]!]\s*(?:/\s*[0-9({\\]|(?:\^|\*\*)(?!\s*\{?\s*\\circ)|\(\s*[0-9(])"
+    r"|[0-9)}]!|\\(?:over|[dtc]?frac|[dt]?binom|sqrt|log|ln|sum|prod)\b"
+    r"|\b(?:sqrt|choose|plus|minus|times|divided by)\b"
+)
+_DIGIT = re.compile(r"(?<![A-Za-z_])(?<!_\{)[0-9]")
 
 
 def number(text: str, strict: bool = False) -> Number | None:
