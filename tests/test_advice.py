@@ -38,6 +38,14 @@ def test_where_the_entropy_exploded_it_says_so(recorded):
     assert "has risen from" in text and "Halve the dose of clip-cov" in text
 
 
+def test_where_responses_are_cut_it_asks_to_read_them(recorded):
+    run = recorded["sharpening"]["sharpening-seed0-none"]
+    assert "cut by" not in advise(run)
+    metrics = run.metrics.assign(truncated_fraction=0.97, reward=0.98)
+    text = advise(type(run)(run.path, run.config, run.made_by, metrics, 0))
+    assert "97% of the responses are cut by max_response_tokens, and the mean reward is 0.98: read some" in text
+
+
 def test_it_tells_who_spends_the_entropy_where_the_run_recorded_it(tmp_path, capsys):
     config = erltool.TrainConfig(
         task="chain:sharpening", policy="sharpening", lora_rank=0, learning_rate=3e-4, steps=42, eval_every=0,

@@ -29,13 +29,14 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def firefox():
+def firefox(tmp_path_factory):
     driver = pytest.importorskip("marionette_driver.marionette", reason="pip install -e '.[browser]'")
     path = os.environ.get("FIREFOX") or shutil.which("firefox-esr") or shutil.which("firefox")
     if path is None:
         pytest.skip("no Firefox: apt-get install firefox-esr, or name one by $FIREFOX")
     logging.getLogger("mozversion").setLevel(logging.WARNING)
-    launched = driver.Marionette(bin=path, headless=True, startup_timeout=180, socket_timeout=180)
+    log = str(tmp_path_factory.mktemp("gecko"))  # by default the working directory
+    launched = driver.Marionette(bin=path, headless=True, startup_timeout=180, socket_timeout=180, gecko_log=log)
     launched.start_session()
     launched.set_window_rect(width=1280, height=900)
     yield launched

@@ -20,6 +20,7 @@ LAST = 20  # iterations whose means are "now"
 STUCK = 0.05  # fraction of groups that are all wrong from which on something is left to find
 SILENT = 0.8  # fraction of groups with equal rewards from which on most have no gradient
 BENDS = 0.95  # R² below which the law's ceiling says little
+CUT = 0.2  # fraction of cut responses from which on somebody should read some
 RISEN = 1.5  # times its start: the entropy has exploded
 
 
@@ -34,8 +35,8 @@ def advise(run: Run, point: Microscope | None = None) -> str:
     rows = run.metrics.groupby("iteration").mean(numeric_only=True)
     if len(rows) < 2 * LAST:
         raise ErltoolError(f"advise: run {run.name} has {len(rows)} iterations; it needs at least {2 * LAST}")
-    parts = [_entropy(rows), _worth(run), _groups(rows), _spenders(run), _update(rows, run, point), _control(run, rows)]
-    return " ".join(part for part in parts if part)
+    parts = [_entropy(rows), _worth(run), _cut(rows), _groups(rows), _spenders(run), _update(rows, run, point)]
+    return " ".join(part for part in [*parts, _control(run, rows)] if part)
 
 
 def _entropy(rows: pd.DataFrame) -> str:
@@ -59,6 +60,17 @@ def _worth(run: Run) -> str:
             f"Accuracy is {last:.3f}. {fit}, too low to trust its ceiling: entropy alone does not decide accuracy here."
         )
     return f"Accuracy is {last:.3f}. {fit}; its ceiling at zero entropy is {law.ceiling:.3f}."
+
+
+def _cut(rows: pd.DataFrame) -> str:
+    """A verifier may take the end of a cut response for an answer, and the policy learns to be cut."""
+    now = rows.tail(LAST).mean()
+    if now.get("truncated_fraction", 0) < CUT:
+        return ""
+    return (
+        f"{now['truncated_fraction']:.0%} of the responses are cut by max_response_tokens, and the mean reward is "
+        f"{now['reward']:.2f}: read some of them before you trust it."
+    )
 
 
 def _groups(rows: pd.DataFrame) -> str:
