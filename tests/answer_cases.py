@@ -244,6 +244,8 @@ CASES = [
     *boxed(0, "1024", "2^{10}", "2^10", "2**10", "4^5"), *boxed(0, "120", "5!", r"\binom{10}{3}"),
     *boxed(0, str(2**100), "2^{100}", "2^100"), *boxed(0, "1000", r"10\cdot 100"), *boxed(0, "10^6", "1000^2"),
     *boxed(0, "3/4", "1/2+1/4", r"1-\frac14"), *boxed(1, "3/4", "6/8", "75/100"),  # a fraction may be unreduced
+    *boxed(1, "60", r"60\,\frac{\text{km}}{\text{h}}", r"60\ \mathrm{kg}\cdot\mathrm{m}", "60 people/day",
+           r"60\text{-gon}"),
     *boxed(1, "2^{10}", "2^{10}", "1024"), *boxed(1, "5!", "5!", "120"),
     # --- the last number of a text is not always its answer ------------------------------------------------------
     *text(0, "42", "> 42", "x < 42", "≥ 42", "≠ 42", "at most 42", "more than 42", "less than 42",

@@ -149,7 +149,7 @@ _OVER = re.compile(r"\{?([0-9]+)\s*\\over\s*([0-9]+)\}?")
 _OPERATION = re.compile(
     r"[0-9A-Za-z)}\]!%]\s*(?:[-+*]|\\(?:cdot|times|div|pm|mp|ast|bmod)\b)\s*[-+]?\s*[0-9.({\[\\]"
     r"|[0-9)}\]!]\s*(?:/\s*[0-9({\\]|(?:\^|\*\*)(?!\s*\{?\s*\\circ)|\(\s*[0-9(])"
-    r"|[0-9)}]!|\\(?:over|[dtc]?frac|[dt]?binom|sqrt|log|ln|sum|prod)\b"
+    r"|[0-9)}]!|\\(?:over|[dtc]?frac(?!\s?\{\s?\\(?:text|math))|[dt]?binom|sqrt|log|ln|sum|prod)\b"
     r"|\b(?:sqrt|choose|plus|minus|times|divided by)\b"
 )
 _DIGIT = re.compile(r"(?<![A-Za-z_])(?<!_\{)[0-9]")
