@@ -30,26 +30,32 @@ def same_number(answer: str, truth: str) -> bool | None:
 def plainly_same(truth: str, answer: str) -> bool | None:
     """Whether an answer equals the true one; None where only a library can tell.
 
-    If the true answer is a number, the other must be one too: in "49+6" and "110/2" the work of finding 55 is left to
-    do. A policy that is rewarded for such an answer learns to repeat the problem. The grader of PRM800K (Lightman et
-    al. 2023, arXiv 2305.20050) asks the same where the true answer is an integer.
+    If the true answer is a number, or a list of numbers, the other must state it: in "49+6" and "110/2" the work of
+    finding 55 is left to do. A policy that is rewarded for such an answer learns to repeat the problem. The grader of
+    PRM800K (Lightman et al. 2023, arXiv 2305.20050) asks the same where the true answer is an integer.
     """
-    if (same := same_number(answer, truth)) is not None:
-        return same and (is_worked_out(answer) or not is_worked_out(truth))
+    same = same_number(answer, truth)
+    if same and not is_worked_out(answer) and is_worked_out(truth):
+        return _said_before(truth, answer)
+    if same is not None:
+        return same
     truth, answer = tidy(plain(truth)), tidy(plain(answer))
     if not answer or _key(truth) == _key(answer):
         return bool(answer)
     if (same := _same_numeral(truth, answer)) is not None:
         return same
     if wanted := number(truth, strict=True):
+        stated = _stated(answer)
         if _UNSOLVED.match(answer):
             return False
-        stated = _stated(answer)
         if not is_worked_out(stated) and is_worked_out(truth):
-            done = [side for side in _EQUALS.split(answer)[:-1] if _DIGIT.search(side) and is_worked_out(side)]
-            return bool(done) and plainly_same(truth, done[-1]) is True  # 55 = 49+6
-        given = number(stated)
-        return _same(given, wanted) if given else None if _FORMULA.search(answer) else False
+            return _said_before(truth, answer)
+        if given := number(stated):
+            return _same(given, wanted)
+        if not _FORMULA.search(answer):
+            return False
+    if not _states(truth, answer):
+        return False
     for kind in (_choice, _clock, _words):
         if (true_text := kind(truth)) and (text := kind(answer)):
             return text == true_text
@@ -60,15 +66,39 @@ def plainly_same(truth: str, answer: str) -> bool | None:
 def is_worked_out(answer: str) -> bool:
     """Whether no operation is left to do in an answer that should be a number: a fraction is no whole number, and a
     power is of ten, as in 1.5 * 10^3. Of an equation the last side counts."""
-    text = _without_unit(_EQUALS.split(tidy(plain(answer)))[-1])[0]
+    text = _NOISE.sub(" ", _without_unit(_EQUALS.split(tidy(plain(answer)))[-1])[0])
     text = _OVER.sub(r"\1/\2", _POWER_OF_TEN.sub("", text))
     for pattern in _FRACTION, _RATIO:
         for m in pattern.finditer(text):
             *_, top, bottom = (int(group) for group in m.groups() if group)
             if bottom and top % bottom == 0:
                 return False
-        text = pattern.sub("1", text)
+        text = pattern.sub(" 1 ", text)
     return not _OPERATION.search(text)
+
+
+def _said_before(truth: str, answer: str) -> bool:
+    """Whether an equation whose last side is not worked out has the true number on a side before: 55 = 49+6."""
+    done = [side for side in _EQUALS.split(answer)[:-1] if _DIGIT.search(side) and is_worked_out(side)]
+    return bool(done) and plainly_same(truth, done[-1]) is True
+
+
+def _states(truth: str, answer: str) -> bool:
+    """Whether each number of the true answer stands in the other, whatever its sign, and with no work left to do; True
+    for a true answer that is neither a number nor a list of them."""
+    truth, answer = (
+        _GROUPS.sub(lambda m: re.sub("[, ']", "", m[0]), _without_separators(text)) for text in (truth, answer)
+    )
+    wanted, parts = ([part for part in _ITEM.split(text) if part.strip()] for text in (truth, answer))
+    values = [number(part, strict=True) for part in wanted]
+    if not wanted or not all(values) or not all(map(is_worked_out, wanted)):
+        return True
+    text = _OVER.sub(r"\1/\2", answer)
+    read = [found[0] for m in _START.finditer(text) if (found := _magnitude(text[m.start() :]))]
+    said = {value for size in read for value in (size, size / 100, size * 100)}  # of 0.42, 42 % is another spelling
+    return all(any(_same_value(abs(v.value), size) for size in said) for v in values if v) and (
+        len(wanted) == 1 or all(map(is_worked_out, parts))
+    )
 
 
 def for_library(answer: str) -> str:
@@ -77,9 +107,7 @@ def for_library(answer: str) -> str:
     Left as it is, math-verify adds two numbers side by side, multiplies letters, and knows no plain `sin` or `pi` and
     no exponent behind an e.
     """
-    text = _SPACES_IN_LATEX.sub("", tidy(plain(answer)))
-    if re.search(r",\s", text):  # in "1,234, 5,678" only the commas with a space separate numbers
-        text = re.sub(r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])", lambda m: m[0].replace(",", ""), text)
+    text = _without_separators(answer)
     text = re.sub(r"([0-9}\])])\s*(?:\\q?quad|\\vee|\\lor)\s*(?=[A-Za-z0-9(-])", r"\1, ", text)
     text = _without_unit(_NOISE.sub(" ", text))[0]
     text = re.sub(r"(?<![0-9.])([0-9]+)\s+([0-9]+)/([0-9]+)(?![0-9.])", r"\1\\frac{\2}{\3}", text)
@@ -90,6 +118,14 @@ def for_library(answer: str) -> str:
     steps = (1 if brace == "{" else -1 for brace in re.findall(r"(?<!\\)[{}]", text))
     depths = list(itertools.accumulate(steps, initial=0))
     return text if min(depths) == 0 == depths[-1] else ""
+
+
+def _without_separators(answer: str) -> str:
+    text = _SPACES_IN_LATEX.sub("", tidy(plain(answer)))
+    if not re.search(r",\\?\s", text):
+        return text
+    # In "1,234, 5,678" only the commas with a space separate numbers.
+    return re.sub(r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])", lambda m: m[0].replace(",", ""), text)
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -132,9 +168,9 @@ _EQUALS = re.compile(r"(?<![<>!:=~\\])=(?![=<>])")
 # More than one equation, or none.
 _SEVERAL = re.compile(r"[,;<>]|\\(?:[lgn]eq?|vee|lor|q?quad|text)\b|\b(?:or|and)\b|[0-9}]\s+\\?[A-Za-z]+\s?=")
 _SIGN = re.compile(r"(?:\\approx\s?|=\s?)?([-+]?)\s?(\\?\$|[€£])?\s?([-+]?)(.*)", re.DOTALL)
-_ARGUMENT = r"(?:\{\s?(-?[0-9]+)\s?\}|\s?([0-9]))"
+_ARGUMENT = r"\s?(?:\{\s?(-?[0-9]+)\s?\}|([0-9]))"
 _FRACTION = re.compile(rf"([0-9]*)\s?\\[dtc]?frac{_ARGUMENT}{_ARGUMENT}(?![0-9])")
-_RATIO = re.compile(r"(?:([0-9]+)\s(?=[0-9]+/))?([0-9]+)\s?/\s?([0-9]+)(?![0-9.])")
+_RATIO = re.compile(r"(?<![0-9.])(?:([0-9]+)\s(?=[0-9]+/))?([0-9]+)\s?/\s?([0-9]+)(?![0-9.])")
 _POWER = re.compile(r"([0-9]{1,6})\s?(?:\^|\*\*)\s?(?:\{\s?(-?[0-9]{1,3})\s?\}|(-?[0-9]{1,3}))")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}")
 _DECIMAL = re.compile(
@@ -145,13 +181,16 @@ _POWER_OF_TEN = re.compile(
     r"(?<=[0-9.])[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z.])"
     r"|(?:(?:\\times|\\cdot|[x*])\s{0,2})?(?<![0-9.])10\s?(?:\^|\*\*)\s?\{?[-+]?[0-9]{1,3}\}?"
 )
-_OVER = re.compile(r"\{?([0-9]+)\s*\\over\s*([0-9]+)\}?")
+_OVER = re.compile(r"\{?(?<![0-9.])([0-9]+)\s*(?:\\over|:)\s*([0-9]+)(?![0-9.])\}?")
 _OPERATION = re.compile(
-    r"[0-9A-Za-z)}\]!%]\s*(?:[-+*]|\\(?:cdot|times|div|pm|mp|ast|bmod)\b)\s*[-+]?\s*[0-9.({\[\\]"
-    r"|[0-9)}\]!]\s*(?:/\s*[0-9({\\]|(?:\^|\*\*)(?!\s*\{?\s*\\circ)|\(\s*[0-9(])"
-    r"|[0-9)}]!|\\(?:over|[dtc]?frac(?!\s?\{\s?\\(?:text|math))|[dt]?binom|sqrt|log|ln|sum|prod)\b"
-    r"|\b(?:sqrt|choose|plus|minus|times|divided by)\b"
+    r"[0-9A-Za-z)}\]!%]\s*(?:[-+*]|\\(?:cdot|times|div|pm|mp|ast|bmod)(?![A-Za-z]))\s*[-+]?\s*\\?\$?[0-9.({\[\\|]"
+    r"|[0-9)}\]!]\s*(?:/\s*[-+]?\s*[0-9.({\\]|(?:\^|\*\*)(?!\s*\{?\s*\\circ)|\(\s*[-+]?[0-9(])"
+    r"|[0-9)}]!|\\(?:over|[dtc]?frac(?!\s?\{\s?\\?[A-Za-z])|[dt]?binom|sqrt|log|ln|exp|sum|prod|int|lim|gcd|lcm|max|min"
+    r"|lfloor|lceil|det|sin|cos|tan|sec|csc|cot|p?mod)(?![A-Za-z])|\||[vV]matrix"
+    r"|\b(?:sqrt|choose|plus|minus|times|divided by|mod|gcd|lcm|log|ln)\b"
 )
+_ITEM = re.compile(r"[,;()\[\]]|\\[{}]")  # what separates the numbers of a list, a pair, a set, an interval
+_START = re.compile(r"(?<![0-9.])(?=[0-9.]|\\[dtc]?frac)")  # of a number
 _DIGIT = re.compile(r"(?<![A-Za-z_])(?<!_\{)[0-9]")
 
 
