@@ -209,6 +209,26 @@ def test_rows_as_a_slice_are_the_rows_by_number(policy):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_sharing_rows_until_responses_differ_samples_the_same(policy, monkeypatch, temperature, top_p):
+    options = {"prompts": ["1 2=3:", "14 25 36=75:", "1 2=3:"], "temperature": temperature, "top_p": top_p}
+    sizes = []
+    hidden = type(policy).hidden
+    monkeypatch.setattr(type(policy), "hidden", lambda p, ids, **k: sizes.append(len(ids)) or hidden(p, ids, **k))
+    found = sample(policy, **options)
+    shared, sizes[:] = sizes.copy(), []
+    monkeypatch.setattr(sampling, "SHARING", ())
+    expected = sample(policy, **options)
+    assert found.responses == expected.responses and torch.equal(found.finished, expected.finished)
+    torch.testing.assert_close(found.log_probs, expected.log_probs, atol=2e-5, rtol=0)
+    assert len(shared) == len(sizes) and all(a <= b for a, b in zip(shared, sizes, strict=True))
+    if policy.path and len(set(found.responses)) < len(found):
+        assert sum(shared) < sum(sizes)
+    if not temperature:
+        assert max(shared) == 3  # a group is one row
+
+
 def test_steps_of_fixed_size_sample_the_same(policy, monkeypatch):
     """What a GPU records and replays, launched step by step on a CPU. The prompts' lengths differ: rows are padded."""
     prompts = ["1 2=3:", "14 25 36=75:", "7 8 9=24:"]

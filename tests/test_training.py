@@ -39,10 +39,12 @@ from erltool.controls import catalog
 from erltool.controls.base import CLIP, Choice, Control
 from erltool.controls.recent import ClipV, EntropyRatioClip
 from erltool.engines.verl import read_config
+from erltool.policies import sampling
 from erltool.policies.load import load_policy
-from erltool.policies.rollouts import response_log_probs
+from erltool.policies.rollouts import response_log_probs, response_statistics
 from erltool.runs.folder import METRICS, SPARSE, TIMED
 from erltool.runs.writer import RunWriter
+from erltool.training import update
 from erltool.training.loop import _Trainer
 from erltool.training.start import config_of, policy_for_evaluation
 from erltool.training.step import covariance_by_accuracy
@@ -174,6 +176,42 @@ def test_dropout_repeats_by_seed_and_is_refused_where_it_would_mislead(monkeypat
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_reading_equal_responses_once_changes_nothing(monkeypatch, tiny_config, micro_batch):
+    """Two groups of one prompt, and responses that differ in their prompt, their end or their last token alone."""
+    policy = load_policy(tiny_config().policy, lora_rank=4)
+    rollouts = erltool.sample_groups(policy, ["3 5 7=22:", "1 2 3=6:", "3 5 7=22:"], 4, max_response_tokens=6)
+    ids, mask = rollouts.token_ids.clone(), torch.ones_like(rollouts.response_mask)
+    ids[:] = ids[0]
+    ids[1, -1] += 1
+    mask[2, -1] = False
+    rollouts = dataclasses.replace(rollouts, token_ids=ids, response_mask=mask)
+    first, place = rollouts.distinct()
+    assert first == [0, 1, 2, 4] and place.tolist() == [0, 1, 2, 0, 3, 3, 3, 3, 0, 0, 0, 0]
+    parameters, weights = list(policy.trainable().values()), torch.randn(mask.shape)
+    updater = Updater(tiny_config(lora_rank=4, micro_batch=micro_batch), policy, None)
+
+    def found(read):
+        statistics = read()
+        return statistics, torch.autograd.grad((statistics.log_probs * weights * mask).sum(), parameters)
+
+    live = torch.arange(len(mask)) % 2 == 0
+    for statistics, expected in zip(
+        found(lambda: updater.of_distinct(rollouts)), found(lambda: response_statistics(policy, rollouts)), strict=True
+    ):
+        for one, other in zip(statistics, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert updater.forward(rollouts, live).log_probs.shape == mask.shape
+    read = []
+    monkeypatch.setattr(
+        update, "response_statistics", lambda p, r, *a: read.append(len(r)) or response_statistics(p, r, *a)
+    )
+    updater.of_distinct(rollouts)
+    dropping = Updater(tiny_config(lora_rank=4, lora_dropout=0.1), policy, None)
+    dropping.of_distinct(rollouts)
+    assert read == [4, 12]
+
+
 def test_the_loss_path_waits_for_the_device_once_a_step():
     generator = torch.Generator("cuda").manual_seed(0)
     hidden = torch.randn(512, 64, device="cuda", requires_grad=True)
@@ -233,7 +271,8 @@ def test_an_update_waits_for_the_device_as_often_for_many_tokens_as_for_few(monk
     assert found[0] == found[1] and max(sum(found[0][at : at + 3]) for at in range(0, len(found[0]), 3)) <= 6
 
 
-def test_sampling_waits_for_the_device_once_a_token(tiny_policy):
+def test_sampling_waits_for_the_device_once_a_token(tiny_policy, monkeypatch):
+    monkeypatch.setattr(sampling, "SHARING", ())  # as on a GPU
     policy = erltool.load_policy(str(tiny_policy))
     policy.ends = (10**6,)  # no response ends, so none is dropped from the batch, for which the host waits too
     reads = []

@@ -75,6 +75,21 @@ class Rollouts:
         width = int(self.response_mask[there].sum(-1).max())
         return Rollouts(*(_take(getattr(self, f.name), index.tolist(), there, width) for f in fields(self)))
 
+    def distinct(self) -> tuple[list[int], Tensor]:
+        """Responses that differ in prompt or tokens from all before them, and (B,) which of them each response equals,
+        by number, on the CPU."""
+        lengths = self.response_mask.sum(-1).tolist()
+        number: dict[tuple, int] = {}
+        first: list[int] = []
+        place = []
+        for b, (prompt, tokens) in enumerate(zip(self.prompt_ids, self.token_ids.tolist(), strict=True)):
+            key = (*prompt, None, *tokens[: lengths[b]])
+            if key not in number:
+                number[key] = len(first)
+                first.append(b)
+            place.append(number[key])
+        return first, torch.tensor(place)
+
 
 def _take(column, rows: list[int], there: Tensor, width: int):
     if isinstance(column, list):

@@ -22,6 +22,9 @@ from erltool.policies.policy import Policy
 from erltool.policies.rollouts import Rollouts, concatenate
 
 COMPACT_AT = 0.75  # finished responses leave the batch once the fraction of unfinished ones is below this
+# Devices on which responses share a row of the batch until they differ. A GPU takes as long for a few rows as for many,
+# and its host would wait for the number of rows.
+SHARING = ("cpu",)
 RECORDING = ("cuda",)  # devices on which a step is recorded
 RECORD_FROM = 8  # tokens of a response, from which on recording a step as a CUDA graph pays
 
@@ -139,19 +142,24 @@ def rollouts_of(policy: Policy, prompts, prompt_ids, ids: Tensor, log_probs: Ten
 def _sample(policy: Policy, prompt_ids, group_size: int, max_tokens: int, draw) -> tuple[Tensor, Tensor]:
     """Sampled tokens and their log-probs (B, T), in our way."""
     hidden, mask, cache = _prefill(policy, prompt_ids)
-    cache.batch_repeat_interleave(group_size)
-    hidden, mask = hidden.repeat_interleave(group_size, 0), mask.repeat_interleave(group_size, 0)
-    rows = torch.arange(len(hidden), device=hidden.device)  # the response in each row of the batch
-    ids = torch.full((len(rows), max_tokens), policy.pad, device=hidden.device)
-    log_probs = torch.zeros(ids.shape, device=hidden.device)
-    stops = torch.tensor(policy.ends, device=hidden.device)
+    device = hidden.device
+    rows = torch.arange(len(prompt_ids) * group_size, device=device)  # the response that draws each token
+    branch = rows // group_size  # its row of the batch
+    recorded = device.type in RECORDING and max_tokens >= RECORD_FROM
+    shares = device.type in SHARING and not recorded
+    if not shares:
+        cache.batch_repeat_interleave(group_size)
+        hidden, mask, branch = hidden[branch], mask[branch], rows
+    ids = torch.full((len(rows), max_tokens), policy.pad, device=device)
+    log_probs = torch.zeros(ids.shape, device=device)
+    stops = torch.tensor(policy.ends, device=device)
     going = torch.ones_like(rows, dtype=torch.bool)
     steps: FixedSteps | None = None
-    if hidden.device.type in RECORDING and max_tokens >= RECORD_FROM:
+    if recorded:
         steps = FixedSteps(policy, cache, mask, max_tokens)
         steps.capture()
     for t in range(max_tokens):
-        token, log_prob = draw(logits_of(hidden, policy.head))
+        token, log_prob = draw(logits_of(hidden, policy.head), branch if shares else None)
         # All rows are written, not those that are going on, which the host would have to wait for.
         ids[rows, t] = torch.where(going, token[:, 0], policy.pad)
         log_probs[rows, t] = torch.where(going, log_prob[:, 0], 0.0)
@@ -162,15 +170,35 @@ def _sample(policy: Policy, prompt_ids, group_size: int, max_tokens: int, draw) 
         if steps is not None:
             hidden = steps(token)
             continue
-        if unfinished < COMPACT_AT * len(rows):
-            rows, mask, token = rows[going], mask[going], token[going]
-            cache.batch_select_indices(going.nonzero()[:, 0])
-            going = going[going]
+        kept = going.nonzero()[:, 0] if unfinished < COMPACT_AT * len(rows) else None
+        if kept is not None:
+            rows, branch, token, going = rows[kept], branch[kept], token[kept], going[kept]
+        if shares:
+            kept, token, branch = _branches(branch, token, going, len(mask))
+        if kept is not None:
+            cache.batch_select_indices(kept)
+            mask = mask[kept]
         positions = mask.sum(-1, keepdim=True)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         out = policy.hidden(token, attention_mask=mask[:, None, None], position_ids=positions, cache=cache)
         hidden = out.last_hidden_state[:, -1]
     return ids, log_probs
+
+
+def _branches(branch: Tensor, token: Tensor, going: Tensor, size: int) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The next step's batch: the rows of the last of `size` that its rows continue, None for all in order; the token of
+    each, (N, 1); and each response's row. An ended response, whose tokens nobody reads, has the first."""
+    most = int(token.max()) + 1
+    distinct, place = torch.unique(branch[going] * most + token[going, 0], return_inverse=True)
+    parents, tokens = distinct // most, distinct % most
+    row = torch.zeros_like(branch)
+    row[going] = place
+    if len(parents.unique()) < len(parents) or len(parents) < COMPACT_AT * size:
+        return parents, tokens[:, None], row
+    # None has parted and few have ended: copying the cache would not pay.
+    every = torch.zeros(size, dtype=tokens.dtype, device=tokens.device)
+    every[parents], row[going] = tokens, parents[place]
+    return None, every[:, None], row
 
 
 def _generate(policy: Policy, prompt_ids, group_size: int, max_tokens: int, draw) -> tuple[Tensor, Tensor]:
@@ -201,17 +229,18 @@ class _Drawing(LogitsProcessor):
 
 @dataclass(frozen=True)
 class _Draw:
-    """Samples one token a row from logits (B, V): tokens (B, 1) and their log-probs (B, 1)."""
+    """Samples tokens (B, 1) and their log-probs (B, 1) from the rows `row` (B,) of logits (R, V), all by default."""
 
     temperature: float
     top_p: float
     generator: torch.Generator | None
 
-    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, logits: Tensor, row: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_p = torch.log_softmax(logits.float() / (self.temperature or 1.0), -1)
         if not self.temperature:
             token = log_p.argmax(-1, keepdim=True)
-            return token, log_p.gather(-1, token)
+            log_prob = log_p.gather(-1, token)
+            return (token, log_prob) if row is None else (token[row], log_prob[row])
         p = log_p.exp()
         if self.top_p < 1:
             ordered, order = p.sort(-1, descending=True)
@@ -220,10 +249,11 @@ class _Draw:
         # One uniform number a row through the inverse of the cumulative probabilities, which are doubles to keep the
         # tail of a large vocabulary. torch.multinomial's one number a token takes a fifth of the sampling time.
         cumulative = p.cumsum(-1, dtype=torch.float64)
-        total = cumulative[:, -1:]
-        uniform = torch.rand(len(p), 1, generator=self.generator, device=p.device, dtype=torch.float64) * total
-        token = torch.searchsorted(cumulative, uniform, right=True).clamp(max=p.shape[-1] - 1)
-        return token, log_p.gather(-1, token)
+        if row is not None:
+            cumulative = cumulative[row]
+        uniform = torch.rand(len(cumulative), 1, generator=self.generator, device=p.device, dtype=torch.float64)
+        token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp(max=p.shape[-1] - 1)
+        return token, log_p.gather(-1, token) if row is None else log_p[row, token[:, 0]][:, None]
 
 
 def _prefill(policy: Policy, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor, Cache]:

@@ -160,14 +160,14 @@ class Updater:
     def forward(self, rollouts: Rollouts, live: Tensor) -> TokenStatistics:
         """Statistics (B, T); where gradients are enabled, only the live rows have them."""
         if live.all():
-            return response_statistics(self.policy, rollouts, self.config.temperature)
+            return self.of_distinct(rollouts)
         columns = self.blank(rollouts)
         for rows, gradient in ((live.nonzero()[:, 0], torch.is_grad_enabled()), ((~live).nonzero()[:, 0], False)):
             if not len(rows):
                 continue
             taken = rollouts.take(rows)
             with torch.set_grad_enabled(gradient):
-                found = response_statistics(self.policy, taken, self.config.temperature)
+                found = self.of_distinct(taken)
             rows, padding = rows.to(rollouts.token_ids.device), (0, columns[0].shape[1] - taken.token_ids.shape[1])
             columns = TokenStatistics(
                 *(
@@ -176,6 +176,16 @@ class Updater:
                 )
             )
         return columns
+
+    def of_distinct(self, rollouts: Rollouts) -> TokenStatistics:
+        """`response_statistics`, which reads equal responses to a prompt once. Most are equal in a trained policy. With
+        dropout each response has its own."""
+        first, place = rollouts.distinct()
+        if len(first) == len(rollouts) or self.config.lora_dropout:
+            return response_statistics(self.policy, rollouts, self.config.temperature)
+        found = response_statistics(self.policy, rollouts.take(first), self.config.temperature)
+        place, padding = place.to(rollouts.token_ids.device), (0, rollouts.token_ids.shape[1] - found[0].shape[1])
+        return TokenStatistics(*(torch.nn.functional.pad(column.index_select(0, place), padding) for column in found))
 
     def micro_batches(self, rollouts: Rollouts) -> list[slice]:
         size = self.config.micro_batch or len(rollouts)
