@@ -87,6 +87,28 @@ def test_a_full_score_is_not_believed_where_the_answer_is_plainly_wrong(judge, n
     assert scores[len(wrong) :] == [1] * len(right)
 
 
+def test_what_a_problem_asks_for_is_no_answer_to_it(judge):
+    """Copied from the problem: the integral to solve, the fraction to reduce, the division to do."""
+    for name in ("simple_integration", "intermediate_integration"):
+        entries = list(reasoning_gym.create_dataset(name, size=8, seed=3))
+        copied = [f"Integral({e['metadata']['integrand']}, {e['metadata']['variable']})" for e in entries]
+        for entry, answer in zip(entries, copied, strict=True):
+            assert judge.gym(name, entry, answer) < 1 or entry["answer"] == answer
+            assert judge.gym(name, entry, entry["answer"]) == 1
+    for entry in reasoning_gym.create_dataset("fraction_simplification", size=8, seed=3, styles=("plain",)):
+        metadata = entry["metadata"]
+        copied = f"{metadata['numerator']}/{metadata['denominator']}"
+        assert judge.gym("fraction_simplification", entry, copied) < 1, entry
+        assert judge.gym("fraction_simplification", entry, entry["answer"]) == 1
+    assert gym.answer_to("23", "69 / 3") == "69 / 3" and gym.answer_to("3/4", r"\boxed{\frac{6}{8}}") != "3/4"
+    assert gym.answer_to("3/4", r"\boxed{\frac{3}{4}}") == "3/4" and gym.answer_to("23", "23.0") == "23"
+
+
+def test_a_set_that_pays_anything_is_warned_of():
+    with pytest.warns(UserWarning, match="propositional_logic,size=20: .* gets 0.86 on average"):
+        load_task("reasoning-gym:propositional_logic,size=20")
+
+
 def test_the_options_of_a_task_reach_its_scorer():
     """The scorer of decimal_arithmetic allows one unit in the last of its own decimal places."""
     for places, near in ((2, 1), (6, 0)):

@@ -15,6 +15,7 @@ import pytest
 
 from erltool import ErltoolError
 from erltool.tasks.judge import Judge
+from erltool.tasks.task import Problem, task_of_answers
 
 pytest.importorskip("math_verify")
 
@@ -286,3 +287,21 @@ def test_after_a_fork_each_has_a_jury_of_its_own():
         os._exit(0 if right else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert judge.math("x+y", r"\boxed{y+x+1-1}") == 1.0 and judge._process.pid == jury
+
+
+@pytest.mark.parametrize(
+    ("truth", "prompt", "response", "reward"),
+    [
+        ("(x-3)(x+3)", "Factor $x^2-9$.", "To factor $x^2 - 9$, we can", 0),
+        ("(x-3)(x+3)", "Factor $x^2-9$.", r"\boxed{(x+3)(x-3)}", 1),
+        ("9x^2-4", "Expand $(3x-2)(3x+2)$.", "To expand $(3x-2)(3x+2)$, we", 0),
+        ("7x", "Simplify $3x+4x$.", "To simplify $3x+4x$, we combine", 0),
+        (r"2\sqrt{3}", r"Simplify $\sqrt{12}$.", r"\boxed{\sqrt{12}}", 0),
+        (r"2\sqrt{3}", r"Simplify $\sqrt{12}$.", r"\boxed{2\sqrt3}", 1),
+        ("2x+3", "Which has the larger slope, $2x+3$ or $x+9$?", r"\boxed{2x + 3}", 1),
+        ("y", "Name a letter other than x.", r"\boxed{y}", 1),
+    ],
+)
+def test_a_formula_copied_from_the_prompt_is_no_answer(truth, prompt, response, reward):
+    problem = Problem(prompt, truth)
+    assert task_of_answers("algebra", [problem], []).rewards([problem], [response]) == [reward]

@@ -77,6 +77,13 @@ def is_worked_out(answer: str) -> bool:
     return not _OPERATION.search(text)
 
 
+def is_copied(answer: str, prompt: str, truth: str) -> bool:
+    """Whether an answer is a formula of the prompt, with work left to do, where the true answer does not stand:
+    "x^2-9" to "Factor $x^2-9$."."""
+    answer, prompt, truth = (_GLUE.sub("", plain(text)) for text in (answer, prompt, truth))
+    return not is_worked_out(answer) and answer in prompt and truth not in prompt
+
+
 def _said_before(truth: str, answer: str) -> bool:
     """Whether an equation whose last side is not worked out has the true number on a side before: 55 = 49+6."""
     done = [side for side in _EQUALS.split(answer)[:-1] if _DIGIT.search(side) and is_worked_out(side)]
@@ -189,6 +196,7 @@ _OPERATION = re.compile(
     r"|lfloor|lceil|det|sin|cos|tan|sec|csc|cot|p?mod)(?![A-Za-z])|\||[vV]matrix"
     r"|\b(?:sqrt|choose|plus|minus|times|divided by|mod|gcd|lcm|log|ln)\b"
 )
+_GLUE = re.compile(r"[\s$]|\\(?:left|right)(?![A-Za-z])|\\[,;:!]")
 _ITEM = re.compile(r"[,;()\[\]]|\\[{}]")  # what separates the numbers of a list, a pair, a set, an interval
 _START = re.compile(r"(?<![0-9.])(?=[0-9.]|\\[dtc]?frac)")  # of a number
 _DIGIT = re.compile(r"(?<![A-Za-z_])(?<!_\{)[0-9]")

@@ -22,6 +22,8 @@ WORKED = {
     "propositional_logic": "example_answer",
     "rubiks_cube": "example_correct_answer",
 }
+# Data sets whose scorers pay an answer that needs no look at the problem, and what version 0.1.25 pays for it.
+PAYS_ANYTHING = {"propositional_logic": "(P \u2228 Q), the same for every problem, gets 0.86 on average"}
 TRUSTED = {"reasoning_gym.arithmetic.bitwise_arithmetic"}  # calls eval on its own problem, never on the answer
 CALLS = frozenset("exp log ln sqrt sin cos tan sec csc cot asin acos atan sinh cosh tanh pi Abs Integral".split())
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:/[0-9]+)?")

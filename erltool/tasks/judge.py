@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from erltool.errors import ErltoolError
 from erltool.tasks import gym
 from erltool.tasks.answers import MAX_ANSWER, extract_answer, tidy
-from erltool.tasks.equality import for_library, plainly_same
+from erltool.tasks.equality import for_library, is_copied, plainly_same
 from erltool.tasks.jury import PATIENCE
 from erltool.threads import cores
 
@@ -53,13 +53,13 @@ class Judge:
         """1.0 if the response's answer equals `truth` (math-verify: numbers, LaTeX, sets, intervals), else 0.0."""
         return self.maths([truth], [response])[0]
 
-    def maths(self, truths: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """`math` for a batch."""
+    def maths(self, truths: Sequence[str], responses: Sequence[str], prompts: Sequence[str] = ()) -> list[float]:
+        """`math` for a batch. With `prompts`, a formula that a response copied from its prompt is no answer."""
         rewards: list[float] = []
         questions: dict[int, tuple] = {}
         for i, (truth, response) in enumerate(zip(truths, responses, strict=True)):
             answer = extract_answer(response) or _same_text(truth, response)
-            same = plainly_same(truth, answer)
+            same = False if prompts and is_copied(answer, prompts[i], truth) else plainly_same(truth, answer)
             rewards.append(float(same or False))
             if same is None and (wanted := for_library(truth)):
                 questions[i] = wanted, for_library(answer)

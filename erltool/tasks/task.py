@@ -28,7 +28,7 @@ from erltool.tasks import chain
 from erltool.tasks.answers import extract_answer
 from erltool.tasks.countdown import HELD_OUT_PARTS, countdown_problems, countdown_reward, in_held_out
 from erltool.tasks.equality import for_library
-from erltool.tasks.gym import worked_answer
+from erltool.tasks.gym import PAYS_ANYTHING, worked_answer
 from erltool.tasks.judge import Judge
 
 GYM_PROBLEMS = 4000  # generated for a reasoning-gym task; repeated ones are dropped
@@ -139,7 +139,9 @@ def split(problems: Sequence[Problem]) -> tuple[list[Problem], list[Problem]]:
 def task_of_answers(name: str, train: Sequence[Problem], held_out: Sequence[Problem]) -> Task:
     """A task that compares a response's answer with the problem's; it has a judge of its own."""
     judge = Judge()
-    verify = BatchVerifier(lambda problems, responses: judge.maths([p.answer for p in problems], responses))
+    verify = BatchVerifier(
+        lambda problems, responses: judge.maths([p.answer for p in problems], responses, [p.prompt for p in problems])
+    )
     return Task(name, train, held_out, verify)
 
 
@@ -311,6 +313,8 @@ def _gym(name: str) -> Task:
     except ImportError as e:
         raise ErltoolError(f"task {name}: needs the package reasoning-gym; pip install reasoning-gym") from e
     dataset, options = _gym_options(name)
+    if dataset in PAYS_ANYTHING:
+        warnings.warn(f"task {name}: {PAYS_ANYTHING[dataset]}; a policy will learn that", stacklevel=2)
     try:
         generator = reasoning_gym.create_dataset(dataset, **{"seed": 0, "size": GYM_PROBLEMS} | options)
         entries = list(generator)
