@@ -175,7 +175,6 @@ def test_dropout_repeats_by_seed_and_is_refused_where_it_would_mislead(monkeypat
         tiny_config(lora_dropout=0.1, lora_rank=0)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("micro_batch", [0, 3])
 def test_reading_equal_responses_once_changes_nothing(monkeypatch, tiny_config, micro_batch):
     """Two groups of one prompt, and responses that differ in their prompt, their end or their last token alone."""
@@ -212,6 +211,7 @@ def test_reading_equal_responses_once_changes_nothing(monkeypatch, tiny_config, 
     assert read == [4, 12]
 
 
+@pytest.mark.gpu
 def test_the_loss_path_waits_for_the_device_once_a_step():
     generator = torch.Generator("cuda").manual_seed(0)
     hidden = torch.randn(512, 64, device="cuda", requires_grad=True)
