@@ -93,9 +93,7 @@ def _said_before(truth: str, answer: str) -> bool:
 def _states(truth: str, answer: str) -> bool:
     """Whether each number of the true answer stands in the other, whatever its sign, and with no work left to do; True
     for a true answer that is neither a number nor a list of them."""
-    truth, answer = (
-        _GROUPS.sub(lambda m: re.sub("[, ']", "", m[0]), _without_separators(text)) for text in (truth, answer)
-    )
+    truth, answer = (_ungrouped(_without_separators(text)) for text in (truth, answer))
     wanted, parts = ([part for part in _ITEM.split(text) if part.strip()] for text in (truth, answer))
     values = [number(part, strict=True) for part in wanted]
     if not wanted or not all(values) or not all(map(is_worked_out, wanted)):
@@ -208,7 +206,7 @@ def number(text: str, strict: bool = False) -> Number | None:
     text = _SPACES_IN_LATEX.sub("", tidy(plain(text)))
     if text[:1] + text[-1:] == "()" and not re.search(r"[,(]", text[1:]):
         text = text[1:-1].strip()
-    text = _GROUPS.sub(lambda m: re.sub("[, ']", "", m[0]), text)
+    text = _ungrouped(text)
     name, *sides = [text] if _SEVERAL.search(text) or _UNSOLVED.match(text) else _EQUALS.split(text)
     text = sides[-1].strip() if sides else text
     name = name.replace(" ", "") if sides and re.search("[A-Za-z]", name) else ""
@@ -225,6 +223,11 @@ def number(text: str, strict: bool = False) -> Number | None:
     factor, unit = behind
     sign = -1 if "-" in (before, after) else 1
     return Number(value * factor * sign, UNITS[currency.lstrip("\\")] if currency else unit, name)
+
+
+def _ungrouped(text: str) -> str:
+    """A text without the separators of thousands: 1234 for 1,234 and 1 234."""
+    return _GROUPS.sub(lambda m: re.sub("[, ']", "", m[0]), text)
 
 
 def _magnitude(text: str) -> tuple[Fraction, int] | None:

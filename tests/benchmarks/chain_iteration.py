@@ -7,6 +7,7 @@ As it is done, against sampling and scoring each response by itself, though many
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -24,14 +25,20 @@ def seconds(regime: str) -> float:
         task=f"chain:{regime}", policy=regime, lora_rank=0, learning_rate=RATES[regime], steps=4 * (WARM + TIMED),
         max_response_tokens=28, eval_every=0, record_every=0, device="cpu",
     )  # fmt: skip
-    steps = erltool.train(config)
-    for _ in range(4 * WARM):
-        next(steps)
-    start = time.perf_counter()
-    lengths = [step.metrics["response_length"] for step in steps]
-    taken = (time.perf_counter() - start) / TIMED
+    taken, lengths = timed(config, WARM, time.perf_counter)
     print(f"  {regime:11} {taken:.2f} s, {sum(lengths) / len(lengths):.1f} tokens a response")
     return taken
+
+
+def timed(config: erltool.TrainConfig, warm: int, clock: Callable[[], float]) -> tuple[float, list[float]]:
+    """Seconds of an iteration after `warm` of them, and the mean length of the responses of each update."""
+    updates = config.updates_per_iteration
+    steps = erltool.train(config)
+    for _ in range(updates * warm):
+        next(steps)
+    start = clock()
+    lengths = [step.metrics["response_length"] for step in steps]
+    return (clock() - start) * updates / len(lengths), lengths
 
 
 def main() -> None:

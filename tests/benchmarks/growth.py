@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 
 import torch
+from chain_iteration import timed
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 import erltool
@@ -52,12 +53,7 @@ def cost(responses: int, tokens: int, width: int, folder: Path) -> tuple[float, 
         policy=str(place), task="noise", lora_rank=0, learning_rate=1e-6, prompts_per_iteration=responses // 8,
         max_response_tokens=tokens, steps=4 * (WARM + TIMED), eval_every=0, record_every=0, device="cpu",
     )  # fmt: skip
-    steps = erltool.train(config)
-    for _ in range(4 * WARM):
-        next(steps)
-    start = time.process_time()
-    lengths = [step.metrics["response_length"] for step in steps]
-    taken = (time.process_time() - start) / TIMED
+    taken, lengths = timed(config, WARM, time.process_time)
     assert set(lengths) == {float(tokens)}, lengths
     return taken, sum(p.numel() for p in erltool.load_policy(str(place), lora_rank=0).model.parameters())
 
