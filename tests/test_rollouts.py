@@ -3,7 +3,7 @@ import torch
 
 from erltool import ErltoolError, load_policy, response_log_probs, sample_groups
 from erltool.policies import decoding, sampling
-from erltool.policies.rollouts import PACKED_ROW, Rollouts, concatenate, pack
+from erltool.policies.rollouts import PACKED_ROW, Rollouts, common_beginning, concatenate, pack
 
 PROMPTS = ["1 2 3=6:", "4 5 6=15:", "7 8 9=24:"]
 
@@ -39,15 +39,19 @@ def test_the_samplers_log_probs_are_those_of_the_training_forward(policy, temper
     assert (entropy[rollouts.response_mask] > 0).all() and (entropy[~rollouts.response_mask] == 0).all()
 
 
+def own_log_probs(policy, one):
+    """Log-probs of the single response `one` by the model itself, without our rows."""
+    ids = torch.tensor([one.prompt_ids[0] + one.token_ids[0].tolist()])
+    logits = policy.causal_lm(ids).logits[0, len(one.prompt_ids[0]) - 1 : -1]
+    return torch.log_softmax(logits, -1).gather(-1, one.token_ids[0, :, None])[:, 0]
+
+
 def test_packing_a_group_changes_nothing(policy):
     """Packed rows must give the same as one row for each response without a mask."""
     rollouts = sample(policy)
     together, _ = response_log_probs(policy, rollouts)
     for b in range(len(rollouts)):
-        one = rollouts.take([b])
-        ids = torch.tensor([one.prompt_ids[0] + one.token_ids[0].tolist()])
-        logits = policy.causal_lm(ids).logits[0, len(one.prompt_ids[0]) - 1 : -1]
-        plain = torch.log_softmax(logits, -1).gather(-1, one.token_ids[0, :, None])[:, 0]
+        plain = own_log_probs(policy, rollouts.take([b]))
         torch.testing.assert_close(together[b, : len(plain)], plain, atol=2e-5, rtol=0)
 
 
@@ -85,6 +89,51 @@ def test_a_shorter_prompt_does_not_make_one_row_where_the_others_make_two():
     mask, zeros = torch.ones_like(ids, dtype=torch.bool), torch.zeros(ids.shape)
     packed = pack(Rollouts([""] * 16, [""] * 16, prompts, ids, mask, zeros, mask[:, 0]))
     assert packed.input_ids.shape == (4, 9 + 4 * (PACKED_ROW - 8) // 8)
+
+
+BEGUN = "1 2 3=6:1+2+3=6,4 5 6=26:4*5+6=26,"  # worked examples
+
+
+def test_prompts_that_begin_alike_share_their_beginning(policy):
+    """Sampled and scored log-probs, and gradients, must be those of each response in a row of its own."""
+    prompts = [BEGUN + p for p in PROMPTS] + [BEGUN + "9 9 9 9=36:"]
+    rollouts = sample(policy, 2, prompts=prompts, max_response_tokens=5)
+    packed = pack(rollouts)
+    assert len(packed.input_ids) == 1
+    assert packed.input_ids.numel() < sum(map(len, policy.encode(prompts)))  # with the responses
+    log_probs, _ = response_log_probs(policy, rollouts)
+    torch.testing.assert_close(log_probs.detach(), rollouts.log_probs, atol=2e-5, rtol=0)
+    for b in range(len(rollouts)):
+        plain = own_log_probs(policy, rollouts.take([b]))
+        torch.testing.assert_close(log_probs[b, : len(plain)], plain, atol=2e-5, rtol=0)
+    weights = list(policy.trainable().values())
+    shared = torch.autograd.grad(log_probs.sum(), weights)
+    singly = sum(response_log_probs(policy, rollouts.take([b]))[0].sum() for b in range(len(rollouts)))
+    alone = torch.autograd.grad(singly, weights)
+    for one, other in zip(shared, alone, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_prompts_that_begin_alike_share_a_row_only_up_to_its_length(policy):
+    rollouts = sample(policy, 8, prompts=[BEGUN + p for p in PROMPTS])
+    longest = len(rollouts.prompt_ids[0]) + sum(rollouts.response_mask.sum(-1).tolist())
+    for most in (80, 120, longest):
+        packed = pack(rollouts, hidden=most)
+        assert packed.input_ids.shape[1] <= most and len(packed.predicting) == rollouts.response_mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "common"),
+    [
+        ([[*range(20), 7], [*range(20), 8, 9]], 20),
+        ([[*range(20)], [*range(20), 8, 9]], 19),  # the last token of a prompt predicts for its own responses
+        ([[*range(15), 7], [*range(15), 8]], 0),  # too few to pay
+        ([[5, *range(20)], [*range(21)]], 0),
+        ([[3]], 0),
+    ],
+)
+def test_what_prompts_begin_with_alike(prompts, common):
+    assert common_beginning(prompts) == common
 
 
 def test_prompts_of_any_length_stand_side_by_side(policy):

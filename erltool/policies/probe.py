@@ -2,8 +2,9 @@
 
 Our sampler and scorer arrange prompts and responses in their own ways. A model may have what they do not know: windows,
 sinks, recurrent layers, code after its head. So the policy samples and scores a few prompts, two of them padded and one
-long, and the result is compared with the model's own logits of each sequence alone, in the same type. The policy takes
-the first way that agrees; if none does, loading fails.
+long, and prompts that begin alike where it would read their beginning once. The result is compared with the model's own
+logits of each sequence alone, in the same type. The policy takes the first way that agrees; if none does, loading
+fails.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from erltool.errors import ErltoolError
 from erltool.policies.attention import cpu_attention
 from erltool.policies.heads import is_linear, weight_of
 from erltool.policies.policy import ForwardPath, Policy
-from erltool.policies.rollouts import Rollouts, response_log_probs
+from erltool.policies.rollouts import SHARED_FROM, Rollouts, response_log_probs
 from erltool.policies.sampling import sample_groups
 from erltool.policies.sources import reason_of
 
@@ -113,13 +114,24 @@ def first_layers(model: PreTrainedModel, name: str) -> Iterator[bool]:
     yield False
 
 
-@torch.no_grad()
 def _disagreement(policy: Policy, attention: str, probe: Probe) -> str | None:
+    prompts = list(probe_prompts(policy, probe))
+    begun = probe_ids(policy.tokenizer, policy.causal_lm, SHARED_FROM)[0].tolist()
+    alike = [begun + prompt for prompt in prompts[:-1]]
+    has_room = max(map(len, alike)) + probe.response <= (policy.longest or math.inf)
+    for probed in (prompts, alike) if policy.path.rows == "packed" and has_room else (prompts,):
+        if (difference := _difference(policy, attention, probed, probe.response)) is not None:
+            return difference
+    return None
+
+
+@torch.no_grad()
+def _difference(policy: Policy, attention: str, prompts: list[list[int]], tokens: int) -> str | None:
+    """The same on these prompts, with responses of so many tokens."""
     try:
         _attend(policy, attention)
         generator = torch.Generator(policy.device).manual_seed(0)
-        prompts = list(probe_prompts(policy, probe))
-        rollouts = sample_groups(policy, prompts, GROUP, max_response_tokens=probe.response, generator=generator)
+        rollouts = sample_groups(policy, prompts, GROUP, max_response_tokens=tokens, generator=generator)
         ours = response_log_probs(policy, rollouts)
     except Exception as e:  # the model's own code may refuse our masks or cache
         return reason_of(e)

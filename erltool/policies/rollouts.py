@@ -16,6 +16,7 @@ from erltool.policies.heads import weight_of
 from erltool.policies.policy import Policy
 
 PACKED_ROW = 512  # the most tokens in a row of several responses
+SHARED_FROM = 16  # tokens that prompts must begin with alike to share their reading
 
 
 @dataclass(frozen=True)
@@ -155,37 +156,76 @@ def pack(rollouts: Rollouts, shared: bool = True, hidden: int = PACKED_ROW) -> P
 
     Responses to a prompt share a row of up to min(PACKED_ROW, `hidden`) tokens, counted with the longest prompt: in
     longer rows attention to masked tokens costs more than reading a prompt once saves, and more so in a narrow model.
-    Responses that need several rows are spread evenly, since the longest row sets the width of all. Without `shared`
-    each response has its own row. The last token of a response predicts nothing and is left out.
+    Responses that need several rows are spread evenly, since the longest row sets the width of all. Prompts that begin
+    alike (a system prompt, worked examples) share a row of that size too, which holds their beginning once. Without
+    `shared` each response has its own row. The last token of a response predicts nothing and is left out.
     """
     lengths = rollouts.response_mask.sum(-1).tolist()
     ids = rollouts.token_ids.tolist()
-    rows = _responses_of_rows(rollouts, lengths, hidden) if shared else [[b] for b in range(len(rollouts))]
-    tokens, positions, owners, predicting = [], [], [], []
-    for members in rows:
-        prompt = rollouts.prompt_ids[members[0]]
-        row, position, owner = list(prompt), list(range(len(prompt))), [0] * len(prompt)
-        for number, b in enumerate(members, 1):
-            start, n = len(row), lengths[b] - 1
-            predicting.append([len(prompt) - 1, *range(start, start + n)])
-            row += ids[b][:n]
-            position += range(len(prompt), len(prompt) + n)
-            owner += [number] * n
+    common, rows = 0, [[[b]] for b in range(len(rollouts))]
+    if shared:
+        common = common_beginning(rollouts.prompt_ids)
+        rows = _joined(
+            _responses_of_rows(rollouts, lengths, hidden), rollouts, lengths, common, min(PACKED_ROW, hidden)
+        )
+    tokens, positions, families, owners, predicting = [], [], [], [], []
+    for members_of in rows:
+        begun = common if len(members_of) > 1 else 0
+        row, position = rollouts.prompt_ids[members_of[0][0]][:begun], list(range(begun))
+        family, owner = [0] * begun, [0] * begun
+        for number, members in enumerate(members_of, 1):
+            prompt = rollouts.prompt_ids[members[0]]
+            row += prompt[begun:]
+            position += range(begun, len(prompt))
+            owner += [0] * (len(prompt) - begun)
+            last = len(row) - 1
+            for response, b in enumerate(members, 1):
+                start, n = len(row), lengths[b] - 1
+                predicting.append([last, *range(start, start + n)])
+                row += ids[b][:n]
+                position += range(len(prompt), len(prompt) + n)
+                owner += [response] * n
+            family += [number] * (len(row) - len(family))
         tokens.append(row)
         positions.append(position)
+        families.append(family)
         owners.append(owner)
     width = max(map(len, tokens))
     device = rollouts.token_ids.device
-    row_of = [r for r, members in enumerate(rows) for _ in members]
+    row_of = [r for r, members_of in enumerate(rows) for members in members_of for _ in members]
     flat = np.concatenate([np.array(p) + r * width for r, p in zip(row_of, predicting, strict=True)])
     index = torch.from_numpy(flat).to(device)
     input_ids = _padded(tokens, width, 0).to(device)
     if len(rows) == len(rollouts):  # padding is on the right, where causal attention does not look
         return Packed(input_ids, None, None, index)
-    owned = _padded(owners, width, -1).to(device)
-    causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    seen = (owned[:, None, :] == 0) | (owned[:, None, :] == owned[:, :, None])
-    return Packed(input_ids, _padded(positions, width, 0).to(device), (causal & seen)[:, None], index)
+    seen = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    for parts in (families, owners):  # a token sees what all share, then its own prompt and response
+        part = _padded(parts, width, -1).to(device)
+        seen = seen & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))
+    return Packed(input_ids, _padded(positions, width, 0).to(device), seen[:, None], index)
+
+
+def common_beginning(prompt_ids: Sequence[list[int]]) -> int:
+    """Tokens with which all prompts begin, without the last of any; 0 below SHARED_FROM, where sharing does not pay."""
+    first, last = min(prompt_ids), max(prompt_ids)  # in the order of their tokens: what these share, all share
+    least = min(map(len, prompt_ids)) - 1
+    common = next((i for i in range(least) if first[i] != last[i]), least)
+    return common if common >= SHARED_FROM else 0
+
+
+def _joined(
+    rows: list[list[int]], rollouts: Rollouts, lengths: list[int], common: int, most: int
+) -> list[list[list[int]]]:
+    """Rows of one prompt or more: as many of these rows of one prompt as `most` tokens hold, in even numbers."""
+    if not common:
+        return [[row] for row in rows]
+    longest = max(map(len, rollouts.prompt_ids)) - common
+    own = [longest + sum(lengths[b] - 1 for b in row) for row in rows]
+    for count in range(1, len(rows) + 1):
+        joined = np.array_split(np.arange(len(rows)), count)
+        if all(common + sum(own[r] for r in together) <= most for together in joined):
+            break
+    return [[rows[r] for r in together] for together in joined]
 
 
 def _responses_of_rows(rollouts: Rollouts, lengths: list[int], hidden: int) -> list[list[int]]:

@@ -19,7 +19,7 @@ from erltool.errors import Diverged, ErltoolError
 from erltool.policies.decoding import FixedSteps, RoomyLayer
 from erltool.policies.heads import weight_of
 from erltool.policies.policy import Policy
-from erltool.policies.rollouts import Rollouts, concatenate
+from erltool.policies.rollouts import Rollouts, common_beginning, concatenate
 
 COMPACT_AT = 0.75  # finished responses leave the batch once the fraction of unfinished ones is below this
 # Devices on which responses share a row of the batch until they differ. A GPU takes as long for a few rows as for many,
@@ -257,14 +257,21 @@ class _Draw:
 
 
 def _prefill(policy: Policy, prompt_ids: list[list[int]]) -> tuple[Tensor, Tensor, Cache]:
-    """Last hidden state (P, D), mask (P, L) and cache of left-padded prompts."""
-    ids, positions = _left_padded(policy, prompt_ids)
-    mask, width = positions >= 0, ids.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool, device=policy.device).tril()
-    # A padded query sees itself, since a row of attention that sees nothing would be NaN.
-    allowed = (causal & mask[:, None, :]) | torch.eye(width, dtype=torch.bool, device=policy.device)
+    """Last hidden state (P, D), mask (P, L) and cache of left-padded prompts. What they begin with alike is read once,
+    and the padding follows it."""
     cache = Cache(layers=[RoomyLayer() for _ in range(policy.causal_lm.config.num_hidden_layers)])
-    out = policy.hidden(ids, attention_mask=allowed[:, None], position_ids=positions.clamp(min=0), cache=cache)
+    device, begun = policy.device, common_beginning(prompt_ids) if len(prompt_ids) > 1 else 0
+    if begun:
+        policy.hidden(torch.tensor([prompt_ids[0][:begun]], device=device), cache=cache)
+        cache.batch_repeat_interleave(len(prompt_ids))
+    ids, positions = _left_padded(policy, [prompt[begun:] for prompt in prompt_ids])
+    mask, width = positions >= 0, ids.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    # A padded query sees itself, since a row of attention that sees nothing would be NaN.
+    allowed = (causal & mask[:, None, :]) | torch.eye(width, dtype=torch.bool, device=device)
+    allowed, mask = (torch.nn.functional.pad(seen, (begun, 0), value=True) for seen in (allowed, mask))
+    positions = positions.clamp(min=0) + begun
+    out = policy.hidden(ids, attention_mask=allowed[:, None], position_ids=positions, cache=cache)
     return out.last_hidden_state[:, -1], mask, cache
 
 
