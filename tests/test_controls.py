@@ -125,6 +125,21 @@ def test_the_null_of_kl_cov_differs_in_its_choice_alone(generator):
     assert null.clip_of(CLIP) == UNCLIPPED
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_within_the_dead_zone_a_token_pays_nothing(generator, estimator):
+    tokens = make_tokens(generator)
+    chosen = tokens.response_mask
+    size = tokens.log_ratio.abs()
+    zone = float(size[chosen].median())
+    plain, dead = KLCov(1.0, 3.0, estimator), KLCov(1.0, 3.0, estimator, dead_zone=zone)
+    inside = chosen & (size <= zone)
+    assert inside.any() and (dead.term(tokens, chosen)[inside] == 0).all()
+    assert torch.equal(dead.term(tokens, chosen)[~inside], plain.term(tokens, chosen)[~inside])
+    log_probs = tokens.log_probs.clone().requires_grad_()
+    dead.term(tokens._replace(log_probs=log_probs), chosen).sum().backward()
+    assert (log_probs.grad[inside] == 0).all() and (log_probs.grad[chosen & ~inside] != 0).all()
+
+
 @pytest.mark.parametrize("control", [ClipCov(0.1, 0, 5), RandomClip(0.1), RandomKL(0.1)])
 def test_the_same_seed_draws_the_same_tokens(generator, control):
     tokens = make_tokens(generator)
@@ -162,6 +177,7 @@ def test_text_and_dictionary_name_the_same_control():
         ("kl-cov:fraction=2", r"in \[0, 1\]"),
         ("kl-cov:fraction=many", "a number"),
         ("kl-cov:estimator=k4", "k1, k2 or k3"),
+        ("kl-cov:dead_zone=-1", "dead_zone"),
         ("clip-cov:low=5,high=1", "below high"),
         ("none:x=1", "no fields"),
     ],

@@ -40,10 +40,11 @@ def test_in_bf16_on_4_bits_every_ratio_is_noisy():
 
 
 def test_the_remedy_follows_the_noise():
-    def advised(k1, k2):
-        return Precision((Difference("x", 0, 0, 0),), (Penalty("sampler", 1, k1, k1, k2),) * 2).remedy
+    def advised(k1, k2, outside=math.nan):
+        return Precision((Difference("x", 0, 0, 0),), (Penalty("sampler", 1, k1, k1, k2, 0.25, outside),) * 2).remedy
 
     assert "k1, k2 and k3 all do" in advised(0.05, 0.0) and "use k2 or k3" in advised(0.4, 0.05)
+    assert "k2 or k3 with dead_zone=0.25" in advised(0.4, 0.15, 0.05) and "use fp32" in advised(0.4, 0.15, 0.12)
     assert "use fp32" in advised(0.9, 0.8) and "not known" in advised(math.nan, math.nan)
 
 
@@ -58,6 +59,6 @@ def test_doctor_prints_it_and_says_what_it_cannot_measure(capsys):
     words = "--policy sharpening --task chain:sharpening --max-response-tokens 28 --lora-rank 2 --device cpu"
     small = "--prompts-per-iteration 8 --group-size 4 --updates-per-iteration 2"
     assert main(["doctor", *words.split(), *small.split()]) == 0
-    assert "KL-Cov in the second update" in capsys.readouterr().out
+    assert "KL-Cov, second update" in capsys.readouterr().out
     with pytest.raises(ErltoolError, match="needs lora_rank above 0"):
         gauge(dataclasses.replace(CONFIG, lora_rank=0))

@@ -153,7 +153,8 @@ class KLCov(Control):
     The surrogate is unclipped on all tokens, as in the released code, so fraction 0 is the plain surrogate without
     clip. With log_ratio = log pi - log pi_old, `estimator` "k1" is |log_ratio| (the paper's), "k2" log_ratio^2 / 2, and
     "k3" exp(-log_ratio) - 1 + log_ratio. On the first update after sampling all are 0 with gradient 0, so one update
-    per iteration has no penalty.
+    per iteration has no penalty. A token whose |log_ratio| is at most `dead_zone` (nats) pays nothing: in bf16 or on 4
+    bits so much may be rounding, and `erltool doctor` measures how much. The paper has none.
     """
 
     name: ClassVar[str] = "kl-cov"
@@ -164,11 +165,13 @@ class KLCov(Control):
     fraction: float = 2e-3
     coef: float = 1.0
     estimator: str = "k1"
+    dead_zone: float = 0.0
 
     def __post_init__(self):
         self.require(0 <= self.fraction <= 1, "fraction", "in [0, 1]")
         self.require(0 <= self.coef < math.inf, "coef", "at least 0 and finite")
         self.require(self.estimator in ("k1", "k2", "k3"), "estimator", "k1, k2 or k3")
+        self.require(0 <= self.dead_zone < math.inf, "dead_zone", "at least 0 and finite")
 
     def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
         mask = tokens.response_mask
@@ -177,7 +180,8 @@ class KLCov(Control):
 
     def term(self, tokens: Tokens, chosen: Tensor) -> Tensor:
         kl = tokens.log_ratio.abs() if self.estimator == "k1" else kl_estimate(tokens.log_ratio, self.estimator)
-        return self.coef * kl.masked_fill(~chosen, 0)
+        pays = chosen & (tokens.log_ratio.abs() > self.dead_zone) if self.dead_zone else chosen
+        return self.coef * kl.masked_fill(~pays, 0)
 
     def conflicts(self, config) -> Iterable[tuple[str, str]]:
         if config.lora_dropout:

@@ -317,7 +317,7 @@ def _of_batch(bench: Bench, batch: Examined, before: Tensor, controls: Mapping[s
 def _baseline(control: Control, removed: float) -> Control:
     """The random selection that a control is compared with."""
     if isinstance(control, KLCov):
-        return RandomKL(control.fraction, control.coef, control.estimator)
+        return RandomKL(control.fraction, control.coef, control.estimator, control.dead_zone)
     return Silence("random", min(max(removed, 0.0), 1.0))
 
 

@@ -54,6 +54,10 @@ class Penalty:
     """size of the noise over size of the computed log ratio, each summed; above 1 where they cancel"""
     k2: float
     """the same of squares"""
+    zone: float
+    """nats: the noise of 99 % of these tokens is smaller"""
+    outside: float
+    """k2 again, of the tokens with larger computed log ratios; NaN where there are none"""
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,14 @@ class Precision:
     def __str__(self) -> str:
         lines = [f"{'log-probs of the same tokens, nats':46}{'mean':>10}{'99 %':>10}{'largest':>11}"]
         lines += [f"{d.what:46}{d.mean:>10.1e}{d.p99:>10.1e}{d.largest:>11.1e}" for d in self.differences]
-        lines += ["", f"{'KL-Cov in the second update; old log-probs':46}{'moved':>10}{'noise':>10}{'k1':>6}{'k2':>7}"]
-        lines += [f"{p.old:46}{p.moved:>10.1e}{p.noise:>10.1e}{p.k1:>6.0%}{p.k2:>7.0%}" for p in self.penalties]
-        lines.append("(moved: in fp32; k1, k2: noise as a share of the penalty; it may cancel)")
+        head = "KL-Cov, second update; old log-probs"
+        lines += ["", f"{head:38}{'moved':>8}{'noise':>8}{'k1':>5}{'k2':>5}{'zone':>7}{'outside':>8}"]
+        lines += [
+            f"{p.old:38}{p.moved:>8.2g}{p.noise:>8.2g}{p.k1:>5.0%}{p.k2:>5.0%}{p.zone:>7.1g}{p.outside:>8.0%}"
+            for p in self.penalties
+        ]
+        lines.append("(moved: in fp32; k1, k2: noise as a share of the penalty; it may cancel;")
+        lines.append("zone: 99 % of the noise is smaller, nats; outside: k2 beyond it)")
         return "\n".join(lines + [line for text in self.remedy.splitlines() for line in textwrap.wrap(text, 79)])
 
 
@@ -85,6 +94,8 @@ def _remedy(penalty: Penalty) -> str:
         return "the penalty is of what moved; k1, k2 and k3 all do"
     if penalty.k2 < LITTLE:
         return "use k2 or k3, quadratic near 0, where k1 takes rounding for movement"
+    if penalty.outside < LITTLE:
+        return f"use k2 or k3 with dead_zone={penalty.zone:.2g}, beyond which the penalty is of what moved"
     return "use fp32, or Clip-Cov, which has no such penalty"
 
 
@@ -175,7 +186,10 @@ def _penalties(updates: Updater, batch: Batch, task: Task) -> tuple[Penalty, ...
             float(noise.abs().pow(n).sum() / computed.abs().pow(n).sum()) if computed.any() else math.nan
             for n in (1, 2)
         )
-        found.append(Penalty(name, float(moved.abs().mean()), float(noise.abs().mean()), *shares))
+        zone = float(noise.abs().quantile(0.99))
+        outside = computed.abs() > zone
+        beyond = float(noise[outside].square().sum() / computed[outside].square().sum()) if outside.any() else math.nan
+        found.append(Penalty(name, float(moved.abs().mean()), float(noise.abs().mean()), *shares, zone, beyond))
     return tuple(found)
 
 
