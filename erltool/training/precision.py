@@ -182,15 +182,25 @@ def _penalties(updates: Updater, batch: Batch, task: Task) -> tuple[Penalty, ...
     for name, source in (("of the sampler", batch), ("as erltool takes them", ours)):
         computed = updates.score(source, second, False).tokens.log_ratio.detach()[chosen].double()
         noise = computed - moved
-        shares = (
-            float(noise.abs().pow(n).sum() / computed.abs().pow(n).sum()) if computed.any() else math.nan
-            for n in (1, 2)
-        )
         zone = float(noise.abs().quantile(0.99))
         outside = computed.abs() > zone
-        beyond = float(noise[outside].square().sum() / computed[outside].square().sum()) if outside.any() else math.nan
-        found.append(Penalty(name, float(moved.abs().mean()), float(noise.abs().mean()), *shares, zone, beyond))
+        found.append(
+            Penalty(
+                old=name,
+                moved=float(moved.abs().mean()),
+                noise=float(noise.abs().mean()),
+                k1=_share(noise, computed, 1),
+                k2=_share(noise, computed, 2),
+                zone=zone,
+                outside=_share(noise[outside], computed[outside], 2),
+            )
+        )
     return tuple(found)
+
+
+def _share(noise: Tensor, computed: Tensor, power: int) -> float:
+    """Size of the noise over size of what was computed, each raised to the power and summed; NaN where that is 0."""
+    return float(noise.abs().pow(power).sum() / computed.abs().pow(power).sum()) if computed.any() else math.nan
 
 
 def _in_fp32(updates: Updater, task: Task, rollouts: Rollouts, before: list[Tensor], after: list[Tensor]) -> Tensor:
