@@ -7,7 +7,7 @@ import pytest
 
 from erltool import ErltoolError, TrainConfig
 from erltool.cli.command import main
-from erltool.training.precision import Difference, Penalty, Precision, gauge
+from erltool.training.precision import TOKENS, Difference, Penalty, Precision, gauge
 
 CONFIG = TrainConfig(
     policy="countdown", task="countdown", max_response_tokens=12, prompts_per_iteration=16, group_size=8,
@@ -34,14 +34,14 @@ def test_in_bf16_on_4_bits_every_ratio_is_noisy():
     sampler, ours = found.penalties
     for penalty in found.penalties:  # as erltool takes them, too: after any change of the weights, roundings fall anew
         assert penalty.noise > 1e-3 and penalty.k1 > 0.1, "rounding gets much of the penalty"
-    assert sampler.moved == ours.moved
+    assert sampler.moved == ours.moved and sampler.tokens == ours.tokens >= TOKENS
     assert all(d.mean <= d.p99 <= d.largest for d in found.differences)
     assert sampler.k2 < sampler.k1 and max(map(len, str(found).splitlines())) <= 79
 
 
 def test_the_remedy_follows_the_noise():
     def advised(k1, k2, outside=math.nan):
-        return Precision((Difference("x", 0, 0, 0),), (Penalty("sampler", 1, k1, k1, k2, 0.25, outside),) * 2).remedy
+        return Precision((Difference("x", 0, 0, 0),), (Penalty("sampler", 1, k1, k1, k2, 0.25, outside, 9),) * 2).remedy
 
     assert "k1, k2 and k3 all do" in advised(0.05, 0.0) and "use k2 or k3" in advised(0.4, 0.05)
     assert "k2 or k3 with dead_zone=0.25" in advised(0.4, 0.15, 0.05) and "use fp32" in advised(0.4, 0.15, 0.12)

@@ -68,13 +68,16 @@ def markdown(heads: list[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def differences(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Accuracy of an arm less that of its rival, for each pair, paired by seed, with 95 % intervals."""
+def differences(
+    table: pd.DataFrame, pairs: Iterable[tuple[str, str]], values: dict[str, str] = ACCURACIES
+) -> list[str]:
+    """Accuracy of an arm less that of its rival, for each pair, paired by seed, with 95 % intervals; `values` has the
+    columns' headings by their names."""
     rows = []
     for arm, rival in pairs:
-        cells = [difference(compare.differences(table, value, rival, by="arm")[arm]) for value in ACCURACIES]
+        cells = [difference(compare.differences(table, value, rival, by="arm")[arm]) for value in values]
         rows.append([f"`{arm}` − `{rival}`", *cells])
-    return markdown(["difference", *ACCURACIES.values()], rows)
+    return markdown(["difference", *values.values()], rows)
 
 
 def regime_differences(grid: str) -> list[str]:
@@ -99,6 +102,36 @@ def criterion_differences() -> list[str]:
         pairs += [(covariance, chance), (push, chance), (push, covariance)]
         pairs += [(covariance, rival) for rival in ("none", "one-update", "two-updates", "clip-cov")]
     return differences(table, [*pairs, ("two-updates", "none")])
+
+
+SMOLLM2 = {"average@0": "greedy", "average": "temperature 1", "pass@4": "pass@4"}
+SMOLLM2_PAIRS = [
+    *((arm, rival) for arm in ("clip-cov", "kl-cov-k2", "push-0.1") for rival in ("none", "one-update")),
+    ("clip-cov", "random-clip"),
+    ("kl-cov-k2", "random-kl"),
+    ("push-0.1", "random-0.1"),
+]
+THREE = 3  # iterations of SmolLM2 in a point of the law: 40 points, and a forecast from the first six
+
+
+def smollm2() -> list[str]:
+    """The arms of SmolLM2 on 4 bits: mean end values over seeds; how well the law fits rewards and forecasts them."""
+    rows = []
+    for arm, ends in arms("smollm2").groupby("arm", sort=False):
+        mean = ends[["entropy_end", *SMOLLM2]].astype(float).mean()
+        points = [points_of(run, "reward").averaged(THREE) for run in runs_of("smollm2", arm)]
+        laws = [erltool.fit_law(p.entropy, p.performance).r_squared for p in points]
+        ahead = [erltool.forecast(p.entropy, p.performance) for p in points]
+        rmse, stayed = (100 * np.median([getattr(f, name) for f in ahead]) for name in ("rmse", "rmse_if_it_stayed"))
+        values = [f"{mean['entropy_end']:.3f}", *(f"{mean[value]:.3f}" for value in SMOLLM2)]
+        rows.append([f"`{arm}`", str(len(ends)), *values, f"{np.median(laws):.2f}", f"{rmse:.0f} ({stayed:.0f})"])
+    heads = ["arm", "seeds", "entropy at the end", *SMOLLM2.values(), "R² of the law", "RMSE of its forecast, points"]
+    return markdown(heads, rows)
+
+
+def smollm2_differences() -> list[str]:
+    """The controls less no control, less fewer updates, and less chance at their dose."""
+    return differences(arms("smollm2"), SMOLLM2_PAIRS, SMOLLM2)
 
 
 def minute_arms() -> pd.DataFrame:
@@ -438,7 +471,8 @@ def precision() -> list[str]:
         lines = (shipped("data/precision") / f"smollm2-{rate}.txt").read_text().splitlines()
         ours = next(line for line in lines if line.startswith("as erltool takes them"))
         rows.append([rate, *ours.split()[4:]])
-    return markdown(["learning rate", "moved in fp32, nats", "noise, nats", "share of k1", "share of k2"], rows)
+    measured = ["moved in fp32, nats", "noise, nats", "share of k1", "share of k2", "zone, nats", "share beyond it"]
+    return markdown(["learning rate", *measured], rows)
 
 
 def tables() -> list[list[str]]:
@@ -460,6 +494,8 @@ def tables() -> list[list[str]]:
         regime(criterion()),
         criterion_differences(),
         precision(),
+        smollm2(),
+        smollm2_differences(),
     ]
 
 
