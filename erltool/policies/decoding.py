@@ -46,7 +46,8 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices):
-        self.buffers = tuple(b[indices] for b in self.buffers)
+        # Not b[indices], which takes five times as long on a CPU.
+        self.buffers = tuple(b.index_select(0, indices) for b in self.buffers)
         self._show()
 
     def batch_repeat_interleave(self, repeats):

@@ -250,7 +250,7 @@ class _Draw:
         # tail of a large vocabulary. torch.multinomial's one number a token takes a fifth of the sampling time.
         cumulative = p.cumsum(-1, dtype=torch.float64)
         if row is not None:
-            cumulative = cumulative[row]
+            cumulative = cumulative.index_select(0, row)
         uniform = torch.rand(len(cumulative), 1, generator=self.generator, device=p.device, dtype=torch.float64)
         token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).clamp(max=p.shape[-1] - 1)
         return token, log_p.gather(-1, token) if row is None else log_p[row, token[:, 0]][:, None]
