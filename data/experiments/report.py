@@ -463,16 +463,32 @@ def price(row: pd.Series) -> str:
     return f"{1000 * row['saved']:.2f}{mark}, {row['lost']:.0%}"
 
 
+SEEN = {
+    "3e-4": "`addition:20`, 3e-4",
+    "1e-4": "`addition:20`, 1e-4",
+    "1e-5": "`addition:20`, 1e-5",
+    "grid": "`addition:50`, 1e-4, the grid's",
+    "grid-fp32": "the same in fp32",
+}
+
+
 def precision() -> list[str]:
-    """A row for each learning rate at which `erltool doctor` saw SmolLM2: how far an update moves the log-probs of
-    KL-Cov's tokens, and which share of the penalty is rounding."""
+    """A row for each setting in which `erltool doctor` saw SmolLM2: how far an update moves the log-probs of KL-Cov's
+    tokens, and which share of the penalty is rounding."""
     rows = []
-    for rate in ("3e-4", "1e-4", "1e-5"):
-        lines = (shipped("data/precision") / f"smollm2-{rate}.txt").read_text().splitlines()
+    for file, setting in SEEN.items():
+        lines = (shipped("data/precision") / f"smollm2-{file}.txt").read_text().splitlines()
         ours = next(line for line in lines if line.startswith("as erltool takes them"))
-        rows.append([rate, *ours.split()[4:]])
-    measured = ["moved in fp32, nats", "noise, nats", "share of k1", "share of k2", "zone, nats", "share beyond it"]
-    return markdown(["learning rate", *measured], rows)
+        rows.append([setting, *ours.split()[4:]])
+    measured = [
+        "moved in fp32, nats",
+        "noise, nats",
+        "share of k1",
+        "share of k2",
+        "zone, nats",
+        "share of k2 beyond it",
+    ]
+    return markdown(["task and rate", *measured], rows)
 
 
 def tables() -> list[list[str]]:
