@@ -5,7 +5,7 @@ Where the model allows it, responses share the work on their prompt: a row holds
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -162,47 +162,53 @@ def pack(rollouts: Rollouts, shared: bool = True, hidden: int = PACKED_ROW) -> P
     """
     lengths = rollouts.response_mask.sum(-1).tolist()
     ids = rollouts.token_ids.tolist()
-    common, rows = 0, [[[b]] for b in range(len(rollouts))]
+    common, families = 0, [[[b]] for b in range(len(rollouts))]
     if shared:
         common = common_beginning(rollouts.prompt_ids)
-        rows = _joined(
-            _responses_of_rows(rollouts, lengths, hidden), rollouts, lengths, common, min(PACKED_ROW, hidden)
-        )
-    tokens, positions, families, owners, predicting = [], [], [], [], []
-    for members_of in rows:
-        begun = common if len(members_of) > 1 else 0
-        row, position = rollouts.prompt_ids[members_of[0][0]][:begun], list(range(begun))
-        family, owner = [0] * begun, [0] * begun
-        for number, members in enumerate(members_of, 1):
+        families = _families_of_rows(rollouts.prompt_ids, lengths, common, min(PACKED_ROW, hidden))
+    rows = []
+    for of_row in families:
+        row, begun = _Row(), common if len(of_row) > 1 else 0
+        row.add(rollouts.prompt_ids[of_row[0][0]][:begun], 0, 0, 0)
+        for family, members in enumerate(of_row, 1):
             prompt = rollouts.prompt_ids[members[0]]
-            row += prompt[begun:]
-            position += range(begun, len(prompt))
-            owner += [0] * (len(prompt) - begun)
-            last = len(row) - 1
-            for response, b in enumerate(members, 1):
-                start, n = len(row), lengths[b] - 1
-                predicting.append([last, *range(start, start + n)])
-                row += ids[b][:n]
-                position += range(len(prompt), len(prompt) + n)
-                owner += [response] * n
-            family += [number] * (len(row) - len(family))
-        tokens.append(row)
-        positions.append(position)
-        families.append(family)
-        owners.append(owner)
-    width = max(map(len, tokens))
-    device = rollouts.token_ids.device
-    row_of = [r for r, members_of in enumerate(rows) for members in members_of for _ in members]
-    flat = np.concatenate([np.array(p) + r * width for r, p in zip(row_of, predicting, strict=True)])
+            row.add(prompt[begun:], begun, family, 0)
+            last = len(row.tokens) - 1
+            for owner, b in enumerate(members, 1):
+                start, n = len(row.tokens), lengths[b] - 1
+                row.add(ids[b][:n], len(prompt), family, owner)
+                row.predicting += [last, *range(start, start + n)]
+        rows.append(row)
+    width, device = max(len(row.tokens) for row in rows), rollouts.token_ids.device
+    flat = np.concatenate([np.array(row.predicting) + r * width for r, row in enumerate(rows)])
     index = torch.from_numpy(flat).to(device)
-    input_ids = _padded(tokens, width, 0).to(device)
+    input_ids = _padded([row.tokens for row in rows], width, 0).to(device)
     if len(rows) == len(rollouts):  # padding is on the right, where causal attention does not look
         return Packed(input_ids, None, None, index)
     seen = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-    for parts in (families, owners):  # a token sees what all share, then its own prompt and response
+    for parts in ([row.families for row in rows], [row.owners for row in rows]):
         part = _padded(parts, width, -1).to(device)
         seen = seen & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))
-    return Packed(input_ids, _padded(positions, width, 0).to(device), seen[:, None], index)
+    positions = _padded([row.positions for row in rows], width, 0).to(device)
+    return Packed(input_ids, positions, seen[:, None], index)
+
+
+@dataclass
+class _Row:
+    """A row being packed. A token sees those before it whose family and owner are its own or 0."""
+
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    families: list[int] = field(default_factory=list)  # number of the prompt; 0 for what all prompts begin with
+    owners: list[int] = field(default_factory=list)  # number of the response to it; 0 for the prompt
+    predicting: list[int] = field(default_factory=list)
+
+    def add(self, tokens: list[int], position: int, family: int, owner: int) -> None:
+        """Adds tokens, of which the first has this position."""
+        self.tokens += tokens
+        self.positions += range(position, position + len(tokens))
+        self.families += [family] * len(tokens)
+        self.owners += [owner] * len(tokens)
 
 
 def common_beginning(prompt_ids: Sequence[list[int]]) -> int:
@@ -213,38 +219,33 @@ def common_beginning(prompt_ids: Sequence[list[int]]) -> int:
     return common if common >= SHARED_FROM else 0
 
 
-def _joined(
-    rows: list[list[int]], rollouts: Rollouts, lengths: list[int], common: int, most: int
-) -> list[list[list[int]]]:
-    """Rows of one prompt or more: as many of these rows of one prompt as `most` tokens hold, in even numbers."""
+def _families_of_rows(prompt_ids: list[list[int]], lengths: list[int], common: int, most: int) -> list[list[list[int]]]:
+    """Responses in each row of at most `most` tokens, by prompt: of one, or of several where `common` is above 0."""
+    longest = max(map(len, prompt_ids))  # so that a prompt one token shorter does not make a row twice as wide
+    own = [n - 1 for n in lengths]
+    families: list[list[int]] = []
+    for _, group in itertools.groupby(prompt_ids):
+        first = sum(map(len, families))
+        of_group = own[first : first + len(list(group))]
+        families += [(first + members).tolist() for members in _spread(longest, of_group, most)]
     if not common:
-        return [[row] for row in rows]
-    longest = max(map(len, rollouts.prompt_ids)) - common
-    own = [longest + sum(lengths[b] - 1 for b in row) for row in rows]
-    for count in range(1, len(rows) + 1):
-        joined = np.array_split(np.arange(len(rows)), count)
-        if all(common + sum(own[r] for r in together) <= most for together in joined):
-            break
-    return [[rows[r] for r in together] for together in joined]
-
-
-def _responses_of_rows(rollouts: Rollouts, lengths: list[int], hidden: int) -> list[list[int]]:
-    rows: list[list[int]] = []
-    longest = max(map(len, rollouts.prompt_ids))  # so that a prompt one token shorter does not make a row twice as wide
-    for _, group in itertools.groupby(rollouts.prompt_ids):
-        first = sum(map(len, rows))
-        of_group = lengths[first : first + len(list(group))]
-        rows += [(first + members).tolist() for members in share_rows(longest, of_group, hidden)]
-    return rows
+        return [[family] for family in families]
+    sizes = [longest - common + sum(own[b] for b in family) for family in families]
+    return [[families[f] for f in row] for row in _spread(common, sizes, most)]
 
 
 def share_rows(prompt: int, lengths: Sequence[int], hidden: int) -> list[np.ndarray]:
-    """Indices of the responses in each row, for responses of these lengths to a prompt of `prompt` tokens. The rows are
-    the fewest of even size that hold at most min(PACKED_ROW, hidden) tokens, or have one response each."""
-    most = min(PACKED_ROW, hidden)
-    for count in range(1, len(lengths) + 1):
-        rows = np.array_split(np.arange(len(lengths)), count)
-        if all(prompt + sum(lengths[b] - 1 for b in row) <= most for row in rows):
+    """Indices of the responses in each row, for responses of these lengths to a prompt of `prompt` tokens, in a model
+    of this width."""
+    return _spread(prompt, [n - 1 for n in lengths], min(PACKED_ROW, hidden))
+
+
+def _spread(shared: int, own: Sequence[int], most: int) -> list[np.ndarray]:
+    """Indices of the parts in each row, for parts of these many tokens of their `own` that have others in common. The rows are
+    the fewest of even size that hold at most `most` tokens, or have one part each."""
+    for count in range(1, len(own) + 1):
+        rows = np.array_split(np.arange(len(own)), count)
+        if all(shared + sum(own[i] for i in row) <= most for row in rows):
             break
     return rows
 
