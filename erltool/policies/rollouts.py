@@ -241,8 +241,8 @@ def share_rows(prompt: int, lengths: Sequence[int], hidden: int) -> list[np.ndar
 
 
 def _spread(shared: int, own: Sequence[int], most: int) -> list[np.ndarray]:
-    """Indices of the parts in each row, for parts of these many tokens of their `own` that have others in common. The rows are
-    the fewest of even size that hold at most `most` tokens, or have one part each."""
+    """Indices of the parts in each row. A part has so many tokens of its `own`, and a row has the `shared` ones once.
+    The rows are the fewest of even size that hold at most `most` tokens, or have one part each."""
     for count in range(1, len(own) + 1):
         rows = np.array_split(np.arange(len(own)), count)
         if all(shared + sum(own[i] for i in row) <= most for row in rows):
