@@ -6,6 +6,7 @@ import pytest
 
 import erltool
 from erltool import ErltoolError, fit_law, forecast, plot_fit, plot_run, read_run, read_runs
+from erltool.controls.catalog import control_to_dict
 from erltool.plots import plot_forecast
 from erltool.resources import shipped
 from erltool.runs.folder import (
@@ -244,6 +245,16 @@ def test_a_control_that_steered_itself_is_read_as_a_control_and_its_controller()
         control, found = former_control(control)
         config = erltool.TrainConfig.from_dict({"control": control, "controller": found})
         assert config.control == wanted and config.controller == controller
+
+
+def test_a_run_may_be_older_than_a_field_of_its_control():
+    """Once KL-Cov had a new field, each of its recorded runs seemed to have another configuration than its grid."""
+    assert erltool.KLCov().dead_zone is None
+    for grid in ("sweep", "sharpening", "discovery"):
+        for run in read_runs(shipped(f"data/runs/{grid}")).values():
+            written = run.config["control"]
+            assert control_to_dict(erltool.TrainConfig.from_dict(run.config).control) == written
+    assert "dead_zone" in read_runs(shipped("data/runs/sweep"))["sweep-seed0-kl-cov-fraction0.02"].config["control"]
 
 
 def test_a_run_says_its_format_and_a_newer_one_is_refused(folder, tmp_path):

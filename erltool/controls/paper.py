@@ -165,13 +165,13 @@ class KLCov(Control):
     fraction: float = 2e-3
     coef: float = 1.0
     estimator: str = "k1"
-    dead_zone: float = 0.0
+    dead_zone: float | None = None
 
     def __post_init__(self):
         self.require(0 <= self.fraction <= 1, "fraction", "in [0, 1]")
         self.require(0 <= self.coef < math.inf, "coef", "at least 0 and finite")
         self.require(self.estimator in ("k1", "k2", "k3"), "estimator", "k1, k2 or k3")
-        self.require(0 <= self.dead_zone < math.inf, "dead_zone", "at least 0 and finite")
+        self.require(self.dead_zone is None or 0 < self.dead_zone < math.inf, "dead_zone", "above 0 and finite")
 
     def choose_tokens(self, tokens: Tokens, clipped: Tensor, generator: torch.Generator | None) -> Tensor:
         mask = tokens.response_mask
@@ -180,7 +180,7 @@ class KLCov(Control):
 
     def term(self, tokens: Tokens, chosen: Tensor) -> Tensor:
         kl = tokens.log_ratio.abs() if self.estimator == "k1" else kl_estimate(tokens.log_ratio, self.estimator)
-        pays = chosen & (tokens.log_ratio.abs() > self.dead_zone) if self.dead_zone else chosen
+        pays = chosen if self.dead_zone is None else chosen & (tokens.log_ratio.abs() > self.dead_zone)
         return self.coef * kl.masked_fill(~pays, 0)
 
     def conflicts(self, config) -> Iterable[tuple[str, str]]:

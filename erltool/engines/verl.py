@@ -174,7 +174,7 @@ def _split(control: Control, whole_update: bool) -> tuple[tuple[Control, ...], C
 def _verl_has(control: Control) -> bool:
     """Whether verl has the control with this meaning, but for the micro-batch. At fraction 0 it takes one token."""
     values = vars(control)
-    usual = {"below": None, "bounds": "absolute", "dead_zone": 0.0}
+    usual = {"below": None, "bounds": "absolute", "dead_zone": None}
     usual |= {"estimator": "k1"} if isinstance(control, KLCov) else {}
     same = all(values.get(name, value) == value for name, value in usual.items())
     return type(control) in OWN and same and values.get("fraction") != 0

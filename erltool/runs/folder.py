@@ -73,6 +73,11 @@ METRICS = {
 }  # fmt: skip
 # Fields of a configuration that a run may be older than, as that run had them.
 NEWER = {"record_probes": 0, "sampler": "own", "sampler_correction": 0.0}
+NEWER_OF_CONTROLS: dict[str, dict] = {  # the same of controls' fields
+    "entropy-bonus": {"below": None},
+    "kl-cov": {"dead_zone": None},
+    "random-kl": {"dead_zone": None},
+}
 TIMED = ("tokens_per_second",)
 SPARSE = (  # absent on the steps where they were not measured
     "eval_accuracy", "eval_accuracy_tempered", "sampler_mismatch", "sampler_truncated_fraction",
@@ -334,7 +339,16 @@ def former_control(control: dict) -> tuple[dict, dict | None]:
     if control.get("name") == "adaptive-entropy-bonus":
         bonus = {"name": "entropy-bonus", "coef": fields.pop("coef"), "below": fields["target"]}
         return bonus, {"name": "adaptive-bonus"} | fields
-    return ({"below": None} | control if control.get("name") == "entropy-bonus" else control), None
+    return control, None
+
+
+def _with_newer_fields(control: dict) -> dict:
+    """A control, or its members, with the fields that are newer than its run."""
+    if isinstance(members := control.get("members"), list):
+        return control | {"members": [_with_newer_fields(m) if isinstance(m, dict) else m for m in members]}
+    name = control.get("name")
+    newer = NEWER_OF_CONTROLS.get(name, {}) if isinstance(name, str) else {}
+    return control | {field: value for field, value in newer.items() if field not in control}
 
 
 def _checked(document: dict) -> dict:
@@ -350,6 +364,8 @@ def _checked(document: dict) -> dict:
         config["control"], config["controller"] = former_control(config["control"])
     if "group_size" in config:  # a run of erltool.train, not an imported log
         document["config"] = config = NEWER | config
+    if isinstance(config.get("control"), dict):
+        config["control"] = _with_newer_fields(config["control"])
     if type(config["steps"]) is not int:
         raise TypeError("steps is not a whole number")
     if not all(isinstance(e, dict) and type(e["step"]) is int for e in document["continued_by"]):
