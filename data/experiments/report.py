@@ -111,7 +111,7 @@ SMOLLM2_PAIRS = [
     ("kl-cov-k2", "random-kl"),
     ("push-0.1", "random-0.1"),
 ]
-THREE = 3  # iterations of SmolLM2 in a point of the law: 40 points, and a forecast from the first six
+POINT = 3  # iterations of SmolLM2 in a point of the law: 40 points, and a forecast from the first six
 
 
 def smollm2() -> list[str]:
@@ -119,7 +119,7 @@ def smollm2() -> list[str]:
     rows = []
     for arm, ends in arms("smollm2").groupby("arm", sort=False):
         mean = ends[["entropy_end", *SMOLLM2]].astype(float).mean()
-        points = [points_of(run, "reward").averaged(THREE) for run in runs_of("smollm2", arm)]
+        points = [points_of(run, "reward").averaged(POINT) for run in runs_of("smollm2", arm)]
         laws = [erltool.fit_law(p.entropy, p.performance).r_squared for p in points]
         ahead = [erltool.forecast(p.entropy, p.performance) for p in points]
         rmse, stayed = (100 * np.median([getattr(f, name) for f in ahead]) for name in ("rmse", "rmse_if_it_stayed"))
@@ -463,7 +463,7 @@ def price(row: pd.Series) -> str:
     return f"{1000 * row['saved']:.2f}{mark}, {row['lost']:.0%}"
 
 
-SEEN = {
+SEEN = {  # settings by the names of their files
     "3e-4": "`addition:20`, 3e-4",
     "1e-4": "`addition:20`, 1e-4",
     "1e-5": "`addition:20`, 1e-5",
@@ -480,15 +480,8 @@ def precision() -> list[str]:
         lines = (shipped("data/precision") / f"smollm2-{file}.txt").read_text().splitlines()
         ours = next(line for line in lines if line.startswith("as erltool takes them"))
         rows.append([setting, *ours.split()[4:]])
-    measured = [
-        "moved in fp32, nats",
-        "noise, nats",
-        "share of k1",
-        "share of k2",
-        "zone, nats",
-        "share of k2 beyond it",
-    ]
-    return markdown(["task and rate", *measured], rows)
+    shares = ["share of k1", "share of k2", "zone, nats", "share of k2 beyond it"]
+    return markdown(["task and rate", "moved in fp32, nats", "noise, nats", *shares], rows)
 
 
 def tables() -> list[list[str]]:

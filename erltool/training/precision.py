@@ -193,14 +193,14 @@ def _penalties(updates: Updater, batches: list[Batch], task: Task) -> tuple[Pena
     if not updates.moved:
         raise ErltoolError("precision: no group has different rewards, so nothing moves; use an easier task or shots")
     chosen: list[Tensor] = []
-    ratios: dict[str, list[Tensor]] = {"of the sampler": [], "as erltool takes them": []}
-    for sampled, own, (_, second) in zip(batches, ours, halves, strict=True):
-        with torch.no_grad():
-            tokens = [updates.score(source, second, False).tokens for source in (sampled, own)]
-        chosen.append(KLCov(CHOSEN).choose_tokens(tokens[1], tokens[1].response_mask, None))
-        for found, of_source in zip(ratios.values(), tokens, strict=True):
-            found.append(of_source.log_ratio[chosen[-1]])
     rollouts = [batch.rollouts.take(second) for batch, (_, second) in zip(batches, halves, strict=True)]
+    ratios: dict[str, list[Tensor]] = {"of the sampler": [], "as erltool takes them": []}
+    for own, sampled, (_, second) in zip(ours, rollouts, halves, strict=True):
+        with torch.no_grad():
+            tokens = updates.score(own, second, False).tokens
+        chosen.append(KLCov(CHOSEN).choose_tokens(tokens, tokens.response_mask, None))
+        for found, old in zip(ratios.values(), (sampled.log_probs, tokens.old_log_probs), strict=True):
+            found.append((tokens.log_probs - old)[chosen[-1]])
     moves = _in_fp32(updates, task, rollouts, before)
     moved = torch.cat([move[tokens] for move, tokens in zip(moves, chosen, strict=True)]).double()
     penalties = []
