@@ -157,6 +157,29 @@ def test_in_whole_runs_at_equal_dose_covariance_is_little_above_chance_and_push_
         assert compare.differences(table, "average@0", arm, by="arm")["clip-cov"].low > 0
 
 
+def test_on_smollm2_clip_cov_keeps_entropy_and_kl_cov_does_not_in_fp32_either():
+    table = script("data/experiments/report.py").arms("smollm2")
+    ends = table.groupby("arm")["entropy_end"].agg(lambda end: f"{end.astype(float).mean():.2f}")
+    assert table.groupby("arm").size().eq(5).all()
+    words = " ".join(README.split())
+    assert f"Clip-Cov ends at {ends['clip-cov']} nats, where no control has {ends['none']}" in words
+    assert (ends.drop("clip-cov").astype(float) < 0.15).all()
+
+    def less(arm, rival, value):
+        return compare.differences(table, value, rival, by="arm")[arm]
+
+    found = less("clip-cov", "none", "pass@4")
+    assert f"pass@4 is {found.mean:.3f} ({found.low:.3f} to {found.high:.3f}) above no control" in words
+    found = less("clip-cov", "none", "average")
+    assert f"at temperature 1 is {-found.mean:.3f} ({-found.high:.3f} to {-found.low:.3f}) below" in words
+    found = less("clip-cov", "none", "average@0")
+    assert found.low < 0 < found.high
+    for rival in ("none", "one-update", "random-kl"):
+        assert less("kl-cov-k2", rival, "average@0").high < 0
+    found = less("kl-cov-fp32", "kl-cov-k2", "average@0")
+    assert found.low < 0 < found.high
+
+
 def test_in_sharpening_entropy_is_spent_and_the_law_says_what_it_buys():
     report = script("data/experiments/report.py")
     runs = report.runs_of("sharpening", "none")

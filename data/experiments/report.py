@@ -110,7 +110,11 @@ SMOLLM2_PAIRS = [
     ("clip-cov", "random-clip"),
     ("kl-cov-k2", "random-kl"),
     ("push-0.1", "random-0.1"),
+    ("kl-cov-fp32", "none"),
+    ("kl-cov-fp32", "one-update"),
+    ("kl-cov-fp32", "kl-cov-k2"),
 ]
+SPENT = 0.2  # nats; SmolLM2 starts at 0.3 to 0.7
 POINT = 3  # iterations of SmolLM2 in a point of the law: 40 points, and a forecast from the first six
 
 
@@ -119,14 +123,24 @@ def smollm2() -> list[str]:
     rows = []
     for arm, ends in arms("smollm2").groupby("arm", sort=False):
         mean = ends[["entropy_end", *SMOLLM2]].astype(float).mean()
-        points = [points_of(run, "reward").averaged(POINT) for run in runs_of("smollm2", arm)]
+        each = [points_of(run, "reward") for run in runs_of("smollm2", arm)]
+        after = np.median([spent(p.entropy) for p in each])
+        points = [p.averaged(POINT) for p in each]
         laws = [erltool.fit_law(p.entropy, p.performance).r_squared for p in points]
         ahead = [erltool.forecast(p.entropy, p.performance) for p in points]
         rmse, stayed = (100 * np.median([getattr(f, name) for f in ahead]) for name in ("rmse", "rmse_if_it_stayed"))
         values = [f"{mean['entropy_end']:.3f}", *(f"{mean[value]:.3f}" for value in SMOLLM2)]
-        rows.append([f"`{arm}`", str(len(ends)), *values, f"{np.median(laws):.2f}", f"{rmse:.0f} ({stayed:.0f})"])
-    heads = ["arm", "seeds", "entropy at the end", *SMOLLM2.values(), "R² of the law", "RMSE of its forecast, points"]
-    return markdown(heads, rows)
+        when = f"{after:.0f}" if np.isfinite(after) else "never"
+        rows.append([f"`{arm}`", str(len(ends)), when, *values, f"{np.median(laws):.2f}", f"{rmse:.0f} ({stayed:.0f})"])
+    entropy = [f"below {SPENT} nats after", "entropy at the end"]
+    law = ["R² of the law", "RMSE of its forecast, points"]
+    return markdown(["arm", "seeds", *entropy, *SMOLLM2.values(), *law], rows)
+
+
+def spent(entropy: np.ndarray) -> float:
+    """Iterations until the mean of the last five is below SPENT; infinite where it never is."""
+    below = np.flatnonzero(np.convolve(entropy, np.ones(5) / 5, "valid") < SPENT)
+    return below[0] + 5 if len(below) else np.inf
 
 
 def smollm2_differences() -> list[str]:
