@@ -12,6 +12,7 @@ from erltool.cli import command as cli
 from erltool.threads import CHOICES, CROWDED, Crowding
 
 LINUX = pytest.mark.skipif(not os.path.isdir(threads.TASKS), reason="needs Linux")
+SPIN = pytest.mark.skipif(threads.cores() < 2, reason="torch takes one thread on one core, and one does not spin")
 WITHOUT = {k: v for k, v in os.environ.items() if k not in CHOICES}
 
 
@@ -65,12 +66,14 @@ def waiting(**env) -> list[float]:
 
 
 @LINUX
+@SPIN
 def test_threads_sleep_while_they_wait_as_long_as_others_want_the_cores():
     alone, beside, alone_again, beside_again, over = waiting()
     assert max(beside, beside_again) < 0.3 and min(alone, alone_again, over) > 0.5
 
 
 @LINUX
+@SPIN
 def test_how_threads_wait_is_the_users_to_choose():
     assert min(waiting(GOMP_SPINCOUNT="300000")) > 0.5
     assert max(waiting(OMP_WAIT_POLICY="passive")) < 0.3
