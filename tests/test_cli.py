@@ -123,13 +123,14 @@ def test_no_command_and_unknown_commands(capsys):
     assert cli.main([]) == 2 and cli.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in cli.COMMANDS)
-    assert cli.main(["trian"]) == 2 and "no command 'trian'" in one_line(capsys)
+    assert cli.main(["trian"]) == 2 and "no command 'trian'; use train" in one_line(capsys)
+    assert cli.main(["law"]) == 2 and "no command 'law'; use one of demo, train" in one_line(capsys)
 
 
 def run_with_file_limit(words, limit):
     """Simulates a full disk: no file may grow beyond the limit."""
     return subprocess.run(
-        [sys.executable, "-m", "erltool.cli", *words], capture_output=True, text=True,
+        [sys.executable, "-m", "erltool", *words], capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
 

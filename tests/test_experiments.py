@@ -52,7 +52,7 @@ def grid_file(tiny_policy, tmp_path):
 
 
 def command(*words):
-    return [sys.executable, "-m", "erltool.cli", "experiment", *map(str, words)]
+    return [sys.executable, "-m", "erltool", "experiment", *map(str, words)]
 
 
 @pytest.fixture(scope="module")

@@ -293,7 +293,7 @@ def test_once_prints_and_says_by_its_status_whether_there_is_an_alarm(tmp_path, 
 
 def watching(*words, **options):
     return subprocess.Popen(
-        [sys.executable, "-m", "erltool.cli", "watch", *map(str, words)], stdout=subprocess.PIPE,
+        [sys.executable, "-m", "erltool", "watch", *map(str, words)], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, **options,
     )  # fmt: skip
 
@@ -368,7 +368,7 @@ def test_on_a_terminal_a_view_is_drawn_again(tmp_path, encoding):
     master, slave = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24", "PYTHONIOENCODING": encoding}
     process = subprocess.Popen(
-        [sys.executable, "-m", "erltool.cli", "watch", str(file), "--steps", "100"], stdout=slave, stderr=slave,
+        [sys.executable, "-m", "erltool", "watch", str(file), "--steps", "100"], stdout=slave, stderr=slave,
         env=environment,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )  # fmt: skip

@@ -28,14 +28,14 @@ SEEN = "U+001B]0;ownedU+0007\\rU+202Ename"
 
 
 def erltool(*words, **settings) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "erltool.cli", *words], capture_output=True, **settings)
+    return subprocess.run([sys.executable, "-m", "erltool", *words], capture_output=True, **settings)
 
 
 def on_a_terminal(*words) -> str:
     """What a command writes where both streams are a terminal of 80 columns."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(sys.executable, [sys.executable, "-m", "erltool.cli", *words], os.environ | {"TERM": "xterm"})
+        os.execve(sys.executable, [sys.executable, "-m", "erltool", *words], os.environ | {"TERM": "xterm"})
     written = b""
     with contextlib.suppress(OSError):  # the other end is closed
         while part := os.read(terminal, 65536):
@@ -216,7 +216,7 @@ def test_nobody_reading_ends_it_quietly(words, tmp_path):
 
 
 def erltool_to(stdout, words) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "erltool.cli", *words]
+    command = [sys.executable, "-m", "erltool", *words]
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE)
 
 

@@ -463,7 +463,7 @@ def start(config: TrainConfig, out: Path, *words: str) -> subprocess.Popen:
         for k, v in config.to_dict().items()
         if k != "control" and type(v) is not bool and v is not None
     ]
-    command = [sys.executable, "-m", "erltool.cli", "train", f"--out={out}", "--control=kl-cov:fraction=0.2", *flags]
+    command = [sys.executable, "-m", "erltool", "train", f"--out={out}", "--control=kl-cov:fraction=0.2", *flags]
     return subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

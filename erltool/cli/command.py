@@ -1,4 +1,4 @@
-"""The command line: `erltool COMMAND`, with the commands below.
+"""The command line: `erltool COMMAND` or `python -m erltool COMMAND`, with the commands below.
 
 Each command is a file in this folder with a function `run`, and only the command that is called is imported. An error
 that the user can fix is one line on stderr and exit status 2. An interrupted command exits with 130, and one whose
@@ -65,7 +65,7 @@ def _no_command(words: list[str]) -> int:
     elif words and words[0] in ("-h", "--help"):
         print(_overview())
     elif words:
-        near = difflib.get_close_matches(words[0], COMMANDS, 1)
+        near = difflib.get_close_matches(words[0], COMMANDS, 1, cutoff=0.7)  # "law" is not a slip for "lab"
         return terminal.fail(f"no command {words[0]!r}; use " + (near[0] if near else f"one of {', '.join(COMMANDS)}"))
     else:
         print(_overview(), file=sys.stderr)

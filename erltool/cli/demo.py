@@ -58,7 +58,7 @@ def run(parser, words) -> int:
 def _others(grid: str, out: Path, number: int) -> Iterator[list[subprocess.Popen]]:
     """Further processes that work on the grid. They end with the block: at the end of an iteration, or after ten
     seconds. A terminal's Ctrl-C does not reach them by itself: as their second one it would stop them at once."""
-    command = [sys.executable, "-m", "erltool.cli", "experiment", grid, "--out", str(out)]
+    command = [sys.executable, "-m", "erltool", "experiment", grid, "--out", str(out)]
     environment, nowhere = os.environ | {"OMP_NUM_THREADS": "1"}, subprocess.DEVNULL
     processes = [
         subprocess.Popen(command, env=environment, stdout=nowhere, stderr=nowhere, process_group=0)

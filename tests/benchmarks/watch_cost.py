@@ -33,7 +33,7 @@ def main() -> None:
         log = Path(folder, "verl.jsonl")
         log.write_text(row(0))
         ours, theirs = pty.openpty()
-        words = [sys.executable, "-m", "erltool.cli", "watch", str(log)]
+        words = [sys.executable, "-m", "erltool", "watch", str(log)]
         watch = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"COLUMNS": "80"})
         shown, written, text, used = {}, {}, "", None
         for step in range(1, ROWS + 1):
