@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 import torch
 
@@ -284,12 +286,85 @@ def test_steps_of_fixed_size_sample_the_same(policy, monkeypatch):
     monkeypatch.setattr(sampling, "COMPACT_AT", 0.0)  # a recorded step keeps all rows, and so the numbers they draw
     expected = sample(policy, prompts=prompts)
     monkeypatch.setattr(sampling, "RECORDING", ("cpu",))
-    monkeypatch.setattr(decoding.FixedSteps, "capture", lambda steps: None)
+    monkeypatch.setattr(decoding.FixedSteps, "capture", lambda steps: True)
     found = sample(policy, prompts=prompts)
     assert found.responses == expected.responses
     torch.testing.assert_close(found.log_probs, expected.log_probs, atol=2e-5, rtol=0)
     monkeypatch.setattr(sampling, "RECORD_FROM", 25)
     assert sample(policy, prompts=prompts).responses == expected.responses
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_step_that_cannot_be_recorded_is_tried_once_and_leaves_nothing_behind(policy, waits, monkeypatch):
+    """A recording that failed left the process on the graph's stream, and was tried again at every sampling."""
+    prompts = ["1 2=3:", "14 25 36=75:", "7 8 9=24:"]
+    streams, modes, tried = ["main"], ["default"], []
+
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    class Graph:
+        def __enter__(self):
+            tried.append("recording")
+            streams.append("graph")
+
+        def __exit__(self, *args):
+            raise RuntimeError("operation not permitted when stream is capturing")  # and does not leave the stream
+
+    @contextlib.contextmanager
+    def stream(_):
+        outside = list(streams)
+        streams.append("aside")
+        try:
+            yield
+        finally:
+            streams[:] = outside
+
+    def advance(steps, own=decoding.FixedSteps._advance):
+        if waits and modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        return own(steps)
+
+    monkeypatch.setattr(sampling, "COMPACT_AT", 0.0)
+    expected = sample(policy, prompts=prompts)
+    monkeypatch.setattr(sampling, "RECORDING", ("cpu",))
+    monkeypatch.setattr(policy, "recordable", True)
+    monkeypatch.setattr(decoding.FixedSteps, "_advance", advance)
+    fakes = {"Stream": Stream, "current_stream": Stream, "stream": stream, "CUDAGraph": object,
+             "graph": lambda _: Graph(), "get_sync_debug_mode": lambda: modes[-1],
+             "set_sync_debug_mode": modes.append}  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for _ in range(2):
+        found = sample(policy, prompts=prompts)
+        assert found.responses == expected.responses
+        torch.testing.assert_close(found.log_probs, expected.log_probs, atol=2e-5, rtol=0)
+    assert streams == ["main"] and modes == ["default", "error", "default"] and not policy.recordable
+    assert tried == ([] if waits else ["recording"])
+
+
+def test_recorded_steps_hold_the_prompts_once(policy):
+    """The sampler kept the cache that its recorded steps had copied."""
+    with torch.no_grad():
+        _, mask, cache = sampling._prefill(policy, policy.encode(PROMPTS))
+        steps = decoding.FixedSteps(policy, cache, mask, 4)
+    assert not cache.layers and len(steps.cache.layers) == policy.causal_lm.config.num_hidden_layers
+
+
+def test_tokens_are_read_from_the_device_once(policy, monkeypatch):
+    """Every forward pass of a micro-batch made a GPU's host wait twice for its lengths and tokens."""
+    rollouts, parts = sample(policy, 4), (slice(2, 9), [3, 0, 5])
+    expected = [pack(rollouts.take(rows)).input_ids for rows in parts]
+    read = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: read.append(tensor.ndim) or tolist(tensor))
+    for rows, ids in zip(parts, expected, strict=True):
+        taken = rollouts.take(rows)
+        assert taken.token_ids.shape[1] == max(map(len, taken.response_ids)) == taken.response_mask.sum(-1).max()
+        taken.distinct()
+        assert torch.equal(pack(taken).input_ids, ids)
+    assert read == [1]  # the rows of the second part, given on the host
 
 
 @pytest.mark.gpu
@@ -300,9 +375,9 @@ def test_a_recorded_step_samples_the_same(base, monkeypatch):
     monkeypatch.setattr(sampling, "COMPACT_AT", 0.0)
     recorded = []
     capture = decoding.FixedSteps.capture
-    monkeypatch.setattr(decoding.FixedSteps, "capture", lambda s: (capture(s), recorded.append(s.graph)))
+    monkeypatch.setattr(decoding.FixedSteps, "capture", lambda s: recorded.append(s) or capture(s))
     found = sample_groups(policy, PROMPTS, 8, **options)
-    assert recorded and recorded[0] is not None, "the step was recorded"
+    assert recorded[0].graph is not None, "the step was recorded"
     options["generator"].manual_seed(0)
     monkeypatch.setattr(sampling, "RECORDING", ())
     expected = sample_groups(policy, PROMPTS, 8, **options)

@@ -5,8 +5,11 @@ batch is thousands of short kernels, which the host launches more slowly than th
 step get a fixed size and place, and a CUDA graph replays it.
 """
 
+import contextlib
 import logging
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -84,15 +87,20 @@ class FixedSteps:
     """Adds tokens to rows whose prompts a cache holds: `steps(token)` is the last hidden state (B, D) after it."""
 
     def __init__(self, policy: "Policy", cache: Cache, mask: Tensor, tokens: int):
-        """`mask` (B, L) shows the prompts; there is room for `tokens` more in each row."""
+        """`mask` (B, L) shows the prompts; there is room for `tokens` more in each row. The cache is empty then."""
         length = mask.shape[1]
         room, device = length + tokens, mask.device
         self.policy = policy
         self.place = torch.tensor([length], device=device)
-        shown = [(layer.keys, layer.values) for layer in cache.layers if isinstance(layer, RoomyLayer)]
-        self.cache = Cache(layers=[
-            RoomyLayer() if k is None or v is None else FixedLayer(k, v, room, self.place) for k, v in shown
-        ])  # fmt: skip
+        layers: list[Any] = []
+        while cache.layers:  # one after the other, so that the prompts' keys and values are never all there twice
+            layer = cache.layers.pop(0)
+            keys, values = (layer.keys, layer.values) if isinstance(layer, RoomyLayer) else (None, None)
+            if keys is None or values is None:  # the model does not run this layer
+                layers.append(RoomyLayer())
+            else:
+                layers.append(FixedLayer(keys, values, room, self.place))
+        self.cache = Cache(layers=layers)
         self.seen = torch.zeros(len(mask), 1, 1, room, dtype=torch.bool, device=device)
         self.seen[:, 0, 0, :length] = mask
         self.positions = mask.sum(-1, keepdim=True)
@@ -116,23 +124,43 @@ class FixedSteps:
         self.place += 1
         return out.last_hidden_state[:, -1]
 
-    def capture(self) -> None:
-        """Records a step as a CUDA graph. A model whose step cannot be recorded goes on without."""
+    def capture(self) -> bool:
+        """Records a step as a CUDA graph; False for a model whose step cannot be recorded, which goes on without."""
         state = self.seen, self.positions, self.place
         before, aside, graph = [x.clone() for x in state], torch.cuda.Stream(), torch.cuda.CUDAGraph()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARM_UPS):  # what they write into the cache is masked, and written over
-                self._advance()
-                for x, was in zip(state, before, strict=True):
-                    x.copy_(was)
-        torch.cuda.current_stream().wait_stream(aside)
         try:
-            with torch.cuda.graph(graph):
-                self.hidden = self._advance()
+            with torch.cuda.stream(aside):  # PyTorch does not leave a graph's stream where recording fails
+                for step in range(WARM_UPS):  # what they write into the cache is masked, and written over
+                    # A recording that fails keeps its memory, and one that waits for the device fails: see first.
+                    with contextlib.nullcontext() if step + 1 < WARM_UPS else _without_waiting():
+                        self._advance()
+                    _put_back(state, before)
+                with torch.cuda.graph(graph):
+                    self.hidden = self._advance()
         except RuntimeError as e:
             _log.info("sampling: a step of this model cannot be recorded (%s); each is launched anew", e)
-            for x, was in zip(state, before, strict=True):
-                x.copy_(was)
-            return
+            torch.cuda.current_stream().wait_stream(aside)
+            _put_back(state, before)
+            return False
+        torch.cuda.current_stream().wait_stream(aside)
         self.graph = graph
+        return True
+
+
+def _put_back(state: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    for x, was in zip(state, before, strict=True):
+        x.copy_(was)
+
+
+@contextlib.contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Inside, what makes the host wait for a GPU raises RuntimeError."""
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # PyTorch says that it does not find all
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)

@@ -110,6 +110,8 @@ class Policy:
     compiled: bool = False
     template: Template = Template()
     path: ForwardPath = ForwardPath()
+    recordable: bool = True
+    """Whether a GPU can record a step of sampling; False once it has failed to (decoding.py)."""
 
     def with_template(self, name: str, shots: tuple[tuple[str, str], ...] = ()) -> "Policy":
         """The same policy with another template and worked examples (prompt, response)."""

@@ -6,6 +6,7 @@ Where the model allows it, responses share the work on their prompt: a row holds
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -56,35 +57,46 @@ class Rollouts:
         return len(self.prompts)
 
     def __getitem__(self, row: int) -> Rollout:
-        n = int(self.response_mask[row].sum())
+        ids = self.response_ids[row]
         return Rollout(
             self.prompts[row],
             self.responses[row],
-            self.token_ids[row, :n].tolist(),
-            self.log_probs[row, :n].tolist(),
+            list(ids),
+            self.log_probs[row, : len(ids)].tolist(),
             "eos" if self.finished[row] else "length",
         )
+
+    @cached_property
+    def response_ids(self) -> list[list[int]]:
+        """(B,) tokens of the responses without padding, read from the device once; `take` hands them on."""
+        lengths = self.response_mask.sum(-1).tolist()
+        return [ids[:n] for ids, n in zip(self.token_ids.tolist(), lengths, strict=True)]
 
     def take(self, rows: Sequence[int] | Tensor | slice) -> "Rollouts":
         """The responses `rows`, in this order, with no more padding than they need."""
         if isinstance(rows, slice):  # spares a GPU's host the sending of an index for each column
-            width = int(self.response_mask[rows].sum(-1).max())
+            response_ids = self.response_ids[rows]
+            width = max(map(len, response_ids))
             columns = (getattr(self, f.name)[rows] for f in fields(self))
-            return Rollouts(*(c if isinstance(c, list) or c.ndim < 2 else c[:, :width] for c in columns))
-        index = torch.as_tensor(rows)
-        there = index.to(self.token_ids.device, non_blocking=True)
-        width = int(self.response_mask[there].sum(-1).max())
-        return Rollouts(*(_take(getattr(self, f.name), index.tolist(), there, width) for f in fields(self)))
+            taken = Rollouts(*(c if isinstance(c, list) or c.ndim < 2 else c[:, :width] for c in columns))
+        else:
+            index = torch.as_tensor(rows)
+            there = index.to(self.token_ids.device, non_blocking=True)
+            listed = index.tolist()
+            response_ids = [self.response_ids[r] for r in listed]
+            width = max(map(len, response_ids))
+            taken = Rollouts(*(_take(getattr(self, f.name), listed, there, width) for f in fields(self)))
+        vars(taken)["response_ids"] = response_ids
+        return taken
 
     def distinct(self) -> tuple[list[int], Tensor]:
         """Responses that differ in prompt or tokens from all before them, and (B,) which of them each response equals,
         by number, on the CPU."""
-        lengths = self.response_mask.sum(-1).tolist()
         number: dict[tuple, int] = {}
         first: list[int] = []
         place = []
-        for b, (prompt, tokens) in enumerate(zip(self.prompt_ids, self.token_ids.tolist(), strict=True)):
-            key = (*prompt, None, *tokens[: lengths[b]])
+        for b, (prompt, tokens) in enumerate(zip(self.prompt_ids, self.response_ids, strict=True)):
+            key = (*prompt, None, *tokens)
             if key not in number:
                 number[key] = len(first)
                 first.append(b)
@@ -160,12 +172,11 @@ def pack(rollouts: Rollouts, shared: bool = True, hidden: int = PACKED_ROW) -> P
     alike (a system prompt, worked examples) share a row of that size too, which holds their beginning once. Without
     `shared` each response has its own row. The last token of a response predicts nothing and is left out.
     """
-    lengths = rollouts.response_mask.sum(-1).tolist()
-    ids = rollouts.token_ids.tolist()
+    ids = rollouts.response_ids
     common, families = 0, [[[b]] for b in range(len(rollouts))]
     if shared:
         common = common_beginning(rollouts.prompt_ids)
-        families = _families_of_rows(rollouts.prompt_ids, lengths, common, min(PACKED_ROW, hidden))
+        families = _families_of_rows(rollouts.prompt_ids, [len(i) for i in ids], common, min(PACKED_ROW, hidden))
     rows = []
     for of_row in families:
         row, begun = _Row(), common if len(of_row) > 1 else 0
@@ -175,9 +186,9 @@ def pack(rollouts: Rollouts, shared: bool = True, hidden: int = PACKED_ROW) -> P
             row.add(prompt[begun:], begun, family, 0)
             last = len(row.tokens) - 1
             for owner, b in enumerate(members, 1):
-                start, n = len(row.tokens), lengths[b] - 1
-                row.add(ids[b][:n], len(prompt), family, owner)
-                row.predicting += [last, *range(start, start + n)]
+                start = len(row.tokens)
+                row.add(ids[b][:-1], len(prompt), family, owner)
+                row.predicting += [last, *range(start, len(row.tokens))]
         rows.append(row)
     width, device = max(len(row.tokens) for row in rows), rollouts.token_ids.device
     flat = np.concatenate([np.array(row.predicting) + r * width for r, row in enumerate(rows)])

@@ -145,7 +145,7 @@ def _sample(policy: Policy, prompt_ids, group_size: int, max_tokens: int, draw) 
     device = hidden.device
     rows = torch.arange(len(prompt_ids) * group_size, device=device)  # the response that draws each token
     branch = rows // group_size  # its row of the batch
-    recorded = device.type in RECORDING and max_tokens >= RECORD_FROM
+    recorded = device.type in RECORDING and max_tokens >= RECORD_FROM and policy.recordable
     shares = device.type in SHARING and not recorded
     if not shares:
         cache.batch_repeat_interleave(group_size)
@@ -157,7 +157,7 @@ def _sample(policy: Policy, prompt_ids, group_size: int, max_tokens: int, draw) 
     steps: FixedSteps | None = None
     if recorded:
         steps = FixedSteps(policy, cache, mask, max_tokens)
-        steps.capture()
+        policy.recordable = steps.capture()
     for t in range(max_tokens):
         token, log_prob = draw(logits_of(hidden, policy.head), branch if shares else None)
         # All rows are written, not those that are going on, which the host would have to wait for.

@@ -6,6 +6,7 @@ peak of real runs; the counts per token are for Llama-like layers in transformer
 sharded (FSDP's full shard, ZeRO-3) and the responses are split, which is computed and not measured.
 """
 
+import gc
 import math
 import re
 from dataclasses import dataclass, replace
@@ -299,4 +300,8 @@ def advice(config: TrainConfig, memory: float, prompt_tokens: int, device: str, 
 
 def free_memory(device: torch.device) -> int:
     """Free bytes of a CUDA device or of the machine."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    gc.collect()  # a LoRA layer of a deleted policy refers to itself by its forward method
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
