@@ -110,9 +110,8 @@ SMOLLM2_PAIRS = [
     ("clip-cov", "random-clip"),
     ("kl-cov-k2", "random-kl"),
     ("push-0.1", "random-0.1"),
-    ("kl-cov-fp32", "none"),
-    ("kl-cov-fp32", "one-update"),
-    ("kl-cov-fp32", "kl-cov-k2"),
+    *(("kl-cov-fp32", rival) for rival in ("none-fp32", "one-update-fp32", "random-kl-fp32", "kl-cov-k2")),
+    ("none-fp32", "none"),
 ]
 SPENT = 0.2  # nats; SmolLM2 starts at 0.3 to 0.7
 POINT = 3  # iterations of SmolLM2 in a point of the law: 40 points, and a forecast from the first six
