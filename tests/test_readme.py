@@ -158,7 +158,8 @@ def test_in_whole_runs_at_equal_dose_covariance_is_little_above_chance_and_push_
 
 
 def test_on_smollm2_clip_cov_keeps_entropy_and_kl_cov_does_not_in_fp32_either():
-    table = script("data/experiments/report.py").arms("smollm2")
+    report = script("data/experiments/report.py")
+    table = report.arms("smollm2")
     ends = table.groupby("arm")["entropy_end"].agg(lambda end: f"{end.astype(float).mean():.2f}")
     assert table.groupby("arm").size().eq(5).all()
     words = " ".join(README.split())
@@ -178,6 +179,15 @@ def test_on_smollm2_clip_cov_keeps_entropy_and_kl_cov_does_not_in_fp32_either():
         assert less("kl-cov-k2", rival, "average@0").high < 0
     found = less("kl-cov-fp32", "kl-cov-k2", "average@0")
     assert found.low < 0 < found.high
+    assert less("kl-cov-fp32", "none-fp32", "average").high < 0
+
+    def after(arm):
+        points = [report.points_of(run, "reward") for run in report.runs_of("smollm2", arm)]
+        return np.median([report.spent(p.entropy) for p in points])
+
+    for form in ("", "-fp32"):
+        control = after(f"kl-cov{form or '-k2'}")
+        assert np.isfinite(control) and control > after(f"random-kl{form}") > after(f"none{form}")
 
 
 def test_in_sharpening_entropy_is_spent_and_the_law_says_what_it_buys():
