@@ -1,3 +1,5 @@
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -7,7 +9,7 @@ import erltool
 from erltool import ErltoolError, TrainConfig, load_policy
 from erltool.policies.lora import lora_layers
 from erltool.policies.sources import find_model
-from erltool.training.memory import CARDS, GIB, advice, model_shape, plan_memory
+from erltool.training.memory import CARDS, GIB, advice, free_memory, model_shape, plan_memory
 
 
 @pytest.mark.parametrize("source", ["countdown", "tiny"])
@@ -18,6 +20,19 @@ def test_weights_and_adapter_are_counted_exactly(source, tiny_policy):
     assert shape.linear == sum(w.numel() for w in linear)
     assert shape.adapter(8) == sum(p.numel() for p in policy.trainable().values())
     assert shape.other == policy.head.numel()
+
+
+def test_a_deleted_policy_is_gone_when_free_memory_is_counted():
+    """A LoRA layer refers to itself, so a second run could be refused for the memory of the first."""
+    policy = load_policy("countdown", lora_rank=4)
+    kept = [weakref.ref(layer) for layer in lora_layers(policy.model)]
+    gc.disable()
+    try:
+        del policy
+        free_memory(torch.device("cpu"))
+    finally:
+        gc.enable()
+    assert kept and not any(layer() for layer in kept)
 
 
 def test_qwen_is_known_without_the_hub(monkeypatch):

@@ -300,8 +300,8 @@ def advice(config: TrainConfig, memory: float, prompt_tokens: int, device: str, 
 
 def free_memory(device: torch.device) -> int:
     """Free bytes of a CUDA device or of the machine."""
+    gc.collect()  # a LoRA layer of a deleted policy refers to itself by its forward method
     if device.type != "cuda":
         return psutil.virtual_memory().available
-    gc.collect()  # a LoRA layer of a deleted policy refers to itself by its forward method
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
