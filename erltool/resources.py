@@ -43,8 +43,9 @@ def commit() -> str | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
+    # Without a lock, which would refuse the user's own `git commit` meanwhile, and stay where this process is killed.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 def in_clone() -> bool:

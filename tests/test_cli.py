@@ -144,7 +144,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(train, tiny_policy, tmp_pat
         *TINY,
         "--checkpoint-every=1",
     ]
-    done = run_with_file_limit(words, 2000)
+    done = run_with_file_limit(words, 3000)  # PyTorch 2.6 writes 2,355 bytes when it is imported
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "cannot write" in done.stderr.splitlines()[-1] and "then resume" in done.stderr.splitlines()[-1]
     assert erltool.read_run(tmp_path / "full").skipped_lines <= 1

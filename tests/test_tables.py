@@ -56,7 +56,10 @@ def test_the_values_are_as_they_were_and_parts_are_tables(table):
 def test_tables_without_hidden_text_look_as_pandas_has_them(table):
     assert repr(table) == repr(pd.DataFrame(table))
     with pd.option_context("display.html.use_mathjax", False):
-        assert table._repr_html_() == pd.DataFrame(table)._repr_html_()
+        plain = pd.DataFrame(table)._repr_html_()
+    if "mathjax_ignore" not in plain:  # pandas before 3 has the class of MathJax 2 only
+        plain = plain.replace("tex2jax_ignore", "tex2jax_ignore mathjax_ignore", 1)
+    assert table._repr_html_() == plain
 
 
 def test_a_large_table_is_shown_at_once():
