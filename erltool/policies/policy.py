@@ -215,8 +215,7 @@ class Policy:
     def _has_room_for_dense_weights(self) -> bool:
         if self.device.type == "cpu":
             return True
-        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return 2 * lora.dense_bytes(self.model) <= torch.cuda.mem_get_info(self.device)[0] + unused
+        return 2 * lora.dense_bytes(self.model) <= free_on_gpu(self.device)
 
     @contextlib.contextmanager
     def dropping(self):
@@ -259,6 +258,12 @@ class Policy:
                 return
             saved = read_model(folder, str(folder), type(self.model), dtype=self.model.dtype)
         self.model.load_state_dict(saved.state_dict())
+
+
+def free_on_gpu(device: torch.device) -> int:
+    """Bytes of a CUDA device that are free, or that PyTorch holds unused."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 @contextlib.contextmanager

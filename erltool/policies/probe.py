@@ -165,7 +165,7 @@ def tolerance(policy: Policy, size: float) -> float:
 
 def model_log_probs(policy: Policy, rollouts: Rollouts) -> tuple[Tensor, Tensor, float]:
     """Log-probs and entropies (B, T) by the model's own decoder and head without padding, and the largest logit."""
-    lengths, hidden = rollouts.response_mask.sum(-1).tolist(), []
+    lengths, hidden = [len(ids) for ids in rollouts.response_ids], []
     alike = itertools.groupby(range(len(rollouts)), key=lambda b: (rollouts.prompt_ids[b], lengths[b]))
     for (prompt, length), rows in alike:
         ids = rollouts.token_ids[list(rows), :length]

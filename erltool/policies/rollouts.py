@@ -74,18 +74,15 @@ class Rollouts:
 
     def take(self, rows: Sequence[int] | Tensor | slice) -> "Rollouts":
         """The responses `rows`, in this order, with no more padding than they need."""
+        there: slice | Tensor
         if isinstance(rows, slice):  # spares a GPU's host the sending of an index for each column
-            response_ids = self.response_ids[rows]
-            width = max(map(len, response_ids))
-            columns = (getattr(self, f.name)[rows] for f in fields(self))
-            taken = Rollouts(*(c if isinstance(c, list) or c.ndim < 2 else c[:, :width] for c in columns))
+            there, listed = rows, list(range(len(self))[rows])
         else:
             index = torch.as_tensor(rows)
-            there = index.to(self.token_ids.device, non_blocking=True)
-            listed = index.tolist()
-            response_ids = [self.response_ids[r] for r in listed]
-            width = max(map(len, response_ids))
-            taken = Rollouts(*(_take(getattr(self, f.name), listed, there, width) for f in fields(self)))
+            there, listed = index.to(self.token_ids.device, non_blocking=True), index.tolist()
+        response_ids = [self.response_ids[r] for r in listed]
+        width = max(map(len, response_ids))
+        taken = Rollouts(*(_take(getattr(self, f.name), listed, there, width) for f in fields(self)))
         vars(taken)["response_ids"] = response_ids
         return taken
 
@@ -104,7 +101,7 @@ class Rollouts:
         return first, torch.tensor(place)
 
 
-def _take(column, rows: list[int], there: Tensor, width: int):
+def _take(column, rows: list[int], there: slice | Tensor, width: int):
     if isinstance(column, list):
         return [column[r] for r in rows]
     return column[there][:, :width] if column.ndim == 2 else column[there]

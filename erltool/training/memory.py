@@ -21,6 +21,7 @@ from erltool.entropy.log_probs import CHUNK_ELEMENTS
 from erltool.errors import ErltoolError
 from erltool.policies.attention import PLAIN_ROW
 from erltool.policies.load import resolve_device, resolve_dtype, stored_dtype
+from erltool.policies.policy import free_on_gpu
 from erltool.policies.probe import not_plain
 from erltool.policies.rollouts import share_rows
 from erltool.policies.sources import find_model, hub_advice, is_offline
@@ -301,7 +302,4 @@ def advice(config: TrainConfig, memory: float, prompt_tokens: int, device: str, 
 def free_memory(device: torch.device) -> int:
     """Free bytes of a CUDA device or of the machine."""
     gc.collect()  # a LoRA layer of a deleted policy refers to itself by its forward method
-    if device.type != "cuda":
-        return psutil.virtual_memory().available
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    return free_on_gpu(device) if device.type == "cuda" else psutil.virtual_memory().available

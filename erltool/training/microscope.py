@@ -250,10 +250,8 @@ def _contexts(rollouts: Rollouts) -> Tensor:
     mask = rollouts.response_mask
     numbers = [
         known.setdefault((*prompt, -1, *ids[:t]), len(known))
-        for prompt, ids, length in zip(
-            rollouts.prompt_ids, rollouts.token_ids.tolist(), mask.sum(1).tolist(), strict=True
-        )
-        for t in range(length)
+        for prompt, ids in zip(rollouts.prompt_ids, rollouts.response_ids, strict=True)
+        for t in range(len(ids))
     ]
     filled = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
     return filled.masked_scatter(mask, torch.tensor(numbers, device=mask.device))
