@@ -241,7 +241,7 @@ def test_a_window_that_is_none_is_refused(window):
         (" \n\n", "log.txt", "empty"),
         (" \n".encode("utf-16"), "log.txt", "empty"),
         (bytes(range(256)) * 40, "log.bin", "a binary file and no log"),
-        (gzip.compress(b"step,entropy,accuracy\n1,1,1\n"), "log.csv.gz", r"compressed \(gzip\); unpack it"),
+        (gzip.compress(b"step,entropy,accuracy\n1,1,1\n", mtime=0), "log.csv.gz", r"compressed \(gzip\); unpack it"),
         (b"PK\x03\x04\nstep,entropy,accuracy\n1,1,1\n", "log.xlsx", r"compressed \(zip\); .*a spreadsheet as CSV"),
         ("once upon a time\nthere was, a step\n", "log.txt", "not a known log"),
         ('{"log_history": [{"step": 1, ', "trainer_state.json", "damaged JSON"),
@@ -265,6 +265,16 @@ def test_what_is_no_log_is_one_clear_line(csv, capsys, text, name, message):
     assert cli.main(["import", str(csv(text, name))]) == 2
     out = capsys.readouterr()
     assert re.fullmatch(rf"erltool: [^\n]*{message}[^\n]*\n", out.err) and not out.out and "\x1b" not in out.err
+
+
+def test_two_workers_give_bytes_one_name(request):
+    """gzip writes the second into its bytes; pytest-xdist refuses two workers whose tests are named differently."""
+    named = request.config.hook.pytest_make_parametrize_id
+    one, other = (gzip.compress(b"step", mtime=second) for second in (1, 2))
+    assert one != other
+    assert named(config=request.config, val=one, argname="text") == "text"
+    assert named(config=request.config, val=other, argname="text") == "text"
+    assert named(config=request.config, val="log.csv", argname="name") is None  # pytest's own
 
 
 def test_wrong_names_say_which_there_are(csv, tmp_path):
