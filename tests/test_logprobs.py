@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from erltool import ErltoolError, token_log_probs
-from erltool.entropy.log_probs import entropy_changes
+from erltool.entropy.log_probs import LITTLE, _unrounded, entropy_changes
 
 
 def plain(logits, tokens, temperature=1.0):
@@ -70,6 +70,18 @@ def test_logits_of_a_bf16_model_are_not_rounded(generator, temperature, device):
     full = hidden.detach().float().requires_grad_()
     (exact,) = torch.autograd.grad(plain(full @ weight.float().T, tokens, temperature)[0].sum(), full)
     assert (gradient.float() - exact).norm() < 0.01 * exact.norm()
+
+
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16, torch.float32])
+def test_logits_of_a_flat_distribution_are_not_rounded(generator, kept):
+    """Every token matters there, whatever the type of the head's weight."""
+    hidden, weight = (torch.randn(n, 64, generator=generator) / 8 for n in (30, 2000))
+    hidden[:, 0], weight[:, 0] = 20, 1
+    hidden, weight = hidden.to(torch.bfloat16 if kept == torch.float32 else kept), weight.to(kept)
+    exact = hidden.double() @ weight.double().T
+    found = _unrounded(hidden, weight, None, LITTLE)
+    assert found.dtype == torch.float32 and (found - exact).abs().max() < 2e-4
+    assert ((hidden @ weight.to(hidden.dtype).T) - exact).abs().max() > 5e-3
 
 
 def test_entropy_of_the_uniform_is_log_v_and_the_input_is_left_alone():

@@ -1,4 +1,5 @@
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +92,28 @@ def test_a_shorter_prompt_does_not_make_one_row_where_the_others_make_two():
     mask, zeros = torch.ones_like(ids, dtype=torch.bool), torch.zeros(ids.shape)
     packed = pack(Rollouts([""] * 16, [""] * 16, prompts, ids, mask, zeros, mask[:, 0]))
     assert packed.input_ids.shape == (4, 9 + 4 * (PACKED_ROW - 8) // 8)
+
+
+def test_short_rows_are_put_together(policy):
+    """Rows were as wide as the longest: a group of eight different responses beside prompts whose responses are equal,
+    as a trained policy's are, made nearly every second token of a batch padding."""
+    rollouts = sample(policy, 8, max_response_tokens=12)
+    rollouts = rollouts.take([*range(8), 8, 9, 16])  # eight responses, two, and one
+    packed = pack(rollouts)
+    width = len(rollouts.prompt_ids[0]) + sum(len(ids) - 1 for ids in rollouts.response_ids[:8])
+    assert packed.input_ids.shape == (2, width)
+    log_probs, _ = response_log_probs(policy, rollouts)
+    for b in range(len(rollouts)):
+        plain = own_log_probs(policy, rollouts.take([b]))
+        torch.testing.assert_close(log_probs[b, : len(plain)], plain, atol=2e-5, rtol=0)
+
+
+def test_long_rows_of_one_response_need_no_mask(policy):
+    rollouts = sample(policy, 1, max_response_tokens=12)
+    rollouts = replace(rollouts, prompt_ids=[rollouts.prompt_ids[0] * 4, *rollouts.prompt_ids[1:]])
+    assert pack(rollouts).input_ids.shape[0] == 2
+    packed = pack(rollouts, hidden=20)
+    assert packed.input_ids.shape[0] == 3 and packed.attention_mask is None
 
 
 BEGUN = "1 2 3=6:1+2+3=6,4 5 6=26:4*5+6=26,"  # worked examples

@@ -6,6 +6,7 @@ logit of 20 is a multiple of 1/8, which is noise in a log-prob. The model's own 
 and a head that is more than one product, since that is the model's own code.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -18,6 +19,7 @@ from erltool.errors import ErltoolError
 CHUNK_ELEMENTS = 2**24  # logits held at a time: 64 MiB in fp32
 LITTLE = 6.9  # nats: a token that far below the likeliest is 1e-3 times as likely
 BLOCK = 4096  # tokens whose logits are computed again at a time: of a flat distribution all are
+MOST = 0.4  # of the vocabulary: where more matters, computing all again is faster than gathering what does
 LOG_ZERO = -1e4  # stands for -inf: exp of it is 0 in fp32, and 0 times it is 0 where 0 times -inf is NaN
 
 
@@ -268,18 +270,29 @@ def logits_of(rows: Tensor, head: Head) -> Tensor:
 
 def _unrounded(rows: Tensor, weight: Tensor, tokens: Tensor | None, within: float) -> Tensor:
     """rows @ weight.T in fp32, of bf16 hidden states and a weight of any type. A CPU has no such product: there, a bf16
-    product finds the tokens whose logits are `within` so much of the largest of some row, and these and `tokens` are
-    computed again in fp32. The others keep their rounding, and weigh next to nothing."""
+    product finds the tokens whose logits are `within` so much of the largest of some row, and these and `tokens` get
+    back what rounding took. The others keep their rounding, and weigh next to nothing."""
     if rows.is_cuda and "dtype" in torch.ops.aten.mm.overloads():
         return torch.mm(rows, weight.T.to(rows.dtype), out_dtype=torch.float32)
-    z = logits_of(rows, weight).float()
+    rounded = logits_of(rows, weight)
+    z = rounded.float()
     matters = (z >= z.amax(-1, keepdim=True) - within).any(0)
     if tokens is not None:
         matters[tokens] = True
-    rows = rows.float()
-    for again in matters.nonzero()[:, 0].split(BLOCK):
-        z[:, again] = rows @ weight[again].float().T
+    columns: Sequence[Tensor | slice] = matters.nonzero()[:, 0].split(BLOCK)
+    if matters.float().mean() > MOST:
+        columns = [slice(at, at + BLOCK) for at in range(0, len(weight), BLOCK)]
+    for part in columns:
+        z[:, part] += _rounding(rows, weight[part], rounded[:, part])
     return z
+
+
+def _rounding(rows: Tensor, weight: Tensor, rounded: Tensor) -> Tensor:
+    """rows @ weight.T - rounded, in fp32. A CPU subtracts before it rounds, so the difference of two bf16 products has
+    2^-9 of the error of one, in a fraction of the time of an fp32 product."""
+    if rows.device.type == "cpu" and weight.dtype == rows.dtype:
+        return torch.addmm(rounded, rows, weight.T, beta=-1).float()
+    return rows.float() @ weight.float().T - rounded.float()
 
 
 def _logits(rows: Tensor, weight: Head | None, temperature: float, tokens: Tensor | None = None) -> Tensor:

@@ -165,16 +165,18 @@ def pack(rollouts: Rollouts, shared: bool = True, hidden: int = PACKED_ROW) -> P
 
     Responses to a prompt share a row of up to min(PACKED_ROW, `hidden`) tokens, counted with the longest prompt: in
     longer rows attention to masked tokens costs more than reading a prompt once saves, and more so in a narrow model.
-    Responses that need several rows are spread evenly, since the longest row sets the width of all. Prompts that begin
-    alike (a system prompt, worked examples) share a row of that size too, which holds their beginning once. Without
-    `shared` each response has its own row. The last token of a response predicts nothing and is left out.
+    Responses that need several rows are spread evenly, since the longest row sets the width of all; short rows are put
+    together up to that width. Prompts that begin alike (a system prompt, worked examples) share a row of up to
+    min(PACKED_ROW, `hidden`) tokens, which holds their beginning once. Without `shared` each response has its own row.
+    The last token of a response predicts nothing and is left out.
     """
     ids = rollouts.response_ids
     common, families = 0, [[[b]] for b in range(len(rollouts))]
     if shared:
         common = common_beginning(rollouts.prompt_ids)
         families = _families_of_rows(rollouts.prompt_ids, [len(i) for i in ids], common, min(PACKED_ROW, hidden))
-    rows = []
+    rows: list[_Row] = []
+    places = [(0, [0])] * len(rollouts)  # of each response: its row, and where in it its tokens are predicted
     for of_row in families:
         row, begun = _Row(), common if len(of_row) > 1 else 0
         row.add(rollouts.prompt_ids[of_row[0][0]][:begun], 0, 0, 0)
@@ -185,10 +187,10 @@ def pack(rollouts: Rollouts, shared: bool = True, hidden: int = PACKED_ROW) -> P
             for owner, b in enumerate(members, 1):
                 start = len(row.tokens)
                 row.add(ids[b][:-1], len(prompt), family, owner)
-                row.predicting += [last, *range(start, len(row.tokens))]
+                places[b] = len(rows), [last, *range(start, len(row.tokens))]
         rows.append(row)
     width, device = max(len(row.tokens) for row in rows), rollouts.token_ids.device
-    flat = np.concatenate([np.array(row.predicting) + r * width for r, row in enumerate(rows)])
+    flat = np.concatenate([np.array(predicting) + row * width for row, predicting in places])
     index = torch.from_numpy(flat).to(device)
     input_ids = _padded([row.tokens for row in rows], width, 0).to(device)
     if len(rows) == len(rollouts):  # padding is on the right, where causal attention does not look
@@ -209,7 +211,6 @@ class _Row:
     positions: list[int] = field(default_factory=list)
     families: list[int] = field(default_factory=list)  # number of the prompt; 0 for what all prompts begin with
     owners: list[int] = field(default_factory=list)  # number of the response to it; 0 for the prompt
-    predicting: list[int] = field(default_factory=list)
 
     def add(self, tokens: list[int], position: int, family: int, owner: int) -> None:
         """Adds tokens, of which the first has this position."""
@@ -237,7 +238,10 @@ def _families_of_rows(prompt_ids: list[list[int]], lengths: list[int], common: i
         of_group = own[first : first + len(list(group))]
         families += [(first + members).tolist() for members in _spread(longest, of_group, most)]
     if not common:
-        return [[family] for family in families]
+        sizes = [len(prompt_ids[family[0]]) + sum(own[b] for b in family) for family in families]
+        if len(families) == len(own) and max(sizes) > most:  # long rows of one response need no mask
+            return [[family] for family in families]
+        return [[families[f] for f in row] for row in _filled(sizes)]
     sizes = [longest - common + sum(own[b] for b in family) for family in families]
     return [[families[f] for f in row] for row in _spread(common, sizes, most)]
 
@@ -255,6 +259,22 @@ def _spread(shared: int, own: Sequence[int], most: int) -> list[np.ndarray]:
         rows = np.array_split(np.arange(len(own)), count)
         if all(shared + sum(own[i] for i in row) <= most for row in rows):
             break
+    return rows
+
+
+def _filled(sizes: Sequence[int]) -> list[list[int]]:
+    """Indices of the parts of these sizes in each row, where no row is longer than the longest part: the longest comes
+    first, and each goes into the first row that has room."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    longest = max(sizes)
+    for part in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        row = next((r for r, left in enumerate(room) if left >= sizes[part]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(longest)
+        rows[row].append(part)
+        room[row] -= sizes[part]
     return rows
 
 
