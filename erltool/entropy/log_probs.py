@@ -203,7 +203,7 @@ class _Statistics(torch.autograd.Function):
                 expected = (p.to(weight.dtype) @ weight) / total[:, None]
                 kept[chunk] = (weight[tokens[chunk]] - expected).to(rows.dtype) / temperature
             p.scatter_(-1, tokens[chunk, None], 0)  # what is left are the other tokens: no sum cancels
-            rest, squares = p.sum(-1) / total, _dot(p, p) / total.square()
+            rest, squares = p.sum(-1) / total, (torch.linalg.vector_norm(p, dim=-1) / total).square()
             log_squares = _dot(zp, p) / total.square() - log_total * squares
             own = log_probs[chunk].exp() * (entropy[chunk] + log_probs[chunk].clamp(min=LOG_ZERO))
             slope[chunk] = entropy[chunk] * squares + log_squares - rest * own
