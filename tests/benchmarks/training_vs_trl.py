@@ -19,12 +19,12 @@ the same work and learn. On a busy machine the threads wait for one another, and
 
 Beside the ratio: tokens sampled per second by `sample_groups` alone, and the share of the machine's own
 matrix rate in that type (2048^3 torch.mm in this process, once after every iteration, median) that the updates
-reach. FLOPs counted are those of the linear layers, P parameters without the adapter's: 2 P a token forward, 2 P
-backward with LoRA (gradient of inputs) and 4 P without (also of weights); for the decoder's layers alone, and with the
-head's, which only response tokens pass. A group whose rewards are all equal has no gradient here and is not counted
-backward; log-probs that are made again because the sampler's differ count forward. A prompt counts once per group, a
-response without its last token, which predicts nothing. Attention, norms, adapter and optimiser are not counted, nor
-are padding and what is computed twice to save memory, so the shares are lower bounds.
+reach. FLOPs counted are those of the linear layers, P parameters without the adapter's: 2 P a token of each forward
+pass, and for each that has a gradient 2 P with LoRA (gradient of inputs) and 4 P without (also of weights); for the
+decoder's layers alone, and with the head's, which only response tokens pass. Only work that is done counts: a group
+whose rewards are all equal has no gradient, equal responses are read once, a prompt once per group, and what all
+prompts begin with once per pass. A response's last token predicts nothing. Attention, norms, adapter and optimiser are
+not counted, nor are padding and what is computed twice to save memory, so the shares are lower bounds.
 
     python tests/benchmarks/training_vs_trl.py [iterations] [LoRA] [full] [SmolLM2] [SmolLM2-compiled]
 
@@ -41,17 +41,18 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import transformers
 from datasets import Dataset
 
 from erltool import TrainConfig, load_task, sample_groups
+from erltool.policies import rollouts
 from erltool.policies.load import cpu_has_bf16
 from erltool.policies.sources import find_model
 from erltool.training.loop import _Trainer
 from erltool.training.start import configured_policy
-from erltool.training.update import SAMPLER_IS_EXACT
 
 GROUP, RANK, ALPHA, SEED, WARM_UP = 8, 16, 32.0, 0, 2
 
@@ -84,6 +85,14 @@ CASES = {
     "SmolLM2": SMOLLM2,
     "SmolLM2-compiled": replace(SMOLLM2, compile=True),
 }
+
+
+class Pass(NamedTuple):
+    """A forward pass, and its backward pass if there is one."""
+
+    tokens: int
+    predicted: int  # response tokens, which pass the head
+    products: int  # FLOPs for each token and weight
 
 
 class Ours:
@@ -127,6 +136,7 @@ class Ours:
             return result
 
         self.trainer.sample = timed_sample
+        self.passes, self.pack, rollouts.pack = [], rollouts.pack, self.note_pass
 
     def problems(self, count: int):
         """The training problems in the order in which the trainer takes them."""
@@ -140,36 +150,30 @@ class Ours:
         self.seconds.append(time.perf_counter() - started)
         self.update_seconds.append(self.seconds[-1] - self.sampling_seconds)
         responses = sum(s.metrics["response_tokens"] for s in steps)
-        layers, head = (sum(x) for x in zip(*(self.flops(step, at) for at, step in enumerate(steps)), strict=True))
+        layers = self.parameters * sum(done.products * done.tokens for done in self.passes)
+        head = self.policy.head.numel() * sum(done.products * done.predicted for done in self.passes)
+        self.passes.clear()
         self.update_rates.append(layers / self.update_seconds[-1])
         self.head_rates.append(head / self.update_seconds[-1])
         self.lengths.append(responses / (self.case.prompts * GROUP))
         self.rewards.append(statistics.mean(s.metrics["reward"] for s in steps))
 
-    def flops(self, step, number: int) -> tuple[float, float]:
-        """Of the decoder's linear layers and of the head in an update: forward for all tokens, backward for those with
-        a gradient, and another forward where the sampler's log-probs were made again."""
-        live = (step.tokens.advantages != 0).any(-1)
-        prompts = torch.tensor([len(ids) if b % GROUP == 0 else 0 for b, ids in enumerate(step.rollouts.prompt_ids)])
-        responses = step.rollouts.response_mask.sum(-1)
-        self.again = step.metrics["sampler_mismatch"] > SAMPLER_IS_EXACT if number == 0 else self.again
-        forward = 2 * (1 + (self.again and number > 0))
-        backward = 2 if self.case.rank else 4
-        return tuple(
-            parameters * float(forward * tokens.sum() + backward * tokens[live].sum())
-            for parameters, tokens in (
-                (self.parameters, prompts + responses - 1),
-                (self.policy.head.numel(), responses),
-            )
-        )
+    def note_pass(self, part, *settings):
+        """Packs responses for a forward pass, and notes its work."""
+        common = rollouts.common_beginning(part.prompt_ids)
+        prompts = common + sum(len(ids) - common for ids, _ in itertools.groupby(part.prompt_ids))
+        predicted, backward = sum(map(len, part.response_ids)), 2 if self.case.rank else 4
+        products = 2 + backward * torch.is_grad_enabled()
+        self.passes.append(Pass(prompts + predicted - len(part), predicted, products))
+        return self.pack(part, *settings)
 
     def sample(self) -> None:
         """Times sampling alone, on problems of its own."""
         generator = torch.Generator().manual_seed(SEED)
         prompts = [p.prompt for p in self.task.held_out[: self.case.prompts]]
         started = time.perf_counter()
-        rollouts = sample_groups(self.policy, prompts, GROUP, max_response_tokens=self.case.tokens, generator=generator)
-        self.sampling_rates.append(int(rollouts.response_mask.sum()) / (time.perf_counter() - started))
+        sampled = sample_groups(self.policy, prompts, GROUP, max_response_tokens=self.case.tokens, generator=generator)
+        self.sampling_rates.append(int(sampled.response_mask.sum()) / (time.perf_counter() - started))
 
 
 class Alternation(transformers.TrainerCallback):
