@@ -42,6 +42,7 @@ import time
 import warnings
 from dataclasses import dataclass, replace
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 import transformers
@@ -136,7 +137,7 @@ class Ours:
             return result
 
         self.trainer.sample = timed_sample
-        self.passes, self.pack, rollouts.pack = [], rollouts.pack, self.note_pass
+        self.passes, self.pack = [], rollouts.pack
 
     def problems(self, count: int):
         """The training problems in the order in which the trainer takes them."""
@@ -284,7 +285,8 @@ def compare(name: str, iterations: int) -> None:
         assert count(theirs_train) == count(ours_train), "not the same parameters train"
         starts = copies(theirs_train), copies(ours_train)
         trainer.add_callback(clock)
-        trainer.train()
+        with mock.patch.object(rollouts, "pack", ours.note_pass):
+            trainer.train()
     print_row(name, "TRL", clock.seconds, verifier, distance(starts[0], theirs_train))
     print_row(name, "erltool", ours.seconds, ours, distance(starts[1], ours_train), ratio(clock.seconds, ours.seconds))
     layers, matmul = late_median(ours.update_rates), late_median(rates)
